@@ -1,0 +1,2 @@
+//! nydusify
+fn main() {}
