@@ -30,7 +30,10 @@ impl Encoder {
             Compressor::Zstd => Some(zstd::bulk::Compressor::new(level)?),
             Compressor::None | Compressor::Lz4Block => None,
             Compressor::Gzip => {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "chunks are never written with gzip"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "chunks are never written with gzip",
+                ));
             }
         };
         Ok(Self { compressor, zstd })

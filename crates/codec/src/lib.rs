@@ -1,10 +1,12 @@
-//! Compression, digests and checksums of chunks. No I/O, no threads.
+//! Compression, encryption, digests and checksums of chunks. No I/O, no threads.
 #![forbid(unsafe_code)]
 
+mod cipher;
 mod compress;
 mod decompress;
 mod digest;
 
+pub use cipher::{BlobCipher, CipherError};
 pub use compress::{Encoder, Stored};
 pub use decompress::{DecodeError, decompress};
 pub use digest::{crc32c, digest};
