@@ -1,0 +1,4 @@
+//! Benchmarks of the release binaries against what the machine allows.
+#![forbid(unsafe_code)]
+
+fn main() {}
