@@ -1,0 +1,162 @@
+//! Judges from outside: `fsck.erofs` and the kernel's own EROFS.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+
+/// Where a program lies on `$PATH`.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+/// Whether the effective user is root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Why FUSE file systems cannot be mounted here; `None` if they can.
+pub fn no_fuse() -> Option<&'static str> {
+    if !Path::new("/dev/fuse").exists() {
+        Some("no /dev/fuse")
+    } else if !is_root() && program("fusermount3").is_none() {
+        Some("neither root nor fusermount3 (apt-get install fuse3)")
+    } else {
+        None
+    }
+}
+
+/// Why EROFS images cannot be mounted by the kernel here; `None` if they can.
+pub fn no_erofs() -> Option<&'static str> {
+    if !is_root() {
+        return Some("not root");
+    }
+    let known = || {
+        let text = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        text.lines()
+            .any(|line| line.split_whitespace().last() == Some("erofs"))
+    };
+    let loaded = || {
+        Command::new("modprobe")
+            .arg("erofs")
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    (!known() && !(loaded() && known())).then_some("a kernel without EROFS")
+}
+
+/// Why `fsck.erofs` cannot be run; `None` if it can.
+pub fn no_fsck() -> Option<&'static str> {
+    program("fsck.erofs")
+        .is_none()
+        .then_some("no fsck.erofs (apt-get install erofs-utils)")
+}
+
+/// Runs `fsck.erofs` over a bootstrap and its devices, in slot order.
+///
+/// # Errors
+/// What it printed, if it found fault or could not be run.
+pub fn fsck(bootstrap: &Path, devices: &[PathBuf]) -> Result<(), String> {
+    let program = program("fsck.erofs").ok_or("no fsck.erofs")?;
+    let devices = devices
+        .iter()
+        .map(|path| format!("--device={}", path.display()));
+    let output = Command::new(program)
+        .args(devices)
+        .arg(bootstrap)
+        .output()
+        .map_err(|error| error.to_string())?;
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if output.status.success() && !text.contains("<E>") {
+        Ok(())
+    } else {
+        Err(text)
+    }
+}
+
+/// Sparse files of `blocks` x 4096 bytes in `dir`: devices enough for a look at the metadata.
+///
+/// # Errors
+/// When they cannot be made.
+pub fn sparse_devices(dir: &Path, blocks: &[u64]) -> io::Result<Vec<PathBuf>> {
+    let make = |(index, blocks): (usize, &u64)| {
+        let path = dir.join(format!("device{index}"));
+        File::create(&path)?.set_len(blocks * 4096)?;
+        Ok(path)
+    };
+    blocks.iter().enumerate().map(make).collect()
+}
+
+/// A mount that ends with this value.
+#[derive(Debug)]
+pub struct KernelMount {
+    at: PathBuf,
+}
+
+impl KernelMount {
+    /// Where the tree is.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for KernelMount {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.at, UnmountFlags::DETACH) {
+            eprintln!("{}: cannot unmount: {error}", self.at.display());
+        }
+    }
+}
+
+/// Mounts a bootstrap file read-only at `at` through the kernel's EROFS, one device file per blob in slot order.
+/// Not through the mount program: that puts loop devices in between.
+///
+/// # Errors
+/// What the kernel says, with its log of the mount where it keeps one.
+pub fn kernel_mount(bootstrap: &Path, devices: &[PathBuf], at: &Path) -> io::Result<KernelMount> {
+    let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let mounted = (|| {
+        fsconfig_set_string(&context, "source", bootstrap)?;
+        for device in devices {
+            fsconfig_set_string(&context, "device", device)?;
+        }
+        fsconfig_create(&context)?;
+        let mount = fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_RDONLY,
+        )?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&mount, "", rustix::fs::CWD, at, flags)
+    })();
+    match mounted {
+        Ok(()) => Ok(KernelMount {
+            at: at.to_path_buf(),
+        }),
+        Err(error) => Err(io::Error::other(format!("{error}: {}", mount_log(context)))),
+    }
+}
+
+/// What the kernel has to say about a file system context, one message per read.
+fn mount_log(context: OwnedFd) -> String {
+    let mut out = String::new();
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = rustix::io::read(&context, &mut buffer) {
+        out.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    out
+}
