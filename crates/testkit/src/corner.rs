@@ -408,8 +408,8 @@ impl Maker {
 
     fn sparse(&mut self) {
         self.add(Entry::directory("sparse/"));
-        let many: Vec<(u64, Vec<u8>)> = (0..30).map(|i| (i * 70_000, prose(i, 1000))).collect();
-        let few = vec![(4096, prose(50, 512)), (1_500_000, prose(51, 700))];
+        let many: Vec<(u64, Vec<u8>)> = (0..30).map(|i| (i * 69_632, prose(i, 1024))).collect();
+        let few = vec![(4096, prose(50, 512)), (1_499_648, prose(51, 700))];
         for (name, dialect) in [
             ("gnu", Sparse::Gnu),
             ("pax00", Sparse::Pax00),
