@@ -219,10 +219,17 @@ impl Tar {
             .iter()
             .flat_map(|(_, bytes)| bytes.iter().copied())
             .collect();
-        let map: Vec<(u64, u64)> = segments
+        let mut map: Vec<(u64, u64)> = segments
             .iter()
             .map(|(offset, bytes)| (*offset, bytes.len() as u64))
             .collect();
+        if map
+            .last()
+            .is_none_or(|(offset, length)| offset + length < size)
+        {
+            // A hole at the end is told by an empty segment behind it.
+            map.push((size, 0));
+        }
         match dialect {
             Sparse::Gnu => return self.old_gnu_sparse(&entry, size, &map, &data),
             Sparse::Pax00 => {
