@@ -7,8 +7,17 @@
 
 use std::collections::BTreeMap;
 
-use rafs_format::ChunkRecord;
-use rafs_format::BlobInfo;
+use rafs_format::{BlobInfo, ChunkRecord};
+
+mod compact;
+mod error;
+pub mod marker;
+mod overlay;
+mod walk;
+
+pub use error::Error;
+pub use overlay::overlay;
+pub use walk::{Visit, Walk};
 
 /// Type bits of `st_mode`.
 pub mod mode {
@@ -108,6 +117,15 @@ impl Inode {
     pub fn is_directory(&self) -> bool {
         matches!(self.content, Content::Directory(_))
     }
+
+    /// The same metadata but for attributes and content.
+    fn clone_header(&self) -> Self {
+        Self {
+            xattrs: None,
+            content: Content::Special,
+            ..*self
+        }
+    }
 }
 
 /// A file tree. Inodes that no name leads to any more may linger in the arena; walks do not see them.
@@ -118,7 +136,9 @@ pub struct Tree {
 
 impl Default for Tree {
     fn default() -> Self {
-        Self { inodes: vec![Inode::implied_directory()] }
+        Self {
+            inodes: vec![Inode::implied_directory()],
+        }
     }
 }
 
@@ -130,7 +150,8 @@ impl Tree {
 
     /// Adds an inode that has no name yet.
     pub fn add(&mut self, inode: Inode) -> InodeId {
-        let id = InodeId(u32::try_from(self.inodes.len()).expect("a tree holds fewer than 2^32 inodes"));
+        let id =
+            InodeId(u32::try_from(self.inodes.len()).expect("a tree holds fewer than 2^32 inodes"));
         self.inodes.push(inode);
         id
     }

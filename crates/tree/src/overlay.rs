@@ -1,0 +1,217 @@
+//! Laying one layer over another: the whiteout rules of OCI images.
+//!
+//! Markers act on what lies below only, wherever they stand: an opaque directory keeps the children that its own
+//! layer gives it. Overlayfs's own ways of saying so (attributes, device 0/0) mean nothing here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::mem;
+
+use rafs_format::BlobInfo;
+
+use crate::marker::Marker;
+use crate::{ChunkId, Content, Error, Image, InodeId, Tree};
+
+/// Where the inodes of an upper tree went.
+struct Moved {
+    /// Added to each id.
+    base: u32,
+    /// Directories that were joined with a lower one, by their new id.
+    joined: HashMap<InodeId, InodeId>,
+}
+
+impl Moved {
+    fn to(&self, id: InodeId) -> InodeId {
+        let id = InodeId(id.0 + self.base);
+        self.joined.get(&id).copied().unwrap_or(id)
+    }
+}
+
+/// Lays `upper` over `lower`, by the rules of OCI layers.
+///
+/// * A directory over a directory joins the children; metadata is the upper one's, unless that is only implied.
+/// * Anything else of the upper layer replaces the lower entry of its name and all below it.
+/// * Whiteouts remove lower entries; no marker of the upper layer remains. Those of a lowest layer go with
+///   [`Tree::strip_whiteouts`].
+/// * Blobs of the upper image follow those of the lower one; a blob that both know by id is shared.
+///
+/// Nothing is dropped: call [`Image::compact`] after the last layer.
+///
+/// # Errors
+/// Images of different chunk sizes, the same blob id with different facts, chunks of unknown blobs, or more than
+/// 2^32 inodes or chunks.
+pub fn overlay(lower: &mut Image, upper: Image) -> Result<(), Error> {
+    if lower.chunk_size != upper.chunk_size {
+        return Err(Error::ChunkSize {
+            lower: lower.chunk_size,
+            upper: upper.chunk_size,
+        });
+    }
+    let base = u32::try_from(lower.chunks.len()).map_err(|_| Error::TooManyChunks)?;
+    if u32::try_from(lower.chunks.len() + upper.chunks.len()).is_err() {
+        return Err(Error::TooManyChunks);
+    }
+    let blobs = join_blobs(&mut lower.blobs, upper.blobs)?;
+    lower.chunks.reserve(upper.chunks.len());
+    for mut chunk in upper.chunks {
+        let index = blobs
+            .get(chunk.blob_index as usize)
+            .ok_or(Error::UnknownBlob {
+                index: chunk.blob_index,
+            })?;
+        chunk.blob_index = *index;
+        lower.chunks.push(chunk);
+    }
+    let moved = lower.tree.graft(upper.tree, base)?;
+    lower
+        .prefetch
+        .extend(upper.prefetch.into_iter().map(|id| moved.to(id)));
+    lower.compressor = upper.compressor;
+    lower.digester = upper.digester;
+    lower.explicit_owners = upper.explicit_owners;
+    Ok(())
+}
+
+/// Appends the blobs that are new; gives the index of each upper blob in the joined table.
+fn join_blobs(lower: &mut Vec<BlobInfo>, upper: Vec<BlobInfo>) -> Result<Vec<u32>, Error> {
+    let mut indexes = Vec::with_capacity(upper.len());
+    for mut blob in upper {
+        let known = lower
+            .iter()
+            .find(|known| known.id == blob.id && !blob.id.is_placeholder());
+        if let Some(known) = known {
+            if facts(known) != facts(&blob) {
+                return Err(Error::BlobConflict {
+                    id: blob.id.to_string(),
+                });
+            }
+            indexes.push(known.index);
+        } else {
+            blob.index = u32::try_from(lower.len()).map_err(|_| Error::TooManyChunks)?;
+            indexes.push(blob.index);
+            lower.push(blob);
+        }
+    }
+    Ok(indexes)
+}
+
+/// What two entries of one blob must agree on for its chunks to be read alike.
+fn facts(blob: &BlobInfo) -> impl PartialEq {
+    (
+        blob.chunk_size,
+        blob.compressor,
+        blob.digester,
+        blob.cipher_key(),
+        blob.meta_offset,
+        blob.meta_compressed_size,
+    )
+}
+
+impl Tree {
+    /// Lays `upper` over this tree, as [`overlay()`] does for images; chunk ids are kept as they are.
+    ///
+    /// # Errors
+    /// More than 2^32 inodes.
+    pub fn overlay(&mut self, upper: Self) -> Result<(), Error> {
+        self.graft(upper, 0).map(drop)
+    }
+
+    /// Removes every whiteout marker: a lowest layer has nothing below for them to act on.
+    pub fn strip_whiteouts(&mut self) {
+        self.strip_below(InodeId::ROOT);
+    }
+
+    fn strip_below(&mut self, id: InodeId) {
+        let mut todo = vec![id];
+        while let Some(id) = todo.pop() {
+            let Content::Directory(entries) = &mut self.inodes[id.0 as usize].content else {
+                continue;
+            };
+            entries.retain(|name, _| !Marker::is_marker(name));
+            todo.extend(entries.values().copied());
+        }
+    }
+
+    fn graft(&mut self, upper: Self, chunk_base: u32) -> Result<Moved, Error> {
+        let base = u32::try_from(self.inodes.len()).map_err(|_| Error::TooManyInodes)?;
+        if u32::try_from(self.inodes.len() + upper.inodes.len()).is_err() {
+            return Err(Error::TooManyInodes);
+        }
+        self.inodes.reserve(upper.inodes.len());
+        for mut inode in upper.inodes {
+            match &mut inode.content {
+                Content::Directory(entries) => entries.values_mut().for_each(|id| id.0 += base),
+                Content::Regular { chunks, .. } => {
+                    chunks.iter_mut().for_each(|ChunkId(id)| *id += chunk_base)
+                }
+                Content::Symlink(_) | Content::Special => {}
+            }
+            self.inodes.push(inode);
+        }
+        let mut moved = Moved {
+            base,
+            joined: HashMap::new(),
+        };
+        let mut todo = vec![(InodeId::ROOT, InodeId(base))];
+        while let Some((lower, upper)) = todo.pop() {
+            moved.joined.insert(upper, lower);
+            let entries = self.take_directory(lower, upper);
+            self.join(lower, entries, &mut todo);
+        }
+        Ok(moved)
+    }
+
+    /// Moves metadata (unless implied) and gives the children of `upper`, which stays behind empty.
+    fn take_directory(&mut self, lower: InodeId, upper: InodeId) -> BTreeMap<Box<[u8]>, InodeId> {
+        let from = self.inode_mut(upper);
+        let mut header = from.clone_header();
+        let Content::Directory(entries) = &mut from.content else {
+            return BTreeMap::new();
+        };
+        let entries = mem::take(entries);
+        if !header.implied {
+            header.xattrs = from.xattrs.take();
+            let to = self.inode_mut(lower);
+            header.content = mem::replace(&mut to.content, Content::Special);
+            *to = header;
+        }
+        entries
+    }
+
+    /// Puts the children of an upper directory into a lower one; pairs of directories are left to the caller.
+    fn join(
+        &mut self,
+        lower: InodeId,
+        upper: BTreeMap<Box<[u8]>, InodeId>,
+        todo: &mut Vec<(InodeId, InodeId)>,
+    ) {
+        let Content::Directory(entries) = &mut self.inode_mut(lower).content else {
+            return;
+        };
+        let mut entries = mem::take(entries);
+        if upper.contains_key(crate::marker::OPAQUE) {
+            entries.clear();
+        }
+        for name in upper.keys() {
+            if let Marker::Whiteout(hidden) = Marker::parse(name) {
+                entries.remove(hidden);
+            }
+        }
+        for (name, id) in upper {
+            if Marker::is_marker(&name) {
+                continue;
+            }
+            if !self.inode(id).is_directory() {
+                entries.insert(name, id);
+                continue;
+            }
+            match entries.get(&name) {
+                Some(&below) if self.inode(below).is_directory() => todo.push((below, id)),
+                _ => {
+                    self.strip_below(id);
+                    entries.insert(name, id);
+                }
+            }
+        }
+        self.inode_mut(lower).content = Content::Directory(entries);
+    }
+}
