@@ -1,0 +1,180 @@
+//! What makes an image a Nydus image: strings, manifest, configuration.
+
+mod bootstrap_layer;
+
+use serde_json::{Value, json};
+
+use crate::media;
+use crate::{Descriptor, Digest, Error, Manifest};
+
+pub use bootstrap_layer::{BOOTSTRAP_SIZE_MAX, BootstrapLayer, read_bootstrap};
+
+/// Media type of a blob layer.
+pub const BLOB_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
+/// Media type of the configuration in images merged with their source.
+pub const CONFIG_MEDIA_TYPE: &str = "application/vnd.nydus.image.config.v1+json";
+/// Artifact type of a Nydus manifest in an index.
+pub const ARTIFACT_TYPE: &str = "application/vnd.nydus.image.manifest.v1+json";
+/// Marks a blob layer: `true`.
+pub const ANNOTATION_BLOB: &str = "containerd.io/snapshot/nydus-blob";
+/// Marks the bootstrap layer: `true`.
+pub const ANNOTATION_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
+/// Version of the bootstrap: `5` or `6`.
+pub const ANNOTATION_FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
+/// Digest of the original layer that a ref layer describes.
+pub const ANNOTATION_REF: &str = "containerd.io/snapshot/nydus-ref";
+/// Digest of the source manifest.
+pub const ANNOTATION_SOURCE_DIGEST: &str = "containerd.io/snapshot/nydus-source-digest";
+/// Name of the source image.
+pub const ANNOTATION_SOURCE_REFERENCE: &str = "containerd.io/snapshot/nydus-source-reference";
+
+/// Whether an image is a Nydus image: its last layer is a bootstrap.
+pub fn is_nydus(manifest: &Manifest) -> bool {
+    bootstrap_descriptor(manifest).is_some()
+}
+
+/// The bootstrap layer of a Nydus image.
+pub fn bootstrap_descriptor(manifest: &Manifest) -> Option<&Descriptor> {
+    manifest.layers.last().filter(|layer| {
+        matches!(
+            &*layer.media_type,
+            media::OCI_LAYER_GZIP | media::DOCKER_LAYER_GZIP
+        ) && layer.annotation(ANNOTATION_BOOTSTRAP) == Some("true")
+    })
+}
+
+/// The layer descriptor of a blob.
+pub fn blob_descriptor(digest: Digest, size: u64) -> Descriptor {
+    let mut descriptor = Descriptor::new(BLOB_MEDIA_TYPE, digest, size);
+    descriptor.annotate(ANNOTATION_BLOB, "true");
+    descriptor
+}
+
+/// The layer descriptor of a bootstrap, in the family of media types that `manifest_type` is of.
+pub fn bootstrap_layer_descriptor(
+    manifest_type: &str,
+    digest: Digest,
+    size: u64,
+    fs_version: &str,
+) -> Descriptor {
+    let media_type = if media::is_docker(manifest_type) {
+        media::DOCKER_LAYER_GZIP
+    } else {
+        media::OCI_LAYER_GZIP
+    };
+    let mut descriptor = Descriptor::new(media_type, digest, size);
+    descriptor.annotate(ANNOTATION_BOOTSTRAP, "true");
+    descriptor.annotate(ANNOTATION_FS_VERSION, fs_version);
+    descriptor
+}
+
+/// The configuration of a Nydus image: that of its source with other diff ids and one more line of history. All else
+/// stays, unknown keys and the order of keys included.
+///
+/// # Errors
+/// [`Error::Document`] if the source's has no usable `rootfs` or `history`; `what` names it.
+pub fn target_config(source: &Value, diff_ids: &[Digest], what: &str) -> Result<Value, Error> {
+    let invalid = |reason: &str| Error::Document {
+        what: what.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let mut config = source.clone();
+    let object = config
+        .as_object_mut()
+        .ok_or_else(|| invalid("it is no JSON object"))?;
+    let rootfs = object
+        .entry("rootfs")
+        .or_insert_with(|| json!({"type": "layers"}));
+    let rootfs = rootfs
+        .as_object_mut()
+        .ok_or_else(|| invalid("its rootfs is no object"))?;
+    rootfs.insert("diff_ids".to_owned(), json!(diff_ids));
+    let history = object.entry("history").or_insert(Value::Null);
+    if history.is_null() {
+        *history = Value::Array(Vec::new());
+    }
+    let history = history
+        .as_array_mut()
+        .ok_or_else(|| invalid("its history is no list"))?;
+    history.push(json!({"created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer"}));
+    Ok(config)
+}
+
+/// The diff ids of a configuration.
+///
+/// # Errors
+/// If they are no list of SHA-256 digests; `what` names the configuration.
+pub fn diff_ids(config: &Value, what: &str) -> Result<Vec<Digest>, Error> {
+    match config.pointer("/rootfs/diff_ids") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(list) => serde::Deserialize::deserialize(list).map_err(|source| Error::Json {
+            what: format!("diff ids of {what}"),
+            source,
+        }),
+    }
+}
+
+/// The media types of a manifest and its configuration, of Docker's kind, as OCI's.
+pub fn to_oci(manifest: &mut Manifest) {
+    if manifest.media_type == media::DOCKER_MANIFEST {
+        media::OCI_MANIFEST.clone_into(&mut manifest.media_type);
+    }
+    if manifest.config.media_type == media::DOCKER_CONFIG {
+        media::OCI_CONFIG.clone_into(&mut manifest.config.media_type);
+    }
+}
+
+/// The manifest of a Nydus image made from `source`: same media type and extra fields, other configuration and
+/// layers, annotations that say where it comes from.
+pub fn target_manifest(
+    source: &Manifest,
+    source_digest: Digest,
+    source_reference: Option<&str>,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    fs_version: &str,
+) -> Manifest {
+    let mut manifest = Manifest {
+        config,
+        layers,
+        ..source.clone()
+    };
+    manifest.annotate(ANNOTATION_SOURCE_DIGEST, source_digest.to_string());
+    if let Some(reference) = source_reference {
+        manifest.annotate(ANNOTATION_SOURCE_REFERENCE, reference);
+    }
+    manifest.annotate(ANNOTATION_FS_VERSION, fs_version);
+    manifest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_keeps_what_it_does_not_know() {
+        let source: Value = serde_json::from_str(
+            r#"{"os":"linux","zeta":[1,{"x":null}],"rootfs":{"type":"layers","diff_ids":[],"odd":1},"config":{"Env":["A=<b>"]},"history":[{"created_by":"x","empty_layer":true}]}"#,
+        )
+        .unwrap();
+        let id = Digest::of(b"");
+        let target = target_config(&source, &[id], "c").unwrap();
+        assert_eq!(
+            serde_json::to_string(&target).unwrap(),
+            format!(
+                r#"{{"os":"linux","zeta":[1,{{"x":null}}],"rootfs":{{"type":"layers","diff_ids":["{id}"],"odd":1}},"config":{{"Env":["A=<b>"]}},"history":[{{"created_by":"x","empty_layer":true}},{{"created_by":"Nydus Converter","comment":"Nydus Bootstrap Layer"}}]}}"#
+            )
+        );
+        assert_eq!(diff_ids(&target, "c").unwrap(), [id]);
+    }
+
+    #[test]
+    fn a_configuration_without_history_gets_one() {
+        for source in [json!({}), json!({"history": null, "rootfs": {}})] {
+            let target = target_config(&source, &[], "c").unwrap();
+            assert_eq!(target["history"].as_array().unwrap().len(), 1);
+        }
+        assert!(target_config(&json!({"history": 3}), &[], "c").is_err());
+        assert!(target_config(&json!([]), &[], "c").is_err());
+    }
+}

@@ -1,0 +1,257 @@
+//! The layer that carries the bootstrap: a gzip-compressed tar with `image/image.boot` and, per blob, the chunk
+//! table that a runtime would else have to fetch from the blob's tail.
+
+use std::io::{self, Read, Write as _};
+
+use flate2::write::GzEncoder;
+
+use crate::{Digest, Error};
+
+/// Largest bootstrap that is read from a layer, in bytes.
+pub const BOOTSTRAP_SIZE_MAX: u64 = 1 << 30;
+
+/// Name of the bootstrap in its layer.
+const BOOTSTRAP: &str = "image/image.boot";
+/// Size that chunk tables are padded to, in bytes.
+const META_ALIGNMENT: usize = 4096;
+
+/// A bootstrap layer, ready to be stored.
+#[derive(Debug, Clone)]
+pub struct BootstrapLayer {
+    /// The compressed tar.
+    pub bytes: Vec<u8>,
+    /// Digest of `bytes`.
+    pub digest: Digest,
+    /// Digest of the tar before compression.
+    pub diff_id: Digest,
+}
+
+impl BootstrapLayer {
+    /// Packs a bootstrap and the chunk tables of its blobs: `(blob, table before compression, 4096-byte header)`.
+    ///
+    /// # Errors
+    /// What the compressor reports; writing to memory does not fail otherwise.
+    pub fn pack(bootstrap: &[u8], tables: &[(Digest, Vec<u8>, Vec<u8>)]) -> io::Result<Self> {
+        let mut tar = Hashing {
+            inner: GzEncoder::new(Vec::new(), flate2::Compression::default()),
+            hasher: crate::Hasher::new(),
+        };
+        entry(&mut tar, "image/", tar::EntryType::Directory, 0o755, 0)?;
+        file(&mut tar, BOOTSTRAP, &[bootstrap])?;
+        for (blob, table, header) in tables {
+            let padding = vec![0; table.len().next_multiple_of(META_ALIGNMENT) - table.len()];
+            file(
+                &mut tar,
+                &format!("image/{}.blob.meta", blob.hex()),
+                &[table, &padding, header],
+            )?;
+        }
+        tar.write_all(&[0; 1024])?;
+        let diff_id = tar.hasher.finish();
+        let bytes = tar.inner.finish()?;
+        Ok(Self {
+            digest: Digest::of(&bytes),
+            bytes,
+            diff_id,
+        })
+    }
+}
+
+/// Digests the tar on its way to the compressor.
+struct Hashing {
+    inner: GzEncoder<Vec<u8>>,
+    hasher: crate::Hasher,
+}
+
+impl Hashing {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.inner.write_all(bytes)
+    }
+}
+
+fn entry(
+    tar: &mut Hashing,
+    name: &str,
+    kind: tar::EntryType,
+    mode: u32,
+    size: u64,
+) -> io::Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_path(name)?;
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(size);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    tar.write_all(header.as_bytes())
+}
+
+fn file(tar: &mut Hashing, name: &str, pieces: &[&[u8]]) -> io::Result<()> {
+    let size: usize = pieces.iter().map(|piece| piece.len()).sum();
+    entry(tar, name, tar::EntryType::Regular, 0o444, size as u64)?;
+    for piece in pieces {
+        tar.write_all(piece)?;
+    }
+    tar.write_all(&[0; 512][..size.next_multiple_of(512) - size])
+}
+
+/// Reads the bootstrap from its layer (compressed, as stored) to the layer's end. Also gives the diff id of the layer.
+/// Other entries do not matter, nor do `./` and a missing directory entry.
+///
+/// # Errors
+/// If the layer is no gzip-compressed tar, holds no bootstrap or one beyond [`BOOTSTRAP_SIZE_MAX`]; `what` names it.
+/// An [`Error`] inside a failed read (a digest mismatch) comes out as it is.
+pub fn read_bootstrap(layer: impl Read, what: &str) -> Result<(Vec<u8>, Digest), Error> {
+    let mut tar = Counting {
+        inner: flate2::read::MultiGzDecoder::new(layer),
+        hasher: crate::Hasher::new(),
+    };
+    let bootstrap = find(&mut tar, what).map_err(|error| unpacked(error, what))?;
+    io::copy(&mut tar, &mut io::sink()).map_err(|error| unpacked(error.into(), what))?;
+    Ok((bootstrap, tar.hasher.finish()))
+}
+
+fn find(tar: &mut impl Read, what: &str) -> Result<Vec<u8>, FindError> {
+    let mut archive = tar::Archive::new(tar);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let name = entry.path_bytes().into_owned();
+        let name = name
+            .strip_prefix(b"./")
+            .or(name.strip_prefix(b"/"))
+            .unwrap_or(&name);
+        if name != BOOTSTRAP.as_bytes() || !entry.header().entry_type().is_file() {
+            continue;
+        }
+        if entry.size() > BOOTSTRAP_SIZE_MAX {
+            let what = format!("the bootstrap in {what}");
+            return Err(FindError::Other(Error::TooLarge {
+                what,
+                size: entry.size(),
+                limit: BOOTSTRAP_SIZE_MAX,
+            }));
+        }
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes)?;
+        return Ok(bytes);
+    }
+    let reason = format!("it has no {BOOTSTRAP}");
+    Err(FindError::Other(Error::Document {
+        what: what.to_owned(),
+        reason,
+    }))
+}
+
+enum FindError {
+    Io(io::Error),
+    Other(Error),
+}
+
+impl From<io::Error> for FindError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+fn unpacked(error: FindError, what: &str) -> Error {
+    match error {
+        FindError::Other(error) => error,
+        FindError::Io(error) => match error.downcast::<Error>() {
+            Ok(inner) => inner,
+            Err(source) => Error::Io {
+                action: "unpack",
+                path: what.into(),
+                source,
+            },
+        },
+    }
+}
+
+/// Digests what is read through it.
+struct Counting<R> {
+    inner: R,
+    hasher: crate::Hasher,
+}
+
+impl<R: Read> Read for Counting<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buf)?;
+        self.hasher.update(&buf[..got]);
+        Ok(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bootstrap_comes_back_out_of_its_layer() {
+        let boot = vec![7; 5000];
+        let table = (Digest::of(b"blob"), vec![1; 24], vec![2; 4096]);
+        let layer = BootstrapLayer::pack(&boot, std::slice::from_ref(&table)).unwrap();
+        let (read, diff_id) = read_bootstrap(&layer.bytes[..], "layer").unwrap();
+        assert_eq!(read, boot);
+        assert_eq!(diff_id, layer.diff_id);
+        assert_eq!(
+            BootstrapLayer::pack(&boot, &[table]).unwrap().digest,
+            layer.digest
+        );
+
+        let names: Vec<(String, u64, u32)> =
+            tar::Archive::new(flate2::read::GzDecoder::new(&layer.bytes[..]))
+                .entries()
+                .unwrap()
+                .map(|entry| {
+                    let entry = entry.unwrap();
+                    let name = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+                    (name, entry.size(), entry.header().mode().unwrap())
+                })
+                .collect();
+        let meta = format!("image/{}.blob.meta", Digest::of(b"blob").hex());
+        assert_eq!(
+            names,
+            [
+                ("image/".to_owned(), 0, 0o755),
+                (BOOTSTRAP.to_owned(), 5000, 0o444),
+                (meta, 8192, 0o444)
+            ]
+        );
+    }
+
+    #[test]
+    fn odd_but_readable_layers_are_read() {
+        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        for (name, data) in [
+            ("image/backend.json", &b"{}"[..]),
+            ("./image/image.boot", b"boot"),
+            ("x", b"y"),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(data.len() as u64);
+            header.set_mode(0o644);
+            header.set_cksum();
+            tar.append_data(&mut header, name, data).unwrap();
+        }
+        let layer = tar.into_inner().unwrap().finish().unwrap();
+        assert_eq!(read_bootstrap(&layer[..], "layer").unwrap().0, b"boot");
+        let error = read_bootstrap(&layer[..layer.len() - 20], "layer 5").unwrap_err();
+        assert!(error.to_string().contains("layer 5"), "{error}");
+    }
+
+    #[test]
+    fn a_layer_without_bootstrap_is_refused_by_name() {
+        let empty = GzEncoder::new(Vec::new(), flate2::Compression::fast())
+            .finish()
+            .unwrap();
+        let error = read_bootstrap(&empty[..], "layer sha256:1").unwrap_err();
+        assert!(
+            error.to_string().contains("layer sha256:1")
+                && error.to_string().contains("image.boot"),
+            "{error}"
+        );
+    }
+}

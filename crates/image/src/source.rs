@@ -1,0 +1,458 @@
+//! Reading an image.
+
+mod archive;
+mod docker;
+pub(crate) mod layout;
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::media::{self, Document};
+use crate::{
+    DOCUMENT_SIZE_MAX, Descriptor, Digest, Error, FileWindow, Index, Location, Manifest, Node,
+    Platform, PlatformChoice, Verifying,
+};
+
+pub(crate) use archive::Archive;
+pub(crate) use layout::Directory;
+
+/// Indexes nest no deeper than this.
+const INDEX_DEPTH_MAX: u32 = 4;
+/// Most manifests that an index and those in it may name.
+const INDEX_ENTRIES_MAX: usize = 4096;
+
+/// Where the bytes of a blob lie.
+#[derive(Debug, Clone)]
+pub(crate) enum Stored {
+    /// In memory: documents made up here.
+    Bytes(Arc<[u8]>),
+    /// In a file.
+    Window {
+        file: Arc<File>,
+        offset: u64,
+        len: u64,
+    },
+}
+
+/// A place with blobs. Nothing it returns is verified yet.
+pub(crate) trait Store: Send + Sync {
+    /// Finds a blob.
+    fn locate(&self, digest: &Digest) -> Result<Stored, Error>;
+    /// What to call the place in messages.
+    fn name(&self) -> String;
+}
+
+/// An image that can be read, from many threads at once.
+#[derive(Clone)]
+pub struct Source {
+    store: Arc<dyn Store>,
+    root: Descriptor,
+    name: Option<String>,
+}
+
+/// One image of an index.
+#[derive(Debug, Clone)]
+pub struct Selected {
+    /// Its entry in the index, or the root if that is a manifest.
+    pub descriptor: Descriptor,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// It is for `unknown/unknown`: an attestation about another image, not an image.
+    pub attestation: bool,
+}
+
+impl Source {
+    /// Opens the image at `location`. Without a tag the place must hold one image only.
+    ///
+    /// # Errors
+    /// [`Error::Registry`] for registries; [`Error::NoSuchTag`] and [`Error::Ambiguous`] with the tags there are;
+    /// whatever makes the place unreadable.
+    pub fn open(location: &Location) -> Result<Self, Error> {
+        match location {
+            Location::OciLayout { dir, tag } => layout::open_directory(dir, tag.as_deref()),
+            Location::OciArchive { file, tag } => {
+                layout::open_archive(Archive::open(file)?, tag.as_deref())
+            }
+            Location::DockerArchive { file, tag } => {
+                let archive = Archive::open(file)?;
+                if archive.contains("manifest.json") || !archive.contains("index.json") {
+                    docker::open(archive, tag.as_deref())
+                } else {
+                    layout::open_archive(archive, tag.as_deref())
+                }
+            }
+            Location::Registry(reference) => Err(Error::Registry(reference.clone())),
+        }
+    }
+
+    /// Opens an archive of either kind. `name` picks one of several images and is not looked at if there is but one.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn open_archive(file: &Path, name: &str) -> Result<Self, Error> {
+        let archive = Archive::open(file)?;
+        let open = if archive.contains("index.json") {
+            layout::open_archive
+        } else {
+            docker::open
+        };
+        match open(archive, None) {
+            Err(Error::Ambiguous { .. }) => open(Archive::open(file)?, Some(name)),
+            other => other,
+        }
+    }
+
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        root: Descriptor,
+        name: Option<String>,
+    ) -> Result<Self, Error> {
+        media::document(&root.media_type, &root.digest.to_string())?;
+        Ok(Self { store, root, name })
+    }
+
+    /// The manifest or index that the tag leads to.
+    pub fn root(&self) -> &Descriptor {
+        &self.root
+    }
+
+    /// The name or tag under which the image is known where it lies.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Reads a small blob and verifies it.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] beyond [`DOCUMENT_SIZE_MAX`]; if the blob is missing or not what the descriptor says.
+    pub fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+        if descriptor.size > DOCUMENT_SIZE_MAX {
+            let what = format!("document {}", descriptor.digest);
+            return Err(Error::TooLarge {
+                what,
+                size: descriptor.size,
+                limit: DOCUMENT_SIZE_MAX,
+            });
+        }
+        let mut bytes = Vec::new();
+        self.open_blob(descriptor)?
+            .read_to_end(&mut bytes)
+            .map_err(|error| self.reading(&descriptor.digest, error))?;
+        Ok(bytes)
+    }
+
+    /// Opens a blob for streaming: a difference in size or digest is an error of the read that meets the end, with
+    /// kind `InvalidData` and an [`Error`] inside.
+    ///
+    /// # Errors
+    /// If the blob is missing, or its file has another size.
+    pub fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, Error> {
+        let stored = self.store.locate(&descriptor.digest)?;
+        let actual = match &stored {
+            Stored::Bytes(bytes) => bytes.len() as u64,
+            Stored::Window { len, .. } => *len,
+        };
+        if actual != descriptor.size {
+            return Err(Error::SizeMismatch {
+                digest: descriptor.digest,
+                expected: descriptor.size,
+                actual,
+            });
+        }
+        Ok(match stored {
+            Stored::Bytes(bytes) => Box::new(Verifying::new(Cursor::new(bytes), descriptor)),
+            Stored::Window { file, offset, len } => Box::new(Verifying::new(
+                FileWindow::new(file, offset, len),
+                descriptor,
+            )),
+        })
+    }
+
+    /// Reads a blob to its end to learn whether it is what its descriptor says.
+    ///
+    /// # Errors
+    /// As [`Source::open_blob`], and those of its reader.
+    pub fn verify_blob(&self, descriptor: &Descriptor) -> Result<(), Error> {
+        let mut reader = self.open_blob(descriptor)?;
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.reading(&descriptor.digest, error)),
+            }
+        }
+    }
+
+    /// The file, offset and length of a blob, for reading at random. Nothing is verified.
+    ///
+    /// # Errors
+    /// If the blob is missing or does not lie in a file.
+    pub fn file_blob(&self, digest: &Digest) -> Result<(Arc<File>, u64, u64), Error> {
+        match self.store.locate(digest)? {
+            Stored::Window { file, offset, len } => Ok((file, offset, len)),
+            Stored::Bytes(_) => Err(Error::MissingBlob {
+                digest: *digest,
+                store: self.store.name(),
+            }),
+        }
+    }
+
+    /// Reads and parses the manifest or index behind a descriptor.
+    ///
+    /// # Errors
+    /// If it is missing, corrupt, too large, malformed or of an unknown type.
+    pub fn node(&self, descriptor: &Descriptor) -> Result<Node, Error> {
+        media::document(&descriptor.media_type, &descriptor.digest.to_string())?;
+        Node::parse(descriptor, &self.read_blob(descriptor)?)
+    }
+
+    /// Reads the configuration of an image, as the JSON it is.
+    ///
+    /// # Errors
+    /// If it is missing, corrupt, too large, no JSON object or of a type that no image has.
+    pub fn config(&self, manifest: &Manifest) -> Result<Value, Error> {
+        let config = &manifest.config;
+        if !matches!(
+            &*config.media_type,
+            media::OCI_CONFIG | media::DOCKER_CONFIG | crate::nydus::CONFIG_MEDIA_TYPE
+        ) {
+            return Err(Error::MediaType {
+                media_type: config.media_type.clone(),
+                what: format!("configuration {}", config.digest),
+                reason: "it is no container image",
+            });
+        }
+        let what = || format!("configuration {}", config.digest);
+        let value: Value =
+            serde_json::from_slice(&self.read_blob(config)?).map_err(|source| Error::Json {
+                what: what(),
+                source,
+            })?;
+        if !value.is_object() {
+            return Err(Error::Document {
+                what: what(),
+                reason: "it is no JSON object".to_owned(),
+            });
+        }
+        Ok(value)
+    }
+
+    /// The images of the chosen platforms, in index order, nested indexes flattened. Attestations are among them if
+    /// every platform was chosen.
+    ///
+    /// # Errors
+    /// [`Error::NoPlatform`] if nothing fits; whatever keeps a manifest on the way from being read.
+    pub fn select(&self, choice: &PlatformChoice) -> Result<Vec<Selected>, Error> {
+        match self.node(&self.root)? {
+            Node::Manifest(manifest) => self.select_lone(manifest, choice),
+            Node::Index(index) => {
+                let (mut found, mut seen) = (Vec::new(), Vec::new());
+                self.collect(&index, choice, INDEX_DEPTH_MAX, &mut found, &mut seen)?;
+                if found.iter().all(|image: &Selected| image.attestation) {
+                    seen.dedup();
+                    let available = if seen.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        seen.join(", ")
+                    };
+                    return Err(Error::NoPlatform {
+                        wanted: choice.to_string(),
+                        available,
+                    });
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    /// The images of the chosen platforms without attestations: descriptor and manifest of each.
+    ///
+    /// # Errors
+    /// As [`Source::select`].
+    pub fn manifests(&self, choice: &PlatformChoice) -> Result<Vec<(Descriptor, Manifest)>, Error> {
+        let selected = self
+            .select(choice)?
+            .into_iter()
+            .filter(|image| !image.attestation);
+        Ok(selected
+            .map(|image| (image.descriptor, image.manifest))
+            .collect())
+    }
+
+    /// What stands behind a root that is a manifest: one image. Only platforms asked for by name can rule it out.
+    fn select_lone(
+        &self,
+        manifest: Manifest,
+        choice: &PlatformChoice,
+    ) -> Result<Vec<Selected>, Error> {
+        if let PlatformChoice::Only(_) = choice {
+            let platform = self.platform_of(&manifest)?;
+            if !choice.wants(&platform) {
+                return Err(Error::NoPlatform {
+                    wanted: choice.to_string(),
+                    available: platform.to_string(),
+                });
+            }
+        }
+        Ok(vec![Selected {
+            descriptor: self.root.clone(),
+            manifest,
+            attestation: false,
+        }])
+    }
+
+    fn collect(
+        &self,
+        index: &Index,
+        choice: &PlatformChoice,
+        depth: u32,
+        found: &mut Vec<Selected>,
+        seen: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        let what = || format!("index {}", self.root.digest);
+        for entry in &index.manifests {
+            if seen.len() >= INDEX_ENTRIES_MAX {
+                let reason = format!("it has more than {INDEX_ENTRIES_MAX} entries");
+                return Err(Error::Document {
+                    what: what(),
+                    reason,
+                });
+            }
+            if let Some(platform) = &entry.platform {
+                seen.push(platform.to_string());
+                if !choice.wants(platform) {
+                    continue;
+                }
+            }
+            if media::document(&entry.media_type, &entry.digest.to_string())? == Document::Index
+                && depth == 0
+            {
+                let reason = format!("indexes nest deeper than {INDEX_DEPTH_MAX}");
+                return Err(Error::Document {
+                    what: what(),
+                    reason,
+                });
+            }
+            match self.node(entry)? {
+                Node::Index(inner) => self.collect(&inner, choice, depth - 1, found, seen)?,
+                Node::Manifest(manifest) => {
+                    if entry.platform.is_none() && *choice != PlatformChoice::All {
+                        let platform = self.platform_of(&manifest)?;
+                        seen.push(platform.to_string());
+                        if !choice.wants(&platform) {
+                            continue;
+                        }
+                    }
+                    let attestation = entry.platform.as_ref().is_some_and(Platform::is_unknown);
+                    found.push(Selected {
+                        descriptor: entry.clone(),
+                        manifest,
+                        attestation,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The platform that the configuration of an image states.
+    fn platform_of(&self, manifest: &Manifest) -> Result<Platform, Error> {
+        let config = self.config(manifest)?;
+        let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default();
+        let mut platform = Platform::new(text("os"), text("architecture"));
+        platform.variant = config
+            .get("variant")
+            .and_then(Value::as_str)
+            .map(str::to_owned);
+        Ok(platform)
+    }
+
+    /// Turns a failed read into what it was about: the mismatch inside, or the place that could not be read.
+    pub(crate) fn reading(&self, digest: &Digest, error: std::io::Error) -> Error {
+        let path = format!("blob {digest} of {}", self.store.name());
+        match error.downcast::<Error>() {
+            Ok(inner) => inner,
+            Err(source) => Error::Io {
+                action: "read",
+                path: path.into(),
+                source,
+            },
+        }
+    }
+}
+
+/// Picks an image by tag or name. Each candidate comes with all names it is known by.
+///
+/// An exact match goes before one of the tag alone (`1.36` for `docker.io/library/busybox:1.36`).
+pub(crate) fn pick<T>(
+    candidates: Vec<(Vec<String>, T)>,
+    wanted: Option<&str>,
+    store: &str,
+) -> Result<(Option<String>, T), Error> {
+    let available = || {
+        let names: Vec<String> = candidates
+            .iter()
+            .map(|(names, _)| {
+                names
+                    .first()
+                    .map_or_else(|| "(no tag)".to_owned(), |name| format!("{name:?}"))
+            })
+            .collect();
+        if names.is_empty() {
+            "no image at all".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    let fits = |test: &dyn Fn(&str) -> bool| -> Vec<usize> {
+        (0..candidates.len())
+            .filter(|&i| candidates[i].0.iter().any(|name| test(name)))
+            .collect()
+    };
+    let found = match wanted {
+        None => (0..candidates.len()).collect(),
+        Some(wanted) => {
+            let exact = fits(&|name| name == wanted);
+            if exact.is_empty() {
+                fits(&|name| tag_of(name) == Some(wanted))
+            } else {
+                exact
+            }
+        }
+    };
+    match found[..] {
+        [one] => {
+            let (names, value) = candidates
+                .into_iter()
+                .nth(one)
+                .expect("the position of a candidate");
+            Ok((
+                wanted
+                    .map(str::to_owned)
+                    .or_else(|| names.into_iter().next()),
+                value,
+            ))
+        }
+        [] => Err(Error::NoSuchTag {
+            store: store.to_owned(),
+            tag: wanted.unwrap_or_default().to_owned(),
+            available: available(),
+        }),
+        _ => Err(Error::Ambiguous {
+            store: store.to_owned(),
+            available: available(),
+        }),
+    }
+}
+
+/// The tag of a full image name.
+pub(crate) fn tag_of(name: &str) -> Option<&str> {
+    let (_, tag) = name.rsplit_once(':')?;
+    (!tag.contains('/')).then_some(tag)
+}

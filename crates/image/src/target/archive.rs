@@ -1,0 +1,261 @@
+//! Writing an OCI archive: a tar of an OCI layout.
+//!
+//! A blob's name and size are known only at its end: room for its header is left free and filled in then. Nothing in
+//! the archive depends on the clock or the user: the same image gives the same bytes.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use tempfile::NamedTempFile;
+
+use super::{OCI_LAYOUT, empty_index, index_entry, named};
+use crate::source::{Store, Stored};
+use crate::{Descriptor, Digest, Error};
+
+/// Size of a tar header, and what members are padded to.
+const BLOCK: u64 = 512;
+
+pub(super) struct ArchiveFile {
+    path: PathBuf,
+    tag: Option<String>,
+    file: Arc<File>,
+    state: Mutex<State>,
+    free: Condvar,
+}
+
+struct State {
+    /// `None` once the archive has its name.
+    temporary: Option<NamedTempFile>,
+    /// Where the next member begins; always a multiple of [`BLOCK`].
+    end: u64,
+    /// Offset and length of the blobs in place.
+    blobs: BTreeMap<Digest, (u64, u64)>,
+    /// A [`Writer`] lives.
+    busy: bool,
+}
+
+impl ArchiveFile {
+    pub(super) fn create(path: &Path, tag: Option<&str>) -> Result<Self, Error> {
+        if path.is_dir() {
+            let reason = "it is a directory; use oci:DIR for an image layout".to_owned();
+            return Err(Error::Archive {
+                path: path.to_owned(),
+                reason,
+            });
+        }
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        let temporary = tempfile::Builder::new()
+            .prefix(".new-")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(dir)
+            .map_err(Error::io("create", path))?;
+        let file = temporary
+            .as_file()
+            .try_clone()
+            .map_err(Error::io("create", path))?;
+        let state = State {
+            temporary: Some(temporary),
+            end: 0,
+            blobs: BTreeMap::new(),
+            busy: false,
+        };
+        let archive = Self {
+            path: path.to_owned(),
+            tag: tag.map(str::to_owned),
+            file: Arc::new(file),
+            state: Mutex::new(state),
+            free: Condvar::new(),
+        };
+        archive.member("oci-layout", OCI_LAYOUT)?;
+        archive.directory("blobs/")?;
+        archive.directory("blobs/sha256/")?;
+        Ok(archive)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn contains(&self, digest: &Digest) -> bool {
+        self.state().blobs.contains_key(digest)
+    }
+
+    /// Waits until no other writer lives.
+    pub(super) fn writer(self: &Arc<Self>) -> Result<Writer, Error> {
+        let mut state = self.state();
+        while state.busy {
+            state = self
+                .free
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.busy = true;
+        Ok(Writer {
+            start: state.end + BLOCK,
+            size: 0,
+            archive: Arc::clone(self),
+        })
+    }
+
+    pub(super) fn commit(&self, root: &Descriptor) -> Result<(), Error> {
+        let mut index = empty_index();
+        index["manifests"] = serde_json::Value::Array(vec![index_entry(root, self.tag.as_deref())]);
+        self.member(
+            "index.json",
+            &serde_json::to_vec(&index).expect("a JSON value always serialises"),
+        )?;
+        let mut state = self.state();
+        self.write_at(&[0; 2 * BLOCK as usize], state.end)?;
+        self.file
+            .sync_all()
+            .map_err(Error::io("write", &self.path))?;
+        if let Some(temporary) = state.temporary.take() {
+            temporary
+                .persist(&self.path)
+                .map_err(|error| Error::io("write", &self.path)(error.error))?;
+        }
+        let dir = self
+            .path
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(Error::io("sync", dir))
+    }
+
+    /// Appends a small file.
+    fn member(&self, name: &str, content: &[u8]) -> Result<(), Error> {
+        let mut state = self.state();
+        let size = content.len() as u64;
+        self.write_at(
+            &header(name, size, tar::EntryType::Regular, 0o644),
+            state.end,
+        )?;
+        self.write_at(content, state.end + BLOCK)?;
+        state.end = self.pad(state.end + BLOCK + size)?;
+        Ok(())
+    }
+
+    fn directory(&self, name: &str) -> Result<(), Error> {
+        let mut state = self.state();
+        self.write_at(
+            &header(name, 0, tar::EntryType::Directory, 0o755),
+            state.end,
+        )?;
+        state.end += BLOCK;
+        Ok(())
+    }
+
+    /// Fills up to the next block from `position`; returns where that begins.
+    fn pad(&self, position: u64) -> Result<u64, Error> {
+        let end = position.next_multiple_of(BLOCK);
+        let padding = usize::try_from(end - position).unwrap_or(0);
+        self.write_at(&[0; BLOCK as usize][..padding], position)?;
+        Ok(end)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), Error> {
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(Error::io("write", &self.path))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for ArchiveFile {
+    fn locate(&self, digest: &Digest) -> Result<Stored, Error> {
+        let missing = || Error::MissingBlob {
+            digest: *digest,
+            store: self.name(),
+        };
+        let (offset, len) = *self.state().blobs.get(digest).ok_or_else(missing)?;
+        Ok(Stored::Window {
+            file: Arc::clone(&self.file),
+            offset,
+            len,
+        })
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+pub(super) struct Writer {
+    archive: Arc<ArchiveFile>,
+    /// Where the content begins; the header is before it.
+    start: u64,
+    size: u64,
+}
+
+impl Writer {
+    pub(super) fn finish(self, digest: Digest) -> Result<u64, Error> {
+        if self.archive.contains(&digest) {
+            return Ok(self.size);
+        }
+        let name = format!("blobs/sha256/{}", digest.hex());
+        let header = header(&name, self.size, tar::EntryType::Regular, 0o644);
+        self.archive.write_at(&header, self.start - BLOCK)?;
+        let end = self.archive.pad(self.start + self.size)?;
+        let mut state = self.archive.state();
+        state.end = end;
+        state.blobs.insert(digest, (self.start, self.size));
+        Ok(self.size)
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let offset = self.start + self.size;
+        let written = self
+            .archive
+            .file
+            .write_at(buf, offset)
+            .map_err(|error| named(&self.archive.path, error))?;
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    /// Lets the next writer begin; what is not part of the archive is cut off.
+    fn drop(&mut self) {
+        let mut state = self.archive.state();
+        if state.end < self.start {
+            // A failure here leaves bytes that the next member overwrites.
+            let _ = self.archive.file.set_len(state.end);
+        }
+        state.busy = false;
+        self.archive.free.notify_one();
+    }
+}
+
+fn header(name: &str, size: u64, kind: tar::EntryType, mode: u32) -> [u8; BLOCK as usize] {
+    let mut header = tar::Header::new_ustar();
+    header
+        .set_path(name)
+        .expect("names here are short and relative");
+    header.set_size(size);
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    *header.as_bytes()
+}

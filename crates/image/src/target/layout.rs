@@ -1,0 +1,284 @@
+//! Writing into an OCI layout directory.
+//!
+//! Every writer holds a shared lock on `blobs/sha256` while it works and an exclusive one on the layout directory
+//! while it changes `index.json`. Blobs appear under their names by renaming, so readers and other writers never see
+//! half of one. A writer that gives up takes its new blobs away only if it is alone and no tag was written since it
+//! began: else somebody may count on them.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use super::{OCI_LAYOUT, empty_index, index_entry, named};
+use crate::source::Directory;
+use crate::{ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error};
+
+pub(super) struct Layout {
+    dir: PathBuf,
+    blobs: PathBuf,
+    tag: Option<String>,
+    /// Holds the shared lock.
+    presence: File,
+    /// `index.json` when this writer began.
+    index_before: Option<Vec<u8>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Files and directories that this writer made, in order: taken away if it gives up.
+    made: Vec<PathBuf>,
+    committed: bool,
+}
+
+impl Layout {
+    pub(super) fn open(dir: &Path, tag: Option<&str>) -> Result<Self, Error> {
+        let mut made = Vec::new();
+        match prepare(dir, &mut made) {
+            Ok(presence) => Ok(Self {
+                dir: dir.to_owned(),
+                blobs: dir.join("blobs/sha256"),
+                tag: tag.map(str::to_owned),
+                presence,
+                index_before: fs::read(dir.join("index.json")).ok(),
+                state: Mutex::new(State {
+                    made,
+                    committed: false,
+                }),
+            }),
+            Err(error) => {
+                take_away(&made);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn store(&self) -> Directory {
+        Directory(self.dir.clone())
+    }
+
+    pub(super) fn contains(&self, digest: &Digest, size: u64) -> bool {
+        let path = self.blobs.join(digest.hex());
+        fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+    }
+
+    pub(super) fn writer(self: &Arc<Self>) -> Result<Writer, Error> {
+        let file = temporary(&self.blobs)?;
+        Ok(Writer {
+            layout: Arc::clone(self),
+            file,
+            size: 0,
+        })
+    }
+
+    pub(super) fn commit(&self, root: &Descriptor) -> Result<(), Error> {
+        let lock = File::open(&self.dir).map_err(Error::io("open", &self.dir))?;
+        lock.lock().map_err(Error::io("lock", &self.dir))?;
+        self.sync_blobs()?;
+        let path = self.dir.join("index.json");
+        let index = self.new_index(&path, root)?;
+        replace(&path, &index)?;
+        self.state().committed = true;
+        sync(&self.dir)
+    }
+
+    fn new_index(&self, path: &Path, root: &Descriptor) -> Result<Vec<u8>, Error> {
+        let what = || format!("{}", path.display());
+        let mut index = match fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+                what: what(),
+                source,
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => empty_index(),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let Some(Value::Array(entries)) = index.get_mut("manifests") else {
+            return Err(Error::Document {
+                what: what(),
+                reason: "it has no list of manifests".to_owned(),
+            });
+        };
+        put_entry(entries, index_entry(root, self.tag.as_deref()));
+        Ok(serde_json::to_vec(&index).expect("a JSON value always serialises"))
+    }
+
+    /// Brings the new blobs to stable storage.
+    fn sync_blobs(&self) -> Result<(), Error> {
+        let made = self.state().made.clone();
+        for path in &made {
+            sync(path)?;
+        }
+        sync(&self.blobs)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.committed {
+            return;
+        }
+        let alone = self.presence.try_lock().is_ok();
+        let unchanged = fs::read(self.dir.join("index.json")).ok() == self.index_before;
+        if alone && unchanged {
+            take_away(&state.made);
+        }
+    }
+}
+
+pub(super) struct Writer {
+    layout: Arc<Layout>,
+    file: NamedTempFile,
+    size: u64,
+}
+
+impl Writer {
+    pub(super) fn finish(self, digest: Digest) -> Result<u64, Error> {
+        let Self { layout, file, size } = self;
+        if layout.contains(&digest, size) {
+            return Ok(size);
+        }
+        let path = layout.blobs.join(digest.hex());
+        file.persist(&path)
+            .map_err(|error| Error::io("write", &path)(error.error))?;
+        layout.state().made.push(path);
+        Ok(size)
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self
+            .file
+            .write(buf)
+            .map_err(|error| named(&self.layout.dir, error))?;
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes what is missing of an empty layout, and takes the shared lock.
+fn prepare(dir: &Path, made: &mut Vec<PathBuf>) -> Result<File, Error> {
+    make_directories(dir, made)?;
+    let version = dir.join("oci-layout");
+    if !version.exists() {
+        if fs::read_dir(dir)
+            .map_err(Error::io("read", dir))?
+            .next()
+            .is_some()
+        {
+            let reason = "it is not empty and no OCI image layout".to_owned();
+            return Err(Error::Document {
+                what: format!("target {}", dir.display()),
+                reason,
+            });
+        }
+        replace(&version, OCI_LAYOUT)?;
+        made.push(version);
+    }
+    let blobs = dir.join("blobs/sha256");
+    make_directories(&blobs, made)?;
+    let presence = File::open(&blobs).map_err(Error::io("open", &blobs))?;
+    presence.lock_shared().map_err(Error::io("lock", &blobs))?;
+    Ok(presence)
+}
+
+fn make_directories(dir: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let missing: Vec<&Path> = dir
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    for path in missing.into_iter().rev() {
+        match fs::create_dir(path) {
+            Ok(()) => made.push(path.to_owned()),
+            // Another writer was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+            Err(error) => return Err(Error::io("create", path)(error)),
+        }
+    }
+    if dir.is_dir() {
+        return Ok(());
+    }
+    Err(Error::Document {
+        what: format!("target {}", dir.display()),
+        reason: "it is no directory".to_owned(),
+    })
+}
+
+/// Removes files and (empty) directories in the reverse order of their making, as far as possible.
+fn take_away(made: &[PathBuf]) {
+    for path in made.iter().rev() {
+        if path.is_dir() {
+            let _ = fs::remove_dir(path);
+        } else {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// A file in `dir` that vanishes unless it is renamed.
+fn temporary(dir: &Path) -> Result<NamedTempFile, Error> {
+    tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(dir)
+        .map_err(Error::io("create a file in", dir))
+}
+
+/// Writes `bytes` to stable storage under the name `path` as one step.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = temporary(dir)?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.as_file()
+        .sync_all()
+        .map_err(Error::io("write", path))?;
+    file.persist(path)
+        .map_err(|error| Error::io("write", path)(error.error))?;
+    Ok(())
+}
+
+fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("sync", path))
+}
+
+/// Puts `entry` where the first one of the same name is, or at the end; others of that name go.
+fn put_entry(entries: &mut Vec<Value>, entry: Value) {
+    let name = |entry: &Value| -> [Option<String>; 2] {
+        [ANNOTATION_REF_NAME, ANNOTATION_CONTAINERD_NAME].map(|key| {
+            Some(
+                entry
+                    .pointer("/annotations")?
+                    .get(key)?
+                    .as_str()?
+                    .to_owned(),
+            )
+        })
+    };
+    let wanted = name(&entry);
+    let at = entries
+        .iter()
+        .position(|old| name(old) == wanted)
+        .unwrap_or(entries.len());
+    entries.retain(|old| name(old) != wanted);
+    entries.insert(at, entry);
+}
