@@ -10,12 +10,32 @@
 #![forbid(unsafe_code)]
 
 pub mod blob;
+pub mod blob_meta;
+mod blob_table;
+pub mod bootstrap;
+pub mod check;
 pub mod chunk;
+pub mod directory;
+pub mod encode;
+mod error;
+pub mod inode;
 pub mod kind;
+pub mod layout;
+mod raw;
+pub mod superblock;
+pub mod toc;
+pub mod xattr;
 
 pub use blob::{BlobFeatures, BlobId, BlobInfo};
+pub use bootstrap::{Bootstrap, ChunkPointer, Nid};
+pub use check::{CheckError, Summary};
 pub use chunk::{ChunkFlags, ChunkRecord, Digest};
+pub use directory::DirEntry;
+pub use error::Error;
+pub use inode::{FileType, Inode, Layout};
 pub use kind::{Cipher, Compressor, Digester, Version};
+pub use superblock::{DeviceSlot, SuperFlags, Superblock};
+pub use xattr::Xattr;
 
 /// Size of an EROFS block and alignment of every chunk in a blob's uncompressed address space, in bytes.
 pub const BLOCK_SIZE: u64 = 4096;
