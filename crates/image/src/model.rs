@@ -120,7 +120,7 @@ impl Index {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// A list of images.
     Index(Index),
 }
@@ -169,7 +169,7 @@ impl Node {
             Document::Manifest => {
                 let mut manifest: Manifest = serde_json::from_value(value).map_err(json)?;
                 manifest.media_type.clone_from(&descriptor.media_type);
-                Self::Manifest(manifest)
+                Self::Manifest(Box::new(manifest))
             }
             Document::Index => {
                 let mut index: Index = serde_json::from_value(value).map_err(json)?;

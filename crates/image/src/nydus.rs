@@ -5,9 +5,9 @@ mod bootstrap_layer;
 use serde_json::{Value, json};
 
 use crate::media;
-use crate::{Descriptor, Digest, Error, Manifest};
+use crate::{Descriptor, Digest, Error, Manifest, Source};
 
-pub use bootstrap_layer::{BOOTSTRAP_SIZE_MAX, BootstrapLayer, read_bootstrap};
+pub use bootstrap_layer::{BOOTSTRAP_SIZE_MAX, BootstrapLayer, unpack_bootstrap};
 
 /// Media type of a blob layer.
 pub const BLOB_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
@@ -41,6 +41,19 @@ pub fn bootstrap_descriptor(manifest: &Manifest) -> Option<&Descriptor> {
             media::OCI_LAYER_GZIP | media::DOCKER_LAYER_GZIP
         ) && layer.annotation(ANNOTATION_BOOTSTRAP) == Some("true")
     })
+}
+
+/// Reads the bootstrap of a Nydus image, its layer verified.
+///
+/// # Errors
+/// If the image is none, or its bootstrap layer is missing, corrupt or holds no bootstrap.
+pub fn read_bootstrap(source: &Source, manifest: &Manifest) -> Result<Vec<u8>, Error> {
+    let descriptor = bootstrap_descriptor(manifest).ok_or_else(|| Error::Document {
+        what: format!("image with the configuration {}", manifest.config.digest),
+        reason: "it is no Nydus image: its last layer is no bootstrap".to_owned(),
+    })?;
+    let what = format!("bootstrap layer {}", descriptor.digest);
+    unpack_bootstrap(source.open_blob(descriptor)?, &what).map(|(bootstrap, _)| bootstrap)
 }
 
 /// The layer descriptor of a blob.

@@ -250,7 +250,7 @@ impl Source {
     /// [`Error::NoPlatform`] if nothing fits; whatever keeps a manifest on the way from being read.
     pub fn select(&self, choice: &PlatformChoice) -> Result<Vec<Selected>, Error> {
         match self.node(&self.root)? {
-            Node::Manifest(manifest) => self.select_lone(manifest, choice),
+            Node::Manifest(manifest) => self.select_lone(*manifest, choice),
             Node::Index(index) => {
                 let (mut found, mut seen) = (Vec::new(), Vec::new());
                 self.collect(&index, choice, INDEX_DEPTH_MAX, &mut found, &mut seen)?;
@@ -352,7 +352,7 @@ impl Source {
                     let attestation = entry.platform.as_ref().is_some_and(Platform::is_unknown);
                     found.push(Selected {
                         descriptor: entry.clone(),
-                        manifest,
+                        manifest: *manifest,
                         attestation,
                     });
                 }

@@ -104,7 +104,7 @@ fn file(tar: &mut Hashing, name: &str, pieces: &[&[u8]]) -> io::Result<()> {
 /// # Errors
 /// If the layer is no gzip-compressed tar, holds no bootstrap or one beyond [`BOOTSTRAP_SIZE_MAX`]; `what` names it.
 /// An [`Error`] inside a failed read (a digest mismatch) comes out as it is.
-pub fn read_bootstrap(layer: impl Read, what: &str) -> Result<(Vec<u8>, Digest), Error> {
+pub fn unpack_bootstrap(layer: impl Read, what: &str) -> Result<(Vec<u8>, Digest), Error> {
     let mut tar = Counting {
         inner: flate2::read::MultiGzDecoder::new(layer),
         hasher: crate::Hasher::new(),
@@ -193,7 +193,7 @@ mod tests {
         let boot = vec![7; 5000];
         let table = (Digest::of(b"blob"), vec![1; 24], vec![2; 4096]);
         let layer = BootstrapLayer::pack(&boot, std::slice::from_ref(&table)).unwrap();
-        let (read, diff_id) = read_bootstrap(&layer.bytes[..], "layer").unwrap();
+        let (read, diff_id) = unpack_bootstrap(&layer.bytes[..], "layer").unwrap();
         assert_eq!(read, boot);
         assert_eq!(diff_id, layer.diff_id);
         assert_eq!(
@@ -237,8 +237,8 @@ mod tests {
             tar.append_data(&mut header, name, data).unwrap();
         }
         let layer = tar.into_inner().unwrap().finish().unwrap();
-        assert_eq!(read_bootstrap(&layer[..], "layer").unwrap().0, b"boot");
-        let error = read_bootstrap(&layer[..layer.len() - 20], "layer 5").unwrap_err();
+        assert_eq!(unpack_bootstrap(&layer[..], "layer").unwrap().0, b"boot");
+        let error = unpack_bootstrap(&layer[..layer.len() - 20], "layer 5").unwrap_err();
         assert!(error.to_string().contains("layer 5"), "{error}");
     }
 
@@ -247,7 +247,7 @@ mod tests {
         let empty = GzEncoder::new(Vec::new(), flate2::Compression::fast())
             .finish()
             .unwrap();
-        let error = read_bootstrap(&empty[..], "layer sha256:1").unwrap_err();
+        let error = unpack_bootstrap(&empty[..], "layer sha256:1").unwrap_err();
         assert!(
             error.to_string().contains("layer sha256:1")
                 && error.to_string().contains("image.boot"),
