@@ -1,2 +1,66 @@
-//! xtask
-fn main() {}
+//! Chores of the project: `cargo xtask help` lists them.
+#![forbid(unsafe_code)]
+
+mod demo;
+mod fixtures;
+mod lint;
+mod system;
+mod test;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Chores of the project.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Converts an image, proves the result equal to it, mounts it lazily and reads a file
+    Demo {
+        /// oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]; the busybox fixture by default
+        image: Option<String>,
+    },
+    /// Runs the tests that need no privileges
+    Test {
+        /// Runs the tests that mount for real instead (root, FUSE, EROFS); installs what they need
+        #[arg(long)]
+        privileged: bool,
+        /// Fails if a test was skipped, unless only for want of the reference data in ../shared
+        #[arg(long)]
+        no_skips: bool,
+    },
+    /// Checks formatting, clippy, the direction of dependencies and that sources are ASCII
+    Lint,
+    /// Makes the fixtures in tests/fixtures anew
+    Fixtures {
+        /// A static busybox binary; by default that of Debian's package busybox-static, which is downloaded
+        #[arg(long)]
+        busybox: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().chore {
+        Chore::Demo { image } => demo::run(image),
+        Chore::Test {
+            privileged,
+            no_skips,
+        } => test::run(privileged, no_skips),
+        Chore::Lint => lint::run(),
+        Chore::Fixtures { busybox } => fixtures::run(busybox),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -7,6 +7,7 @@ pub mod corner;
 pub mod expect;
 pub mod fixture;
 pub mod layout;
+mod maker;
 pub mod oracle;
 pub mod run;
 pub mod scan;

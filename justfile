@@ -1,0 +1,33 @@
+# The chores of the project; `cargo xtask help` has their options.
+
+# List the chores.
+default:
+    @just --list
+
+# Convert an image, prove it equal to its source, mount it lazily.
+demo *image:
+    cargo xtask demo {{image}}
+
+# Tests without privileges.
+test:
+    cargo xtask test
+
+# Tests that mount for real (root).
+test-privileged:
+    cargo xtask test --privileged
+
+# Formatting, clippy, direction of dependencies, ASCII.
+lint:
+    cargo xtask lint
+
+# The table of docs/benchmarks.md.
+bench *arguments:
+    cargo xtask bench {{arguments}}
+
+# Make tests/fixtures anew.
+fixtures:
+    cargo xtask fixtures
+
+# All that CI runs.
+ci:
+    bash .ci/run

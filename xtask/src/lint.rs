@@ -1,0 +1,149 @@
+//! `cargo xtask lint`: what a reviewer should not have to look for.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{system, test};
+
+/// Our crates by level: each depends only on crates of lower levels.
+const LEVELS: [&[&str]; 9] = [
+    &["rafs-format", "progress"],
+    &["codec"],
+    &["tree"],
+    &["layer", "image"],
+    &["storage", "chunkdict"],
+    &["builder", "verify", "inspect"],
+    &["convert", "mount"],
+    &["nydus-image", "nydusify"],
+    &["testkit", "bench", "xtask"],
+];
+
+/// Dependencies that the levels alone would allow: (crate, what it must not depend on).
+const FORBIDDEN: [(&str, &str); 2] = [("mount", "builder"), ("mount", "verify")];
+
+/// Crates for development: they may use each other, and others may not use them outside of tests.
+const DEVELOPMENT: [&str; 3] = ["testkit", "bench", "xtask"];
+
+/// Files that are looked at for characters beyond ASCII.
+const TEXT: [&str; 7] = ["rs", "toml", "md", "sh", "run", "justfile", "stderr"];
+
+/// Runs every lint and reports all that fail.
+pub fn run() -> Result<()> {
+    let lints: [(&str, fn() -> Result<()>); 5] = [
+        ("format", || {
+            system::run(system::cargo().args(["fmt", "--all", "--check"]))
+        }),
+        ("clippy", || {
+            let arguments = [
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ];
+            system::run(system::cargo().args(arguments))
+        }),
+        ("dependencies", dependencies),
+        ("ASCII", ascii),
+        ("licences", licences),
+    ];
+    let mut failed = Vec::new();
+    for (name, lint) in lints {
+        match lint() {
+            Ok(()) => println!("lint {name}: ok"),
+            Err(error) => {
+                println!("lint {name}: {error:#}");
+                failed.push(name);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("lints failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn level(name: &str) -> Option<usize> {
+    LEVELS.iter().position(|level| level.contains(&name))
+}
+
+fn dependencies() -> Result<()> {
+    let metadata = test::metadata()?;
+    let mut wrong = Vec::new();
+    for package in metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?
+    {
+        let name = package["name"].as_str().context("a package has no name")?;
+        let Some(own) = level(name) else {
+            wrong.push(format!("{name}: has no level in xtask/src/lint.rs"));
+            continue;
+        };
+        for dependency in package["dependencies"]
+            .as_array()
+            .context("a package lists no dependencies")?
+        {
+            let other = dependency["name"]
+                .as_str()
+                .context("a dependency has no name")?;
+            let Some(level) = level(other).filter(|_| dependency["kind"].is_null()) else {
+                continue;
+            };
+            let upward = level >= own && !DEVELOPMENT.contains(&name);
+            if upward || FORBIDDEN.contains(&(name, other)) {
+                wrong.push(format!("{name} must not depend on {other}"));
+            }
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("{}", wrong.join("; "));
+    }
+    Ok(())
+}
+
+fn ascii() -> Result<()> {
+    let output = Command::new("git")
+        .args([
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ])
+        .current_dir(testkit::workspace())
+        .output()
+        .context("git ls-files")?;
+    if !output.status.success() {
+        bail!("git ls-files: {}", output.status);
+    }
+    let mut wrong = Vec::new();
+    for name in String::from_utf8(output.stdout)?.split_terminator('\0') {
+        if !TEXT.contains(&name.rsplit(['.', '/']).next().unwrap_or_default()) {
+            continue;
+        }
+        let Ok(text) = std::fs::read(testkit::workspace().join(name)) else {
+            continue;
+        };
+        let lines = text.split(|byte| *byte == b'\n').enumerate();
+        wrong.extend(
+            lines
+                .filter(|(_, line)| !line.is_ascii())
+                .map(|(at, _)| format!("{name}:{}", at + 1)),
+        );
+    }
+    if !wrong.is_empty() {
+        bail!("characters beyond ASCII in {}", wrong.join(", "));
+    }
+    Ok(())
+}
+
+/// Licences of dependencies, where cargo-deny is installed.
+fn licences() -> Result<()> {
+    if testkit::oracle::program("cargo-deny").is_none() {
+        println!("cargo-deny is not installed: licences are not looked at");
+        return Ok(());
+    }
+    system::run(system::cargo().args(["deny", "check", "licenses", "bans", "sources"]))
+}

@@ -1,0 +1,68 @@
+//! Other programs: cargo, and the system packages that chores need.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use testkit::oracle::{is_root, program};
+
+/// The cargo that runs this, working in the workspace.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(testkit::workspace());
+    command
+}
+
+/// Runs a command to its end with our own output.
+pub fn run(command: &mut Command) -> Result<()> {
+    let text = format!("{command:?}").replace('"', "");
+    let status = command.status().with_context(|| text.clone())?;
+    if !status.success() {
+        bail!("{text}: {status}");
+    }
+    Ok(())
+}
+
+/// Where cargo puts what it builds.
+pub fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| testkit::workspace().join("target"), PathBuf::from)
+}
+
+/// Sees to it that each program is there, given as (program, Debian package): installs the packages of missing ones
+/// when that is possible without asking (root on Debian), else says what to install.
+pub fn require(programs: &[(&str, &str)]) -> Result<()> {
+    let mut missing: Vec<&str> = programs
+        .iter()
+        .filter(|(name, _)| program(name).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let ask = format!(
+        "missing: on Debian, run: apt-get install {}",
+        missing.join(" ")
+    );
+    if !is_root() || program("apt-get").is_none() {
+        bail!("{ask}");
+    }
+    println!("installing {}", missing.join(", "));
+    if install(&missing).is_err() {
+        run(Command::new("apt-get").args(["update", "-qq"])).context(ask.clone())?;
+        install(&missing).context(ask)?;
+    }
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command
+        .args(["install", "-qq", "-y", "--no-install-recommends"])
+        .args(packages);
+    run(command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(std::process::Stdio::null()))
+}
