@@ -1,1 +1,13 @@
-//! layer
+//! OCI layers in: inflating them, reading their tar streams, and building the file tree that a container engine
+//! would have unpacked.
+#![forbid(unsafe_code)]
+
+mod apply;
+mod compression;
+mod error;
+pub mod path;
+pub mod tar;
+
+pub use apply::{DataSink, Options, read_tree};
+pub use compression::{Compression, decompress, detect, detecting};
+pub use error::Error;

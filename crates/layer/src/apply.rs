@@ -1,0 +1,401 @@
+//! Building a layer's file tree: what containerd would have unpacked, markers kept.
+
+use std::io::{self, Read};
+
+use tree::marker::{self, Marker};
+use tree::{ChunkId, Content, Inode, InodeId, Tree, Xattrs, mode};
+
+use crate::error::{Error, show};
+use crate::path::{self, Location};
+use crate::tar::{Entry, EntryKind, Reader};
+
+mod attribute;
+
+/// Longest target of a symbolic link that Linux takes, in bytes.
+const TARGET_MAX: usize = 4095;
+/// Files that eStargz adds to the root of a layer for its own use.
+const ESTARGZ: [&[u8]; 3] = [
+    b"stargz.index.json",
+    b".prefetch.landmark",
+    b".no.prefetch.landmark",
+];
+
+/// How to read a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Keep `trusted.*` attributes (never overlayfs's own, `trusted.overlay.*`). containerd drops them all.
+    pub keep_trusted: bool,
+    /// Keep fractions of a second of modification times.
+    pub fraction: bool,
+    /// Leave out the index and landmarks that eStargz puts into the root.
+    pub drop_estargz: bool,
+    /// Read on behind the end marker of an archive, where another may follow. containerd stops there.
+    pub concatenated: bool,
+    /// Most inodes a layer may have.
+    pub max_inodes: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keep_trusted: true,
+            fraction: true,
+            drop_estargz: false,
+            concatenated: false,
+            max_inodes: i32::MAX as u32,
+        }
+    }
+}
+
+/// Receives file data while the tree is built.
+pub trait DataSink {
+    /// Takes the data of the file at `path` (a slash before each name): exactly `size` bytes, holes as zeros. Gives
+    /// the file's chunks. Not called for empty files. A file that a later entry replaces has been given all the
+    /// same.
+    ///
+    /// # Errors
+    /// Those of `data`, and whatever keeps the data from being taken.
+    fn file(&mut self, path: &[u8], size: u64, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>>;
+}
+
+/// Reads an uncompressed layer to the end of the stream and gives its tree.
+///
+/// Entries are applied as containerd does it: paths are cleaned and kept inside the root, links of the same layer on
+/// the way are followed, a later entry replaces an earlier one of its name, a directory over a directory keeps the
+/// children, parents without entries of their own are made (and marked as implied). Whiteouts do nothing here: they
+/// stay as empty files under their own names (`.wh.*`) for the merge.
+///
+/// # Errors
+/// A stream that is not a well-formed tar, an entry that cannot be put into the tree, or a failing sink.
+pub fn read_tree(
+    stream: impl Read,
+    sink: &mut dyn DataSink,
+    options: &Options,
+) -> Result<Tree, Error> {
+    let mut reader = Reader::new(stream).concatenated(options.concatenated);
+    let mut layer = Layer {
+        tree: Tree::new(),
+        options,
+        dropped: attribute::Dropped::default(),
+    };
+    while let Some(entry) = reader.next()? {
+        layer.apply(entry, &mut reader, sink)?;
+    }
+    reader.finish()?;
+    layer.dropped.report();
+    Ok(layer.tree)
+}
+
+struct Layer<'a> {
+    tree: Tree,
+    options: &'a Options,
+    dropped: attribute::Dropped,
+}
+
+/// Why an entry cannot be applied, before its name is added.
+enum Refusal {
+    Reason(String),
+    Error(Error),
+}
+
+impl<T: Into<String>> From<T> for Refusal {
+    fn from(reason: T) -> Self {
+        Self::Reason(reason.into())
+    }
+}
+
+impl Layer<'_> {
+    fn apply<R: Read>(
+        &mut self,
+        entry: Entry,
+        reader: &mut Reader<R>,
+        sink: &mut dyn DataSink,
+    ) -> Result<(), Error> {
+        // Kept for messages; the entry itself is taken apart.
+        let (path, offset) = (entry.path.clone(), entry.offset);
+        self.place(entry, &path, reader, sink)
+            .map_err(|refusal| match refusal {
+                Refusal::Reason(reason) => Error::Entry {
+                    path: show(&path),
+                    offset,
+                    reason,
+                },
+                Refusal::Error(error) => error,
+            })
+    }
+
+    fn place<R: Read>(
+        &mut self,
+        mut entry: Entry,
+        path: &[u8],
+        reader: &mut Reader<R>,
+        sink: &mut dyn DataSink,
+    ) -> Result<(), Refusal> {
+        let names = path::clean(path);
+        entry.xattrs = attribute::filter(
+            entry.xattrs,
+            self.options.keep_trusted,
+            path,
+            &mut self.dropped,
+        )?;
+        if !self.options.fraction {
+            entry.mtime_nsec = 0;
+        }
+        let Some((&name, way)) = names.split_last() else {
+            return self.place_root(entry);
+        };
+        if names
+            .iter()
+            .any(|name| matches!(Marker::parse(name), Marker::Meta))
+        {
+            tracing::debug!(path = %show(path), "bookkeeping of a storage driver is skipped");
+            return Ok(());
+        }
+        if self.options.drop_estargz && way.is_empty() && ESTARGZ.contains(&name) {
+            return Ok(());
+        }
+        check_name(name)?;
+        let marker = Marker::parse(name);
+        if marker == Marker::Invalid {
+            return Err("it is a whiteout that names no file".into());
+        }
+        let parent = self.make_directory(way)?;
+        if marker != Marker::None {
+            let inode = with_metadata(
+                &mut entry,
+                mode::REGULAR,
+                Content::Regular {
+                    size: 0,
+                    chunks: Box::default(),
+                },
+            );
+            return self.replace(
+                parent,
+                name,
+                Inode {
+                    xattrs: None,
+                    rdev: 0,
+                    ..inode
+                },
+            );
+        }
+        match std::mem::replace(&mut entry.kind, EntryKind::Regular) {
+            EntryKind::Directory => self.directory(parent, name, entry),
+            EntryKind::HardLink(target) => self.hard_link(parent, name, entry, &target),
+            EntryKind::Symlink(target) => {
+                if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
+                    return Err(
+                        format!("a link target of {} bytes is not possible", target.len()).into(),
+                    );
+                }
+                entry.mode = 0o777;
+                let inode =
+                    with_metadata(&mut entry, mode::SYMLINK, Content::Symlink(target.into()));
+                self.replace(parent, name, inode)
+            }
+            EntryKind::Regular => {
+                let size = entry.size;
+                let mut chunks = Box::default();
+                if size > 0 {
+                    let path = path::display(&names);
+                    chunks = sink
+                        .file(&path, size, &mut reader.data())
+                        .map_err(|source| {
+                            Refusal::Error(Error::Data {
+                                path: show(&path),
+                                source,
+                            })
+                        })?;
+                }
+                let inode =
+                    with_metadata(&mut entry, mode::REGULAR, Content::Regular { size, chunks });
+                self.replace(parent, name, inode)
+            }
+            EntryKind::Character => self.special(parent, name, entry, mode::CHARACTER),
+            EntryKind::Block => self.special(parent, name, entry, mode::BLOCK),
+            EntryKind::Fifo => self.special(parent, name, entry, mode::FIFO),
+        }
+    }
+
+    /// An entry for the root itself gives it metadata; one of another type is ignored, as in containerd.
+    fn place_root(&mut self, entry: Entry) -> Result<(), Refusal> {
+        if entry.kind != EntryKind::Directory {
+            tracing::warn!(path = %show(&entry.path), "an entry for the root that is not a directory is ignored");
+            return Ok(());
+        }
+        apply_metadata(self.tree.inode_mut(InodeId::ROOT), entry);
+        Ok(())
+    }
+
+    fn directory(&mut self, parent: InodeId, name: &[u8], mut entry: Entry) -> Result<(), Refusal> {
+        match self.child(parent, name) {
+            Some(id) if self.tree.inode(id).is_directory() => {
+                apply_metadata(self.tree.inode_mut(id), entry);
+                Ok(())
+            }
+            _ => {
+                let inode = with_metadata(
+                    &mut entry,
+                    mode::DIRECTORY,
+                    Content::Directory(Default::default()),
+                );
+                self.replace(parent, name, inode)
+            }
+        }
+    }
+
+    fn special(
+        &mut self,
+        parent: InodeId,
+        name: &[u8],
+        mut entry: Entry,
+        kind: u32,
+    ) -> Result<(), Refusal> {
+        let inode = with_metadata(&mut entry, kind, Content::Special);
+        self.replace(parent, name, inode)
+    }
+
+    /// Another name for an inode, which takes the metadata of this entry.
+    fn hard_link(
+        &mut self,
+        parent: InodeId,
+        name: &[u8],
+        entry: Entry,
+        target: &[u8],
+    ) -> Result<(), Refusal> {
+        let missing = || {
+            Refusal::from(format!(
+                "no earlier entry of the layer is its link target {}",
+                show(target)
+            ))
+        };
+        let id = self.link_target(target)?.ok_or_else(missing)?;
+        if self.tree.inode(id).is_directory() {
+            return Err(format!("its link target {} is a directory", show(target)).into());
+        }
+        if self.child(parent, name) != Some(id) {
+            // The old entry goes first, and with it the target if that lies below.
+            self.entries(parent)?.remove(name);
+            let id = self.link_target(target)?.ok_or_else(missing)?;
+            self.entries(parent)?.insert(name.into(), id);
+        }
+        apply_metadata(self.tree.inode_mut(id), entry);
+        Ok(())
+    }
+
+    /// The inode that a hard link names; the last name is not followed.
+    fn link_target(&self, target: &[u8]) -> Result<Option<InodeId>, Refusal> {
+        let trimmed = target
+            .iter()
+            .rposition(|&b| b != b'/')
+            .map_or(&[][..], |last| &target[..=last]);
+        let mut names = trimmed.split(|&b| b == b'/');
+        let name = names.next_back().unwrap_or_default();
+        if matches!(name, b"" | b"." | b"..") {
+            return Ok(Some(InodeId::ROOT));
+        }
+        let Location { directory, missing } =
+            path::locate(&self.tree, names).map_err(|error| error.to_string())?;
+        Ok(if missing.is_empty() && !Marker::is_marker(name) {
+            self.child(directory, name)
+        } else {
+            None
+        })
+    }
+
+    /// The directory that a path of clean names leads to, made if need be.
+    fn make_directory(&mut self, names: &[&[u8]]) -> Result<InodeId, Refusal> {
+        let located =
+            path::locate(&self.tree, names.iter().copied()).map_err(|error| error.to_string())?;
+        let Location {
+            mut directory,
+            missing,
+        } = located;
+        for name in missing {
+            check_name(&name)?;
+            if name.starts_with(marker::PREFIX) {
+                return Err("it lies below a whiteout".into());
+            }
+            let id = self.add(Inode::implied_directory())?;
+            self.entries(directory)?.insert(name, id);
+            directory = id;
+        }
+        Ok(directory)
+    }
+
+    fn replace(&mut self, parent: InodeId, name: &[u8], inode: Inode) -> Result<(), Refusal> {
+        let id = self.add(inode)?;
+        self.entries(parent)?.insert(name.into(), id);
+        Ok(())
+    }
+
+    fn add(&mut self, inode: Inode) -> Result<InodeId, Refusal> {
+        if self.tree.len() >= self.options.max_inodes as usize {
+            return Err(Refusal::Error(Error::TooManyInodes {
+                limit: self.options.max_inodes,
+            }));
+        }
+        Ok(self.tree.add(inode))
+    }
+
+    fn child(&self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
+        self.tree.entries(parent)?.get(name).copied()
+    }
+
+    fn entries(
+        &mut self,
+        id: InodeId,
+    ) -> Result<&mut std::collections::BTreeMap<Box<[u8]>, InodeId>, Refusal> {
+        self.tree
+            .entries_mut(id)
+            .ok_or_else(|| "its parent is not a directory".into())
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), Refusal> {
+    const MAX: usize = 255;
+    if name.len() > MAX {
+        return Err(format!(
+            "a file name of {} bytes is above the limit of {MAX}",
+            name.len()
+        )
+        .into());
+    }
+    if name.contains(&0) {
+        return Err("a file name cannot hold a NUL".into());
+    }
+    Ok(())
+}
+
+/// A new inode with the metadata of an entry, of which the attributes are taken.
+fn with_metadata(entry: &mut Entry, kind: u32, content: Content) -> Inode {
+    let xattrs = std::mem::take(&mut entry.xattrs);
+    Inode {
+        mode: kind | entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        rdev: entry.rdev,
+        mtime: entry.mtime,
+        mtime_nsec: entry.mtime_nsec,
+        implied: false,
+        xattrs: (!xattrs.is_empty()).then(|| Box::new(xattrs)),
+        content,
+    }
+}
+
+/// Gives an inode that exists the metadata of a later entry. Attributes that the entry does not name stay; a
+/// symbolic link has no permission bits of its own.
+fn apply_metadata(inode: &mut Inode, entry: Entry) {
+    if !matches!(inode.content, Content::Symlink(_)) {
+        inode.mode = (inode.mode & mode::TYPE_MASK) | entry.mode;
+    }
+    inode.uid = entry.uid;
+    inode.gid = entry.gid;
+    inode.mtime = entry.mtime;
+    inode.mtime_nsec = entry.mtime_nsec;
+    inode.implied = false;
+    if !entry.xattrs.is_empty() {
+        let xattrs: &mut Xattrs = inode.xattrs.get_or_insert_default();
+        xattrs.extend(entry.xattrs);
+    }
+}

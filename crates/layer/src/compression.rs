@@ -1,0 +1,120 @@
+//! Inflating layers: gzip, zstd or none, told apart by their first bytes.
+
+use std::fmt;
+use std::io::{self, BufReader, Cursor, Read};
+
+mod gzip;
+
+/// Compressed bytes taken from the source at a time.
+const INPUT: usize = 256 << 10;
+/// Bytes that tell the kinds apart.
+const MAGIC: usize = 4;
+/// Largest window of a zstd frame that is accepted, as a power of two: 128 MiB.
+const WINDOW_LOG_MAX: u32 = 27;
+
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// A plain tar.
+    None,
+    /// Gzip, of any number of members.
+    Gzip,
+    /// Zstandard, of any number of frames.
+    Zstd,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// Tells from the first bytes of a stream (four are enough) how it is compressed.
+pub fn detect(first_bytes: &[u8]) -> Compression {
+    match first_bytes {
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        // A frame, or a skippable frame before one.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+        _ => Compression::None,
+    }
+}
+
+/// Tells how a stream is compressed and gives it back whole, still compressed.
+///
+/// # Errors
+/// Those of `r`.
+pub fn detecting(
+    mut r: impl Read + Send + 'static,
+) -> io::Result<(Compression, Box<dyn Read + Send>)> {
+    let mut first = Vec::with_capacity(MAGIC);
+    r.by_ref().take(MAGIC as u64).read_to_end(&mut first)?;
+    Ok((detect(&first), Box::new(Cursor::new(first).chain(r))))
+}
+
+/// The inflated bytes of a stream. Ask for many at a time (64 KiB and more): each read works straight into the
+/// caller's buffer.
+///
+/// # Errors
+/// Here only when the decoder cannot be set up. Reads fail on corrupt or truncated data, on a zstd window above
+/// 128 MiB, and on anything behind the compressed data but zero padding after gzip.
+pub fn decompress(
+    r: impl Read + Send + 'static,
+    what: Compression,
+) -> io::Result<Box<dyn Read + Send>> {
+    match what {
+        Compression::None => Ok(Box::new(r)),
+        Compression::Gzip => Ok(Box::new(gzip::Reader::new(BufReader::with_capacity(
+            INPUT, r,
+        )))),
+        Compression::Zstd => {
+            let mut decoder =
+                zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(INPUT, r))?;
+            decoder.window_log_max(WINDOW_LOG_MAX)?;
+            Ok(Box::new(Zstd { decoder, done: 0 }))
+        }
+    }
+}
+
+/// Names what failed: the decoder's messages alone do not say that the layer is at fault.
+struct Zstd<R: io::BufRead> {
+    decoder: zstd::stream::read::Decoder<'static, R>,
+    done: u64,
+}
+
+impl<R: io::BufRead> Read for Zstd<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.decoder.read(buf) {
+            Ok(n) => {
+                self.done += n as u64;
+                if n == 0
+                    && !buf.is_empty()
+                    && self.done == 0
+                    && self.decoder.get_mut().fill_buf()?.is_empty()
+                {
+                    // An empty frame is fine; the decoder treats no frame at all alike, and so does this.
+                    return Ok(0);
+                }
+                Ok(n)
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!(
+                    "the zstd data is truncated: it ends after {} inflated bytes, within a frame",
+                    self.done
+                ),
+            )),
+            Err(error) if error.get_ref().is_some() => Err(io::Error::new(
+                error.kind(),
+                format!(
+                    "the zstd data is corrupt after {} inflated bytes: {error}",
+                    self.done
+                ),
+            )),
+            Err(error) => Err(error),
+        }
+    }
+}

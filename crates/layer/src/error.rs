@@ -1,0 +1,64 @@
+//! What can be wrong with a layer.
+
+use std::io;
+
+/// Why a layer cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The stream could not be read or inflated.
+    #[error("cannot read the layer's tar stream at byte {offset}")]
+    Read {
+        /// Position in the (inflated) tar stream, in bytes.
+        offset: u64,
+        /// What the stream said.
+        source: io::Error,
+    },
+    /// The stream ends where it must not.
+    #[error("the layer's tar stream is truncated: it ends at byte {offset}, within {within}")]
+    Truncated {
+        /// Where it ends, in bytes.
+        offset: u64,
+        /// What is incomplete.
+        within: String,
+    },
+    /// A header that makes no sense.
+    #[error("malformed tar header at byte {offset}: {reason}")]
+    Header {
+        /// Where the header begins in the tar stream, in bytes.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An entry of a well-formed tar that cannot be put into a file tree.
+    #[error("tar entry {path} (data at byte {offset}) is refused: {reason}")]
+    Entry {
+        /// Path of the entry, as in the tar.
+        path: String,
+        /// Where its data begins in the tar stream, in bytes.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The data of a file could not be read or taken.
+    #[error("cannot process the data of {path}")]
+    Data {
+        /// Path of the file in the tree.
+        path: String,
+        /// What failed.
+        source: io::Error,
+    },
+    /// More inodes than allowed.
+    #[error("the layer has more than {limit} files and directories")]
+    TooManyInodes {
+        /// The limit.
+        limit: u32,
+    },
+}
+
+/// A path or name for messages: readable, on one line, not endless.
+pub(crate) fn show(bytes: &[u8]) -> String {
+    const MAX: usize = 200;
+    let text = String::from_utf8_lossy(bytes.get(..MAX).unwrap_or(bytes));
+    let more = if bytes.len() > MAX { "..." } else { "" };
+    format!("{text:?}{more}")
+}
