@@ -56,7 +56,12 @@ impl Stages {
 
     /// The stages that one layer can't spread over cores.
     fn serial(&self) -> [f64; 4] {
-        [self.source_digest, self.inflate, self.diff_id, self.blob_digest]
+        [
+            self.source_digest,
+            self.inflate,
+            self.diff_id,
+            self.blob_digest,
+        ]
     }
 
     /// The longest of the stages that one layer can't spread over cores.
@@ -68,7 +73,10 @@ impl Stages {
 /// The attainable wall time of converting `layers`, in seconds, from the stages of each.
 pub fn attainable(layers: &[Stages], cores: usize) -> f64 {
     let total: f64 = layers.iter().map(Stages::total).sum();
-    let serial = layers.iter().map(Stages::longest_serial).fold(0.0, f64::max);
+    let serial = layers
+        .iter()
+        .map(Stages::longest_serial)
+        .fold(0.0, f64::max);
     serial.max(total / cores as f64)
 }
 
@@ -79,19 +87,28 @@ pub fn cores() -> usize {
 
 /// Times every stage of one layer `rounds` times and takes the medians.
 pub fn measure(layer: &Layer, compressor: Compressor, rounds: usize) -> Result<Stages> {
-    let stored = std::fs::read(&layer.path).with_context(|| format!("read {}", layer.path.display()))?;
+    let stored =
+        std::fs::read(&layer.path).with_context(|| format!("read {}", layer.path.display()))?;
     let mut tar = Vec::new();
     let (_, mut stream) = layer::detecting(std::io::Cursor::new(stored.clone()))?;
-    stream.read_to_end(&mut tar).with_context(|| format!("decompress {}", layer.path.display()))?;
+    stream
+        .read_to_end(&mut tar)
+        .with_context(|| format!("decompress {}", layer.path.display()))?;
     let compressed = stored.len() < tar.len();
     let chunks = chunks(&tar)?;
     let mut seen = HashSet::new();
-    let distinct: Vec<Range<usize>> =
-        chunks.iter().filter(|c| seen.insert(codec::digest(Digester::Blake3, &tar[(*c).clone()]))).cloned().collect();
+    let distinct: Vec<Range<usize>> = chunks
+        .iter()
+        .filter(|c| seen.insert(codec::digest(Digester::Blake3, &tar[(*c).clone()])))
+        .cloned()
+        .collect();
     let blob = compress(&tar, &distinct, compressor, true)?;
 
     let time = |work: &(dyn Fn() -> Result<()> + Sync)| -> Result<f64> {
-        (0..rounds).map(|_| on_all_cores(work)).collect::<Result<Vec<_>>>().map(median)
+        (0..rounds)
+            .map(|_| on_all_cores(work))
+            .collect::<Result<Vec<_>>>()
+            .map(median)
     };
     let mut stages = Stages {
         chunk_digest: time(&|| {
@@ -127,7 +144,9 @@ fn on_all_cores(work: &(dyn Fn() -> Result<()> + Sync)) -> Result<f64> {
             Ok(start.elapsed().as_secs_f64())
         };
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(timed)).collect();
-        let times = threads.into_iter().map(|t| t.join().expect("a measured stage does not panic"));
+        let times = threads
+            .into_iter()
+            .map(|t| t.join().expect("a measured stage does not panic"));
         Ok(times.collect::<Result<Vec<f64>>>()?.iter().sum::<f64>() / cores as f64)
     })
 }
@@ -157,13 +176,22 @@ fn chunks(tar: &[u8]) -> Result<Vec<Range<usize>>> {
         }
         let start = usize::try_from(entry.raw_file_position())?;
         let end = start + usize::try_from(entry.size())?;
-        chunks.extend((start..end).step_by(CHUNK_SIZE).map(|at| at..end.min(at + CHUNK_SIZE)));
+        chunks.extend(
+            (start..end)
+                .step_by(CHUNK_SIZE)
+                .map(|at| at..end.min(at + CHUNK_SIZE)),
+        );
     }
     Ok(chunks)
 }
 
 /// Compresses chunks one after another into one buffer, as the blob would hold them if `keep`.
-fn compress(tar: &[u8], chunks: &[Range<usize>], compressor: Compressor, keep: bool) -> Result<Vec<u8>> {
+fn compress(
+    tar: &[u8],
+    chunks: &[Range<usize>],
+    compressor: Compressor,
+    keep: bool,
+) -> Result<Vec<u8>> {
     let mut encoder = Encoder::new(compressor, Encoder::ZSTD_LEVEL_DEFAULT)?;
     let mut out = Vec::with_capacity(2 * CHUNK_SIZE);
     for chunk in chunks {

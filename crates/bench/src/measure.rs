@@ -41,7 +41,14 @@ pub fn run_one(command: &[OsString]) -> Result<()> {
     let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
     let cpu = seconds(usage.user_time()) + seconds(usage.system_time());
     let peak_kib = u64::try_from(usage.max_rss()).unwrap_or_default();
-    println!("{}", serde_json::to_string(&Usage { wall, cpu, peak_kib })?);
+    println!(
+        "{}",
+        serde_json::to_string(&Usage {
+            wall,
+            cpu,
+            peak_kib
+        })?
+    );
     Ok(())
 }
 
@@ -61,7 +68,10 @@ pub fn usage<S: Into<OsString> + Clone>(command: &[S]) -> Result<Usage> {
 /// The median of some figures; of an even number, the lower middle.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get((values.len().max(1) - 1) / 2).copied().unwrap_or_default()
+    values
+        .get((values.len().max(1) - 1) / 2)
+        .copied()
+        .unwrap_or_default()
 }
 
 /// Runs, and their medians figure by figure.
@@ -78,7 +88,11 @@ impl Runs {
     pub fn of(runs: Vec<Usage>) -> Self {
         let each = |get: fn(&Usage) -> f64| median(runs.iter().map(get).collect());
         let peak_kib = each(|u| u.peak_kib as f64) as u64;
-        let median = Usage { wall: each(|u| u.wall), cpu: each(|u| u.cpu), peak_kib };
+        let median = Usage {
+            wall: each(|u| u.wall),
+            cpu: each(|u| u.cpu),
+            peak_kib,
+        };
         Self { runs, median }
     }
 }

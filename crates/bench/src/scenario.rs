@@ -1,0 +1,439 @@
+//! What is measured of one image: the commands a user runs, and reading through the mount.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use rafs_format::Compressor;
+use serde::Serialize;
+
+use crate::floor::{self, Stages};
+use crate::input::Input;
+use crate::measure::{Runs, Usage, usage};
+
+/// The measured programs.
+pub struct Programs {
+    /// `nydusify`.
+    pub nydusify: PathBuf,
+    /// `nydus-image`.
+    pub nydus_image: PathBuf,
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The image.
+    pub input: String,
+    /// What was done.
+    pub what: String,
+    /// The runs, where a whole command was measured.
+    pub usage: Runs,
+    /// Bytes that came out (or were read).
+    pub bytes: u64,
+    /// Attainable wall time in seconds, where it is defined.
+    pub attainable: Option<f64>,
+    /// Stages behind it.
+    pub stages: Vec<Stages>,
+    /// A ratio that says how good the figure is, and to what.
+    pub ratio: Option<(f64, &'static str)>,
+}
+
+/// Measures one image.
+pub struct Scenario<'a> {
+    /// The programs.
+    pub programs: &'a Programs,
+    /// The image.
+    pub input: &'a Input,
+    /// A directory for results, emptied by whoever made it.
+    pub work: &'a Path,
+    /// How often each command is run.
+    pub runs: usize,
+    /// What was measured so far.
+    pub rows: Vec<Row>,
+}
+
+impl Scenario<'_> {
+    /// Everything, in the order of the table.
+    pub fn measure(mut self) -> Result<Vec<Row>> {
+        for compressor in [Compressor::Zstd, Compressor::Lz4Block] {
+            self.convert(compressor)?;
+            self.create(compressor)?;
+        }
+        self.check()?;
+        self.merge()?;
+        self.mount()?;
+        Ok(self.rows)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.work.join(format!("{}.{name}", self.input.name))
+    }
+
+    /// The converted image's reference; `convert` makes it.
+    fn converted(&self, compressor: Compressor) -> String {
+        format!("oci:{}:nydus", self.path(compressor.name()).display())
+    }
+
+    fn repeat(&self, clean: &[&Path], command: &[OsString]) -> Result<Runs> {
+        let run = || -> Result<Usage> {
+            for path in clean {
+                remove(path)?;
+            }
+            usage(command)
+        };
+        run()?; // a first run that does not count
+        Ok(Runs::of(
+            (0..self.runs).map(|_| run()).collect::<Result<_>>()?,
+        ))
+    }
+
+    fn push(&mut self, what: impl Into<String>, usage: Runs, bytes: u64) -> &mut Row {
+        let (input, what) = (self.input.name.clone(), what.into());
+        eprintln!(
+            "{input}: {what}: {:.3} s, {} KiB",
+            usage.median.wall, usage.median.peak_kib
+        );
+        self.rows.push(Row {
+            input,
+            what,
+            usage,
+            bytes,
+            attainable: None,
+            stages: vec![],
+            ratio: None,
+        });
+        self.rows.last_mut().expect("a row was just pushed")
+    }
+
+    fn convert(&mut self, compressor: Compressor) -> Result<()> {
+        let target = self.path(compressor.name());
+        let command = args(&[
+            self.programs.nydusify.as_os_str(),
+            "convert".as_ref(),
+            "--source".as_ref(),
+            self.input.reference().as_ref(),
+            "--target".as_ref(),
+            self.converted(compressor).as_ref(),
+            "--compressor".as_ref(),
+            compressor.name().as_ref(),
+        ]);
+        let runs = self.repeat(&[&target], &command)?;
+        let layers = self.input.image_layers();
+        let stages = layers
+            .iter()
+            .map(|l| floor::measure(l, compressor, self.runs))
+            .collect::<Result<Vec<_>>>()?;
+        self.with_floor(
+            format!("convert, {compressor}"),
+            runs,
+            size(&target)?,
+            stages,
+        );
+        Ok(())
+    }
+
+    fn create(&mut self, compressor: Compressor) -> Result<()> {
+        let blob = self.path(&format!("{compressor}.blob"));
+        let command = args(&[
+            self.programs.nydus_image.as_os_str(),
+            "create".as_ref(),
+            "--type".as_ref(),
+            "tar-rafs".as_ref(),
+            "--compressor".as_ref(),
+            compressor.name().as_ref(),
+            "--blob-inline-meta".as_ref(),
+            "--features".as_ref(),
+            "blob-toc".as_ref(),
+            "--blob".as_ref(),
+            blob.as_os_str(),
+            self.input.tar.as_os_str(),
+        ]);
+        let runs = self.repeat(&[&blob], &command)?;
+        let stages = vec![floor::measure(
+            &self.input.tar_layer(),
+            compressor,
+            self.runs,
+        )?];
+        self.with_floor(
+            format!("create from tar, {compressor}"),
+            runs,
+            size(&blob)?,
+            stages,
+        );
+        Ok(())
+    }
+
+    fn with_floor(&mut self, what: String, runs: Runs, bytes: u64, stages: Vec<Stages>) {
+        let attainable = floor::attainable(&stages, floor::cores());
+        let wall = runs.median.wall;
+        let row = self.push(what, runs, bytes);
+        row.attainable = Some(attainable);
+        row.ratio = Some((attainable / wall, "efficiency"));
+        row.stages = stages;
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let target = self.converted(Compressor::Zstd);
+        let whole = args(&[
+            self.programs.nydusify.as_os_str(),
+            "check".as_ref(),
+            "--source".as_ref(),
+            self.input.reference().as_ref(),
+            "--target".as_ref(),
+            target.as_ref(),
+        ]);
+        let runs = self.repeat(&[], &whole)?;
+        self.push("check against the source", runs, 0);
+        let blob = self.path("zstd.blob");
+        let structure = args(&[
+            self.programs.nydus_image.as_os_str(),
+            "check".as_ref(),
+            "--bootstrap".as_ref(),
+            blob.as_os_str(),
+        ]);
+        let runs = self.repeat(&[], &structure)?;
+        self.push("check of the bootstrap", runs, 0);
+        Ok(())
+    }
+
+    /// Merges the largest layer's bootstrap three times over: as many inodes as three such layers.
+    fn merge(&mut self) -> Result<()> {
+        let out = self.path("merged.boot");
+        let mut command = args(&[
+            self.programs.nydus_image.as_os_str(),
+            "merge".as_ref(),
+            "--bootstrap".as_ref(),
+            out.as_os_str(),
+        ]);
+        for layer in 0..3 {
+            let boot = self.path(&format!("layer{layer}.boot"));
+            let layer_blob = self.path(&format!("layer{layer}.blob"));
+            run(Command::new(&self.programs.nydus_image)
+                .args(["create", "--type", "tar-rafs", "--bootstrap"])
+                .args([
+                    boot.as_os_str(),
+                    "--blob".as_ref(),
+                    layer_blob.as_os_str(),
+                    self.input.tar.as_os_str(),
+                ]))?;
+            remove(&layer_blob)?;
+            command.push(boot.into());
+        }
+        let runs = self.repeat(&[&out], &command)?;
+        let bytes = size(&out)?;
+        self.push("merge of three layers", runs, bytes);
+        Ok(())
+    }
+
+    fn mount(&mut self) -> Result<()> {
+        let native = timed(self.runs, || read_all(&self.input.tree).map(drop))?;
+        let bytes = read_all(&self.input.tree)?;
+        self.push("read all, native file system, warm", native.clone(), bytes);
+        let native_find = timed(self.runs, || walk(&self.input.tree, &mut |_| Ok(())))?;
+        self.push("find, native file system, warm", native_find, 0);
+
+        let mut ready = Vec::new();
+        let mut first = Vec::new();
+        let mut cold = Vec::new();
+        let mut kept = Vec::new();
+        let mut find = Vec::new();
+        let mut warm = Vec::new();
+        let mut bytes = 0;
+        for _ in 0..self.runs {
+            let cache = self.path("cache");
+            remove(&cache)?;
+            let mount = Mount::start(self, &cache, &mut ready)?;
+            find.extend(timed(1, || walk(&mount.at, &mut |_| Ok(())))?.runs);
+            let some = largest_file(&mount.at)?;
+            first.extend(timed(1, || read_start(&some))?.runs);
+            cold.extend(timed(1, || read_all(&mount.at).map(|read| bytes = read))?.runs);
+            warm.extend(timed(1, || read_all(&mount.at).map(drop))?.runs);
+            mount.stop()?;
+            // The chunk cache is complete now; a new mount has an empty page cache of its own.
+            let mount = Mount::start(self, &cache, &mut Vec::new())?;
+            kept.extend(timed(1, || read_all(&mount.at).map(drop))?.runs);
+            mount.stop()?;
+        }
+        self.push("mount ready", Runs::of(ready), 0);
+        self.push(
+            "first read of a file, nothing cached",
+            Runs::of(first),
+            1 << 20,
+        );
+        self.push("find through FUSE", Runs::of(find), 0);
+        self.push(
+            "read all through FUSE, nothing cached",
+            Runs::of(cold),
+            bytes,
+        );
+        self.push(
+            "read all through FUSE, chunks cached, new mount",
+            Runs::of(kept),
+            bytes,
+        );
+        let warm = Runs::of(warm);
+        let ratio = warm.median.wall / native.median.wall;
+        self.push("read all through FUSE, warm", warm, bytes).ratio = Some((ratio, "times native"));
+        Ok(())
+    }
+}
+
+/// A mount of the converted image that is unmounted when dropped.
+struct Mount<'a> {
+    programs: &'a Programs,
+    at: PathBuf,
+}
+
+impl<'a> Mount<'a> {
+    fn start(scenario: &Scenario<'a>, cache: &Path, ready: &mut Vec<Usage>) -> Result<Self> {
+        let at = scenario.path("mnt");
+        std::fs::create_dir_all(&at)?;
+        ready.push(usage(&args(&[
+            scenario.programs.nydusify.as_os_str(),
+            "mount".as_ref(),
+            "--target".as_ref(),
+            scenario.converted(Compressor::Zstd).as_ref(),
+            "--mount-path".as_ref(),
+            at.as_os_str(),
+            "--cache-dir".as_ref(),
+            cache.as_os_str(),
+            "--detach".as_ref(),
+        ]))?);
+        Ok(Self {
+            programs: scenario.programs,
+            at,
+        })
+    }
+
+    fn stop(self) -> Result<()> {
+        run(Command::new(&self.programs.nydusify)
+            .arg("umount")
+            .arg(&self.at))
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        // After an orderly `stop` there is nothing to unmount and this fails quietly.
+        let _ = Command::new(&self.programs.nydusify)
+            .arg("umount")
+            .arg(&self.at)
+            .output();
+    }
+}
+
+fn args(words: &[&std::ffi::OsStr]) -> Vec<OsString> {
+    words.iter().map(|w| (*w).to_owned()).collect()
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    if !output.status.success() {
+        bail!(
+            "{command:?} ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let result = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Wall times of something this process does itself.
+fn timed(runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<Runs> {
+    let mut all = Vec::new();
+    for _ in 0..runs {
+        let start = Instant::now();
+        work()?;
+        all.push(Usage {
+            wall: start.elapsed().as_secs_f64(),
+            cpu: 0.0,
+            peak_kib: 0,
+        });
+    }
+    Ok(Runs::of(all))
+}
+
+/// Visits every name below a directory, with its metadata read, as `find -ls` does.
+fn walk(root: &Path, file: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory)
+            .with_context(|| format!("list {}", directory.display()))?
+        {
+            let path = entry?.path();
+            let kind = path.symlink_metadata()?.file_type();
+            if kind.is_dir() {
+                pending.push(path);
+            } else if kind.is_file() {
+                file(&path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads every regular file below a directory; how many bytes there were.
+fn read_all(root: &Path) -> Result<u64> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    walk(root, &mut |path| {
+        let mut file = File::open(path)?;
+        loop {
+            match file
+                .read(&mut buffer)
+                .with_context(|| format!("read {}", path.display()))?
+            {
+                0 => return Ok(()),
+                read => total += read as u64,
+            }
+        }
+    })?;
+    Ok(total)
+}
+
+fn largest_file(root: &Path) -> Result<PathBuf> {
+    let mut largest = (0, PathBuf::new());
+    walk(root, &mut |path| {
+        largest =
+            std::mem::take(&mut largest).max((path.symlink_metadata()?.len(), path.to_owned()));
+        Ok(())
+    })?;
+    Ok(largest.1)
+}
+
+fn read_start(path: &Path) -> Result<()> {
+    let mut buffer = Vec::new();
+    File::open(path)?.take(1 << 20).read_to_end(&mut buffer)?;
+    Ok(())
+}
+
+/// Bytes of a file, or of all files in a directory.
+fn size(path: &Path) -> Result<u64> {
+    if path.is_file() {
+        return Ok(path.metadata()?.len());
+    }
+    let mut total = 0;
+    walk(path, &mut |file| {
+        total += file.metadata()?.len();
+        Ok(())
+    })?;
+    Ok(total)
+}
