@@ -1,1 +1,27 @@
-//! storage
+//! Access to the data of an image: blobs, bootstraps, verified chunks and the cache.
+//!
+//! * [`BlobReader`] and [`BlobSource`] say where stored bytes come from; [`FileBlob`] and [`DirSource`] are files.
+//! * [`load_bootstrap`] and [`extract_bootstrap`] find a bootstrap in a file or in the tail of a blob.
+//! * [`read_blob_meta`] reads a blob's own chunk table, [`ChunkDecoder`] decodes its chunks into [`VerifiedChunk`]s.
+//! * [`ChunkStore`] serves verified chunks on demand and keeps them in a cache that survives crashes.
+#![forbid(unsafe_code)]
+
+mod bootstrap;
+mod cache;
+mod decode;
+mod error;
+mod known;
+mod meta;
+mod reader;
+mod store;
+
+pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap};
+pub use cache::cache_file;
+pub use decode::{
+    ChunkDecoder, ChunkError, DecodedBatch, VerifiedChunk, decode_chunk, require_supported,
+};
+pub use error::{Error, ReadCause, ReadError};
+pub use known::{KnownChunk, KnownChunks};
+pub use meta::read_blob_meta;
+pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, NamedSource};
+pub use store::{ChunkStore, Stats, StoreOptions, complete_cache_files};

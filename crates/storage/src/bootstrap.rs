@@ -1,0 +1,163 @@
+//! Finding a bootstrap: in a file of its own, or in the tail of a native layer blob.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rafs_format::toc::{self, InlineBootstrap};
+use rafs_format::{BlobFeatures, BlobId, Bootstrap, Digester};
+
+use crate::meta::read_piece;
+use crate::{BlobReader, BlobSource, ChunkError, Error, FileBlob, NamedSource};
+
+/// Largest bootstrap that the format allows, in bytes.
+const BOOTSTRAP_MAX: u64 = 2 << 30;
+/// A bootstrap of at most this size is taken however small it is stored.
+const EXPANSION_FREE: u64 = 64 << 20;
+/// Greatest plausible ratio between a larger bootstrap and its stored form.
+const EXPANSION_MAX: u64 = 1024;
+
+/// A parsed bootstrap and where it came from.
+#[derive(Debug)]
+pub struct LoadedBootstrap {
+    /// The bootstrap, its blob ids complete.
+    pub bootstrap: Bootstrap<Vec<u8>>,
+    /// The blob that the bootstrap was found in, if it was in one: its id in the blob table, and the file. A native
+    /// layer without file data has no such blob.
+    pub own_blob: Option<(BlobId, PathBuf)>,
+}
+
+impl LoadedBootstrap {
+    /// A source of the image's blobs: the file that the bootstrap came from for its own blob, `rest` for the others.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that file cannot be opened.
+    pub fn source(&self, rest: Option<Arc<dyn BlobSource>>) -> Result<Arc<dyn BlobSource>, Error> {
+        let mut source = NamedSource::new(rest);
+        if let Some((id, path)) = &self.own_blob {
+            source.insert(
+                id.as_str(),
+                Arc::new(FileBlob::open(path).map_err(Error::io("open the blob", path))?),
+            );
+        }
+        Ok(Arc::new(source))
+    }
+}
+
+/// Loads the bootstrap at `path`: a bootstrap file, or a native layer blob with the bootstrap in its tail.
+///
+/// A blob whose id the bootstrap leaves open gets the file's name up to the first dot.
+///
+/// # Errors
+/// [`Error::File`] with the path and the cause.
+pub fn load_bootstrap(path: &Path) -> Result<LoadedBootstrap, Error> {
+    load(path).map_err(|error| error.in_file(path))
+}
+
+fn load(path: &Path) -> Result<LoadedBootstrap, Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let len = file.metadata().map_err(Error::io("open", path))?.len();
+    let blob = FileBlob::window(Arc::new(file), 0, len);
+    let bare = is_bootstrap(&blob)?;
+    let data = if bare {
+        read_bare(&blob)?
+    } else {
+        extract_bootstrap(&blob)?
+    };
+    let mut bootstrap = Bootstrap::parse(data).map_err(|source| Error::Format {
+        what: "the bootstrap",
+        source,
+    })?;
+    let mut own = None;
+    for info in bootstrap.blobs_mut() {
+        if info.id.is_placeholder() {
+            info.id = id_from_name(path)?;
+        }
+        if info.features.contains(BlobFeatures::INLINED_FS_META) && own.is_none() && !bare {
+            own = Some((info.id.clone(), path.to_owned()));
+        }
+    }
+    Ok(LoadedBootstrap {
+        bootstrap,
+        own_blob: own,
+    })
+}
+
+fn id_from_name(path: &Path) -> Result<BlobId, Error> {
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy())
+        .unwrap_or_default();
+    let name = name.split('.').next().unwrap_or_default();
+    BlobId::new(name).ok_or_else(|| Error::BlobName {
+        name: name.to_owned(),
+    })
+}
+
+/// Reads the bootstrap out of the tail of a native layer blob, and checks its digest where one is recorded.
+///
+/// # Errors
+/// [`Error::NoBootstrap`] if the blob holds none; [`Error::Format`], [`Error::Decode`], [`Error::Digest`] or
+/// [`Error::TooLarge`] if what it holds is not sound; [`Error::Read`] if the blob cannot be read.
+pub fn extract_bootstrap(blob: &dyn BlobReader) -> Result<Vec<u8>, Error> {
+    const WHAT: &str = "the bootstrap";
+    let len = blob.size().min(toc::TAIL_SIZE as u64);
+    let tail = read_piece(blob, "the blob's tail", blob.size() - len, len)?;
+    let tail = toc::parse_tail(&tail, blob.size()).map_err(|source| Error::Format {
+        what: "the blob's tail",
+        source,
+    })?;
+    let inline = tail.bootstrap.ok_or(Error::NoBootstrap)?;
+    let size = checked_size(&inline)?;
+    let stored = read_piece(blob, WHAT, inline.offset, inline.compressed_size)?;
+    let mut data = vec![0; size];
+    codec::decompress(inline.compressor, &stored, &mut data).map_err(|error| Error::Decode {
+        what: WHAT,
+        source: ChunkError::from(error),
+    })?;
+    if let Some(expected) = inline.digest {
+        let actual = codec::digest(Digester::Sha256, &data);
+        if actual != expected {
+            return Err(Error::Digest {
+                what: WHAT,
+                expected: hex::encode(expected),
+                actual: hex::encode(actual),
+            });
+        }
+    }
+    Ok(data)
+}
+
+fn checked_size(inline: &InlineBootstrap) -> Result<usize, Error> {
+    let size = inline.uncompressed_size;
+    let limit = inline
+        .compressed_size
+        .saturating_mul(EXPANSION_MAX)
+        .max(EXPANSION_FREE)
+        .min(BOOTSTRAP_MAX);
+    let fits = usize::try_from(size).ok().filter(|_| size <= limit);
+    fits.ok_or(Error::TooLarge {
+        what: "the bootstrap",
+        size,
+        limit,
+    })
+}
+
+/// Whether one of the two superblock magics is in its place.
+fn is_bootstrap(blob: &dyn BlobReader) -> Result<bool, Error> {
+    let len = blob.size().min(1028);
+    let head = read_piece(blob, "the head of the file", 0, len)?;
+    Ok(head.starts_with(&0x5241_4653_u32.to_le_bytes())
+        || head.get(1024..) == Some(&0xE0F5_E1E2_u32.to_le_bytes()))
+}
+
+fn read_bare(blob: &dyn BlobReader) -> Result<Vec<u8>, Error> {
+    if blob.size() > BOOTSTRAP_MAX {
+        return Err(Error::TooLarge {
+            what: "the bootstrap",
+            size: blob.size(),
+            limit: BOOTSTRAP_MAX,
+        });
+    }
+    read_piece(blob, "the bootstrap", 0, blob.size())
+}

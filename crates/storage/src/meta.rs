@@ -1,0 +1,90 @@
+//! Reading a blob's own chunk table.
+
+use rafs_format::blob_meta::{BlobMeta, HEADER_SIZE};
+use rafs_format::{BlobFeatures, BlobInfo, Compressor};
+
+use crate::decode::{cipher_of, require_supported};
+use crate::{BlobReader, ChunkError, Error};
+
+/// Reads, decrypts, decompresses and checks the chunk table of a blob. Only the blob table entry is needed for it.
+///
+/// # Errors
+/// [`Error::Unsupported`] for kinds of blobs that cannot be read yet, [`Error::Read`] if the blob cannot be read or
+/// is too short, and [`Error::Decode`], [`Error::Format`] or [`Error::TooLarge`] if the table is not sound.
+pub fn read_blob_meta(info: &BlobInfo, blob: &dyn BlobReader) -> Result<BlobMeta, Error> {
+    const WHAT: &str = "the chunk table";
+    require_supported(info)?;
+    let limit = size_limit(info);
+    if info.meta_uncompressed_size > limit {
+        return Err(Error::TooLarge {
+            what: WHAT,
+            size: info.meta_uncompressed_size,
+            limit,
+        });
+    }
+    let stored_limit = info.meta_uncompressed_size.max(18);
+    if info.meta_compressed_size > stored_limit {
+        return Err(Error::TooLarge {
+            what: WHAT,
+            size: info.meta_compressed_size,
+            limit: stored_limit,
+        });
+    }
+    let mut table = read_piece(blob, WHAT, info.meta_offset, info.meta_compressed_size)?;
+    // The table has been read, so its end is no overflow.
+    let header_offset = info.meta_offset + info.meta_compressed_size;
+    let mut header = read_piece(
+        blob,
+        "the header of the chunk table",
+        header_offset,
+        HEADER_SIZE as u64,
+    )?;
+
+    let size = usize::try_from(info.meta_uncompressed_size).map_err(|_| Error::TooLarge {
+        what: WHAT,
+        size: info.meta_uncompressed_size,
+        limit,
+    })?;
+    let decode = |source| Error::Decode { what: WHAT, source };
+    if let Some(cipher) =
+        cipher_of(info).filter(|_| info.features.contains(BlobFeatures::ENCRYPTED))
+    {
+        let raw = (info.meta_compressor == Compressor::None).then_some(size);
+        cipher
+            .decrypt(&mut table, raw)
+            .map_err(|error| decode(ChunkError::from(error)))?;
+        cipher
+            .decrypt(&mut header, Some(HEADER_SIZE))
+            .map_err(|error| decode(ChunkError::from(error)))?;
+    }
+    let mut plain = vec![0; size];
+    codec::decompress(info.meta_compressor, &table, &mut plain)
+        .map_err(|error| decode(ChunkError::from(error)))?;
+    let header = <[u8; HEADER_SIZE]>::try_from(header).unwrap_or([0; HEADER_SIZE]);
+    BlobMeta::from_vec(plain, &header, info).map_err(|source| Error::Format { what: WHAT, source })
+}
+
+/// Largest table that a blob with that many chunks can have: a record and a context for each.
+fn size_limit(info: &BlobInfo) -> u64 {
+    u64::from(info.chunk_count) * (24 + 40)
+}
+
+pub(crate) fn read_piece(
+    blob: &dyn BlobReader,
+    what: &'static str,
+    offset: u64,
+    size: u64,
+) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::Read {
+        what,
+        offset,
+        size,
+        source,
+    };
+    let end = offset.checked_add(size).filter(|&end| end <= blob.size());
+    let len = end.and(usize::try_from(size).ok());
+    let len = len.ok_or_else(|| failed(std::io::ErrorKind::UnexpectedEof.into()))?;
+    let mut bytes = vec![0; len];
+    blob.read_exact_at(&mut bytes, offset).map_err(failed)?;
+    Ok(bytes)
+}

@@ -1,0 +1,194 @@
+//! Where the bytes of blobs come from.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Random access to the stored bytes of one blob. Retrying is the reader's own business.
+pub trait BlobReader: Send + Sync {
+    /// Fills `buf` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the blob ends before `buf` is full, else what the place reports.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Size of the blob in bytes.
+    fn size(&self) -> u64;
+}
+
+/// Opens blobs by their id.
+pub trait BlobSource: Send + Sync {
+    /// A reader of the blob `id`.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such blob here, else what the place reports.
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>>;
+}
+
+/// A blob that is a file, or a run of bytes inside one (a member of an archive).
+#[derive(Debug, Clone)]
+pub struct FileBlob {
+    file: Arc<File>,
+    offset: u64,
+    len: u64,
+}
+
+impl FileBlob {
+    /// The whole file at `path`.
+    ///
+    /// # Errors
+    /// What opening the file reports; `InvalidInput` if it is no regular file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
+        }
+        Ok(Self {
+            file: Arc::new(file),
+            offset: 0,
+            len: metadata.len(),
+        })
+    }
+
+    /// The `len` bytes of `file` from `offset` on.
+    pub fn window(file: Arc<File>, offset: u64, len: u64) -> Self {
+        Self { file, offset, len }
+    }
+}
+
+impl BlobReader for FileBlob {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset
+            .checked_add(buf.len() as u64)
+            .filter(|&end| end <= self.len);
+        let start = end
+            .and(self.offset.checked_add(offset))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.file.read_exact_at(buf, start)
+    }
+
+    fn size(&self) -> u64 {
+        self.len
+    }
+}
+
+impl BlobReader for Vec<u8> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let bytes = start
+            .checked_add(buf.len())
+            .and_then(|end| self.get(start..end));
+        buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+/// Blobs that are files of one directory, each named by its id.
+#[derive(Debug, Clone)]
+pub struct DirSource(pub PathBuf);
+
+impl BlobSource for DirSource {
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
+        if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("blob id {id:?} is no file name"),
+            ));
+        }
+        let path = self.0.join(id);
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        Ok(Arc::new(FileBlob::open(&path).map_err(named)?))
+    }
+}
+
+/// Blobs that are named one by one, before those of another source.
+#[derive(Clone, Default)]
+pub struct NamedSource {
+    blobs: HashMap<String, Arc<dyn BlobReader>>,
+    rest: Option<Arc<dyn BlobSource>>,
+}
+
+impl NamedSource {
+    /// Blobs that are named by [`NamedSource::insert`], and those of `rest` for every other id.
+    pub fn new(rest: Option<Arc<dyn BlobSource>>) -> Self {
+        Self {
+            blobs: HashMap::new(),
+            rest,
+        }
+    }
+
+    /// Lets `reader` serve the blob `id`.
+    pub fn insert(&mut self, id: impl Into<String>, reader: Arc<dyn BlobReader>) {
+        self.blobs.insert(id.into(), reader);
+    }
+}
+
+impl BlobSource for NamedSource {
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
+        match (self.blobs.get(id), &self.rest) {
+            (Some(reader), _) => Ok(Arc::clone(reader)),
+            (None, Some(rest)) => rest.open(id),
+            (None, None) => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("no place is known for blob {id}"),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_ends_where_it_ends() {
+        let dir = std::env::temp_dir().join(format!("storage-window-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("blob"), b"0123456789").unwrap();
+        let file = Arc::new(File::open(dir.join("blob")).unwrap());
+        let window = FileBlob::window(file, 2, 5);
+        let mut buf = [0; 3];
+        window.read_exact_at(&mut buf, 2).unwrap();
+        assert_eq!(&buf, b"456");
+        assert_eq!(
+            window.read_exact_at(&mut buf, 3).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(
+            window.read_exact_at(&mut buf, u64::MAX).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(DirSource(dir.clone()).open("blob").unwrap().size(), 10);
+        assert!(DirSource(dir.clone()).open("../blob").is_err());
+        assert!(
+            DirSource(dir.clone())
+                .open("none")
+                .is_err_and(|error| error.to_string().contains("none"))
+        );
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn named_blobs_come_before_the_rest() {
+        let mut rest = NamedSource::new(None);
+        rest.insert("a", Arc::new(b"rest".to_vec()));
+        rest.insert("b", Arc::new(b"rest".to_vec()));
+        let mut source = NamedSource::new(Some(Arc::new(rest)));
+        source.insert("a", Arc::new(b"own".to_vec()));
+        assert_eq!(source.open("a").unwrap().size(), 3);
+        assert_eq!(source.open("b").unwrap().size(), 4);
+        assert!(source.open("c").is_err());
+    }
+}

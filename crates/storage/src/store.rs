@@ -1,0 +1,565 @@
+//! The chunk store: verified chunks on demand, kept in a cache.
+//!
+//! A read finds the chunk in the cache file, or else one thread brings it in (see [`fetch`]) while others that want it
+//! wait. That thread asks the blob for the stored bytes of the chunk and of wanted neighbours in one request, decodes
+//! and verifies the chunk, and leaves the neighbours to a small pool. Nothing is served, and nothing reaches the
+//! cache, unless its digest is the one that the bootstrap records.
+
+mod barrier;
+mod blob;
+mod budget;
+mod fetch;
+mod flight;
+mod prefetch;
+mod recent;
+mod stats;
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rafs_format::{Bootstrap, ChunkPointer};
+
+pub use stats::Stats;
+
+use crate::cache::{BlobCache, CacheDir, State, boot_tag, running_boot};
+use crate::decode::require_supported;
+use crate::{
+    BlobSource, Error, KnownChunk, KnownChunks, ReadCause, ReadError, VerifiedChunk, cache_file,
+};
+use barrier::Barrier;
+use blob::Blob;
+use budget::Budget;
+use flight::Flights;
+use prefetch::Prefetch;
+use recent::Recent;
+use stats::{Counters, add};
+
+/// How a store works. The defaults suit a mount.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Where chunks are kept, for this run and later ones. Without it only the last few are, in memory.
+    pub cache_dir: Option<PathBuf>,
+    /// Most bytes that may be in flight: stored ones on their way in, and decoded ones on their way to the cache.
+    pub memory: u64,
+    /// Most bytes of chunks to keep in memory where they cannot be kept in a cache directory.
+    pub recent: usize,
+    /// Longest range to ask a blob for, in bytes, unless one chunk alone is longer.
+    pub request_max: u64,
+    /// Longest run of unwanted bytes between two wanted ones that may be fetched along, in bytes.
+    pub gap_max: u64,
+    /// Threads that decode neighbours; 0 for one per core.
+    pub threads: usize,
+    /// Threads that prefetch.
+    pub prefetch_threads: usize,
+    /// Longest time that a chunk waits for a barrier, after which it survives a power loss.
+    pub barrier_interval: Duration,
+    /// Most bytes of chunks that wait for a barrier.
+    pub barrier_bytes: u64,
+    /// What names the running boot of the machine; what the system says if not given.
+    pub boot_id: Option<String>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            cache_dir: None,
+            memory: 64 << 20,
+            recent: 32 << 20,
+            request_max: 2 << 20,
+            gap_max: 128 << 10,
+            threads: 0,
+            prefetch_threads: 2,
+            barrier_interval: Duration::from_secs(5),
+            barrier_bytes: 256 << 20,
+            boot_id: None,
+        }
+    }
+}
+
+/// Serves the chunks of an image, each verified. All methods may be called from any number of threads.
+///
+/// A store has threads of its own: open it after a fork, not before. Dropping it waits for what is under way and makes
+/// the cache durable.
+pub struct ChunkStore {
+    inner: Arc<Inner>,
+    barrier: Option<JoinHandle<()>>,
+    /// Given up last, when nothing writes any more.
+    _cache_dir: Option<CacheDir>,
+}
+
+/// What the threads of a store share.
+struct Inner {
+    options: StoreOptions,
+    source: Arc<dyn BlobSource>,
+    blobs: Vec<Blob>,
+    flights: Arc<Flights>,
+    budget: Arc<Budget>,
+    recent: Recent,
+    counters: Counters,
+    barrier: Barrier,
+    prefetch: Prefetch,
+    pool: OnceLock<Option<rayon::ThreadPool>>,
+    /// The disk refused a chunk: no more are written to the cache.
+    cache_closed: AtomicBool,
+}
+
+/// A chunk of the image: its blob, and its position among the blob's known chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    blob: usize,
+    slot: usize,
+}
+
+impl ChunkStore {
+    /// A store for the image of `bootstrap`, with its blobs from `source`. Blobs are opened when they are needed.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for images of a kind that cannot be read yet, [`Error::Invalid`] or [`Error::Format`]
+    /// if the chunk table is not sound, [`Error::CacheBusy`] if another process has the cache directory,
+    /// [`Error::CacheVersion`] if a newer release wrote it, [`Error::Io`] if it cannot be used.
+    pub fn open<D: Deref<Target = [u8]>>(
+        bootstrap: &Bootstrap<D>,
+        source: Arc<dyn BlobSource>,
+        options: StoreOptions,
+    ) -> Result<Self, Error> {
+        bootstrap.blobs().iter().try_for_each(require_supported)?;
+        let known = KnownChunks::of(bootstrap)?;
+        let cache_dir = options
+            .cache_dir
+            .as_deref()
+            .map(CacheDir::open)
+            .transpose()?;
+        let boot = options
+            .boot_id
+            .as_deref()
+            .map_or_else(running_boot, boot_tag);
+        let counters = Counters::default();
+        let mut blobs = Vec::with_capacity(known.len());
+        for (info, known) in bootstrap.blobs().iter().zip(known) {
+            let cache = cache_dir
+                .as_ref()
+                .map(|dir| BlobCache::open(dir.path(), info, &known, boot));
+            let cache = match cache.transpose() {
+                // Reading does not need the cache.
+                Err(Error::Io { source, .. }) if is_full(&source) => {
+                    add(&counters.cache_errors, 1);
+                    None
+                }
+                other => other?,
+            };
+            blobs.push(Blob::new(info.clone(), known, cache));
+        }
+        let inner = Arc::new(Inner {
+            source,
+            blobs,
+            flights: Arc::default(),
+            budget: Budget::new(options.memory),
+            recent: Recent::new(options.recent),
+            counters,
+            barrier: Barrier::new(options.barrier_interval, options.barrier_bytes),
+            prefetch: Prefetch::default(),
+            pool: OnceLock::new(),
+            cache_closed: AtomicBool::new(false),
+            options,
+        });
+        let barrier = match &cache_dir {
+            Some(dir) => {
+                let inner = Arc::clone(&inner);
+                let thread = thread::Builder::new()
+                    .name("cache-barrier".into())
+                    .spawn(move || inner.run_barriers());
+                Some(thread.map_err(Error::io("start the barrier thread for", dir.path()))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            inner,
+            barrier,
+            _cache_dir: cache_dir,
+        })
+    }
+
+    /// Fills `buf` with the bytes of `chunk` from byte `offset` of the chunk on. If the chunk must be fetched, those
+    /// of `want_neighbours` that lie near it in the blob come along.
+    ///
+    /// # Errors
+    /// [`ReadError`] if the bytes cannot be had, or are not those that the image records; `buf` is then undefined.
+    pub fn read(
+        &self,
+        chunk: ChunkPointer,
+        offset: u32,
+        buf: &mut [u8],
+        want_neighbours: &[ChunkPointer],
+    ) -> Result<(), ReadError> {
+        self.counted(buf, |inner, buf| {
+            let (key, blob, known) = inner.locate(chunk)?;
+            check_bounds(blob, known, u64::from(offset), buf.len())?;
+            inner.read_piece(key, u64::from(offset), buf, want_neighbours)
+        })
+    }
+
+    /// Fills `buf` with the bytes of a file from byte `offset` on. `chunks` are the file's chunks, the first of them
+    /// at byte 0, and each but the file's last has `chunk_size` bytes; so a caller that knows only some chunks of a
+    /// file counts `offset` from the first of these. Chunks beyond the range are fetched along where that is cheap.
+    ///
+    /// # Errors
+    /// As [`ChunkStore::read`]; also if the chunks end before the range does.
+    pub fn read_file_range(
+        &self,
+        chunks: &[ChunkPointer],
+        chunk_size: u32,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        self.counted(buf, |inner, buf| {
+            inner.read_file_range(chunks, chunk_size, offset, buf)
+        })
+    }
+
+    /// The whole of a chunk.
+    ///
+    /// # Errors
+    /// As [`ChunkStore::read`].
+    pub fn chunk(&self, chunk: ChunkPointer) -> Result<Arc<VerifiedChunk>, ReadError> {
+        let (key, _, _) = self.inner.locate(chunk)?;
+        self.inner.chunk(key, &[], false)
+    }
+
+    /// Brings chunks into the cache in the background, in that order, whenever no read has to wait for a blob. Without
+    /// a cache directory this does nothing. Errors are counted and otherwise left to the read that meets them.
+    pub fn prefetch(&self, chunks: &[ChunkPointer]) {
+        if self._cache_dir.is_some() {
+            self.inner.prefetch_later(chunks);
+        }
+    }
+
+    /// Drops what is still to be prefetched.
+    pub fn cancel_prefetch(&self) {
+        self.inner.prefetch.cancel();
+    }
+
+    /// Waits until everything that was to be prefetched is there, has failed or was cancelled.
+    pub fn wait_prefetch(&self) {
+        self.inner.prefetch.wait_idle();
+        self.inner.flights.wait_empty();
+    }
+
+    /// Makes everything that is in the cache survive a power loss.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the disk fails; the chunks are then fetched or verified again.
+    pub fn sync(&self) -> Result<(), Error> {
+        let dir = self
+            ._cache_dir
+            .as_ref()
+            .map_or(Path::new(""), CacheDir::path);
+        self.inner
+            .sync()
+            .map_err(Error::io("make the cache durable in", dir))
+    }
+
+    /// What the store has done so far.
+    pub fn stats(&self) -> Stats {
+        self.inner.counters.snapshot()
+    }
+
+    /// Whether the cache holds every chunk of the blob that the image uses. Then its cache file is the extra device
+    /// of an EROFS mount of the image.
+    pub fn is_complete(&self, blob_index: u32) -> bool {
+        let blob = usize::try_from(blob_index)
+            .ok()
+            .and_then(|index| self.inner.blobs.get(index));
+        blob.and_then(|blob| blob.cache.as_ref())
+            .is_some_and(|cache| cache.missing() == 0)
+    }
+
+    fn counted(
+        &self,
+        buf: &mut [u8],
+        read: impl FnOnce(&Arc<Inner>, &mut [u8]) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
+        let counters = &self.inner.counters;
+        add(&counters.requests, 1);
+        let len = buf.len() as u64;
+        let result = read(&self.inner, buf);
+        match &result {
+            Ok(()) => add(&counters.bytes_served, len),
+            Err(_) => add(&counters.errors, 1),
+        }
+        result
+    }
+}
+
+impl Drop for ChunkStore {
+    fn drop(&mut self) {
+        self.inner.prefetch.stop();
+        self.inner.flights.wait_empty();
+        self.inner.barrier.stop();
+        if let Some(thread) = self.barrier.take() {
+            // The thread makes a last barrier. There is no one left to tell if it panicked.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Inner {
+    fn known(&self, key: Key) -> Option<(&Blob, &KnownChunk)> {
+        let blob = self.blobs.get(key.blob)?;
+        Some((blob, blob.known.get(key.slot)?))
+    }
+
+    fn locate(&self, chunk: ChunkPointer) -> Result<(Key, &Blob, &KnownChunk), ReadError> {
+        let index = usize::try_from(chunk.blob_index).ok();
+        let blob = index.and_then(|index| self.blobs.get(index));
+        let found = blob.and_then(|blob| {
+            let (slot, known) = blob.known.find(chunk.index)?;
+            (known.offset == chunk.uncompressed_offset).then_some((
+                Key { blob: index?, slot },
+                blob,
+                known,
+            ))
+        });
+        found.ok_or_else(|| ReadError {
+            blob: blob.map_or_else(
+                || format!("index {}", chunk.blob_index).into(),
+                |blob| Arc::clone(&blob.id),
+            ),
+            index: chunk.index,
+            offset: chunk.uncompressed_offset,
+            cause: Arc::new(ReadCause::Unknown),
+        })
+    }
+
+    fn read_file_range(
+        self: &Arc<Self>,
+        chunks: &[ChunkPointer],
+        chunk_size: u32,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let size = u64::from(chunk_size.max(1));
+        let mut at = usize::try_from(offset / size).unwrap_or(usize::MAX);
+        let mut start = offset % size;
+        let mut left = buf;
+        while !left.is_empty() {
+            let beyond = ChunkPointer {
+                blob_index: u32::MAX,
+                index: u32::MAX,
+                uncompressed_offset: offset,
+            };
+            let (key, blob, known) = self.locate(chunks.get(at).copied().unwrap_or(beyond))?;
+            let one = left
+                .len()
+                .min(usize::try_from(size - start).unwrap_or(usize::MAX));
+            check_bounds(blob, known, start, one)?;
+            let rest = chunks.get(at + 1..).unwrap_or_default();
+            let run = self.cached_run(key, rest, size, start, left.len());
+            let run = run.filter(|&run| {
+                left.get_mut(..run)
+                    .is_some_and(|piece| self.read_cached(key, start, piece))
+            });
+            let done = run.unwrap_or(one);
+            let (piece, later) = left.split_at_mut(done);
+            if run.is_none() {
+                self.read_piece(key, start, piece, rest)?;
+            }
+            let end = start + done as u64;
+            at += usize::try_from(end / size).unwrap_or(usize::MAX);
+            start = end % size;
+            left = later;
+        }
+        Ok(())
+    }
+
+    /// How many bytes, of `len` from byte `start` of chunk `key` on, lie in one run of the cache file. `rest` are the
+    /// chunks of the file that follow. `None` if not even the first is there.
+    fn cached_run(
+        &self,
+        key: Key,
+        rest: &[ChunkPointer],
+        size: u64,
+        start: u64,
+        len: usize,
+    ) -> Option<usize> {
+        let (blob, known) = self.known(key)?;
+        let present = |slot| (blob.state(slot) == State::Present).then_some(());
+        present(key.slot)?;
+        let wanted = start + len as u64;
+        let (mut end, mut offset, mut full) = (
+            u64::from(known.size),
+            known.offset,
+            u64::from(known.size) == size,
+        );
+        for next in rest {
+            if end >= wanted || !full || usize::try_from(next.blob_index) != Ok(key.blob) {
+                break;
+            }
+            let Some((slot, known)) = blob.known.find(next.index) else {
+                break;
+            };
+            let follows = known.offset == offset + size && next.uncompressed_offset == known.offset;
+            if !follows || present(slot).is_none() {
+                break;
+            }
+            (end, offset, full) = (
+                end + u64::from(known.size),
+                known.offset,
+                u64::from(known.size) == size,
+            );
+        }
+        usize::try_from(end.min(wanted) - start).ok()
+    }
+
+    fn read_piece(
+        self: &Arc<Self>,
+        key: Key,
+        start: u64,
+        buf: &mut [u8],
+        want: &[ChunkPointer],
+    ) -> Result<(), ReadError> {
+        if self.read_cached(key, start, buf) {
+            return Ok(());
+        }
+        let chunk = match self.recent.get(key) {
+            Some(chunk) => {
+                add(&self.counters.hits, 1);
+                chunk
+            }
+            None => {
+                add(&self.counters.misses, 1);
+                let _busy = self.prefetch.hold_back();
+                self.chunk(key, &self.keys(want), false)?
+            }
+        };
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
+        let piece = start
+            .checked_add(buf.len())
+            .and_then(|end| chunk.get(start..end));
+        buf.copy_from_slice(
+            piece.expect(
+                "the bounds were checked against the size, and the digest against the bytes",
+            ),
+        );
+        Ok(())
+    }
+
+    /// Reads from the cache file what is there, verified. `false` if it is not, or cannot be read.
+    fn read_cached(&self, key: Key, start: u64, buf: &mut [u8]) -> bool {
+        let Some((blob, known)) = self.known(key) else {
+            return false;
+        };
+        let Some(cache) = blob
+            .cache
+            .as_ref()
+            .filter(|cache| cache.state(key.slot) == State::Present)
+        else {
+            return false;
+        };
+        let read = cache.read(buf, known.offset + start);
+        match read {
+            Ok(()) => add(&self.counters.hits, 1),
+            Err(_) => {
+                add(&self.counters.cache_errors, 1);
+                cache.forget(key.slot);
+            }
+        }
+        read.is_ok()
+    }
+
+    fn keys(&self, chunks: &[ChunkPointer]) -> Vec<Key> {
+        chunks
+            .iter()
+            .take(fetch::NEIGHBOURS_MAX)
+            .filter_map(|&chunk| Some(self.locate(chunk).ok()?.0))
+            .collect()
+    }
+
+    fn pool(&self) -> Option<&rayon::ThreadPool> {
+        let build = || {
+            let name = |at| format!("chunk-decode-{at}");
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(self.options.threads)
+                .thread_name(name)
+                .build()
+                .ok()
+        };
+        self.pool.get_or_init(build).as_ref()
+    }
+}
+
+fn check_bounds(blob: &Blob, known: &KnownChunk, start: u64, len: usize) -> Result<(), ReadError> {
+    let fits = start
+        .checked_add(len as u64)
+        .is_some_and(|end| end <= u64::from(known.size));
+    if fits {
+        Ok(())
+    } else {
+        Err(blob.error(
+            known,
+            ReadCause::Bounds {
+                start,
+                len,
+                size: known.size,
+            },
+        ))
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Brings every chunk that the image uses into cache files in `dir` and makes them durable. The files, in the order of
+/// the image's device slots, are the extra devices of an EROFS mount.
+///
+/// # Errors
+/// As [`ChunkStore::open`] and [`ChunkStore::sync`]; [`Error::Incomplete`] if a chunk cannot be had or kept.
+pub fn complete_cache_files<D: Deref<Target = [u8]>>(
+    bootstrap: &Bootstrap<D>,
+    source: Arc<dyn BlobSource>,
+    dir: &Path,
+) -> Result<Vec<PathBuf>, Error> {
+    let options = StoreOptions {
+        cache_dir: Some(dir.to_owned()),
+        ..StoreOptions::default()
+    };
+    let store = ChunkStore::open(bootstrap, source, options)?;
+    let inner = &store.inner;
+    for (at, blob) in inner.blobs.iter().enumerate() {
+        let keys: Vec<Key> = (0..blob.known.len())
+            .map(|slot| Key { blob: at, slot })
+            .collect();
+        for (slot, key) in keys.iter().enumerate() {
+            if blob.state(slot) != State::Present {
+                let want = keys.get(slot + 1..).unwrap_or_default();
+                inner
+                    .chunk(*key, want, false)
+                    .map_err(|source| Error::Incomplete { source })?;
+            }
+        }
+    }
+    inner.flights.wait_empty();
+    store.sync()?;
+    let files = inner.blobs.iter().map(|blob| cache_file(dir, &blob.id));
+    let incomplete = inner
+        .blobs
+        .iter()
+        .find(|blob| blob.cache.as_ref().is_none_or(|cache| cache.missing() != 0));
+    match incomplete {
+        Some(blob) => {
+            let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            Err(Error::io(
+                "complete the cache file",
+                &cache_file(dir, &blob.id),
+            )(full))
+        }
+        None => Ok(files.collect()),
+    }
+}

@@ -1,0 +1,381 @@
+//! Bringing chunks in: which stored bytes to ask for, and what to do with them.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rafs_format::blob_meta::StoredChunk;
+
+use super::blob::{Blob, Extent, Remote};
+use super::budget::Share;
+use super::flight::{Claim, Duty, Landing};
+use super::stats::add;
+use super::{Inner, Key};
+use crate::cache::State;
+use crate::{ChunkError, ReadCause, VerifiedChunk};
+
+/// Neighbours that are looked at for one request.
+pub(super) const NEIGHBOURS_MAX: usize = 512;
+
+/// A chunk that is being brought in.
+struct Member {
+    claim: Claim,
+    record: StoredChunk,
+}
+
+/// A unit of stored bytes with the chunks in it that somebody wants.
+struct Unit {
+    extent: Extent,
+    members: Vec<Member>,
+}
+
+/// One request to a blob.
+struct Plan {
+    first: Unit,
+    others: Vec<Unit>,
+    range: Range<u64>,
+}
+
+impl Inner {
+    /// The chunk `key`, from memory or from its blob, and with it those of `want` that one request can bring too.
+    pub fn chunk(self: &Arc<Self>, key: Key, want: &[Key], background: bool) -> Landing {
+        loop {
+            if let Some(chunk) = self.recent.get(key) {
+                return Ok(chunk);
+            }
+            let claim = match self.flights.join(key) {
+                Duty::Mine(claim) => claim,
+                Duty::Other(flight) => match flight.wait() {
+                    Some(landing) => return landing,
+                    None => continue,
+                },
+            };
+            // Whoever had the duty before may have landed since the first look.
+            if let Some(chunk) = self.recent.get(key).or_else(|| self.reverify(key)) {
+                claim.land(Ok(Arc::clone(&chunk)));
+                return Ok(chunk);
+            }
+            return self.fetch(claim, want, background);
+        }
+    }
+
+    /// The chunk out of the cache file, if what lies there is the chunk.
+    fn reverify(&self, key: Key) -> Option<Arc<VerifiedChunk>> {
+        let (blob, known) = self.known(key)?;
+        let cache = blob.cache.as_ref()?;
+        let state = cache.state(key.slot);
+        if state == State::Absent {
+            return None;
+        }
+        let mut bytes = vec![0; known.size as usize];
+        let chunk = cache.read(&mut bytes, known.offset).ok().and_then(|()| {
+            add(&self.counters.reverified, 1);
+            VerifiedChunk::verify(blob.info.digester, known, bytes).ok()
+        });
+        let Some(chunk) = chunk.map(Arc::new) else {
+            add(&self.counters.verify_failures, 1);
+            cache.forget(key.slot);
+            return None;
+        };
+        if state == State::Suspect && cache.confirm(key.slot, known).is_err() {
+            add(&self.counters.cache_errors, 1);
+            self.recent.insert(key, Arc::clone(&chunk));
+        }
+        Some(chunk)
+    }
+
+    fn fetch(self: &Arc<Self>, claim: Claim, want: &[Key], background: bool) -> Landing {
+        let key = claim.key;
+        let Some((blob, known)) = self.known(key) else {
+            unreachable!("a claim is for a known chunk")
+        };
+        let start = || {
+            let remote = blob.remote(&*self.source)?;
+            let record = remote.record(known)?;
+            let extent = remote.extent(&record)?;
+            Ok((remote, record, extent))
+        };
+        let (remote, record, extent) = match start() {
+            Ok(start) => start,
+            Err(cause) => return self.land(blob, claim, Err(cause)),
+        };
+        let mut plan = self.plan(blob, &remote, Member { claim, record }, extent, want);
+        let share = self.budget.take(plan.cost(self), background);
+        let mut stored = self.read_range(&remote, &plan.range);
+        if stored.is_err() && !plan.others.is_empty() {
+            // The neighbours may be to blame. Whoever wants them asks again.
+            plan.others.clear();
+            plan.range = plan.first.extent.range();
+            stored = self.read_range(&remote, &plan.range);
+        }
+        let stored = match stored {
+            Ok(stored) => Arc::new(stored),
+            Err(cause) => {
+                // Dropping the batch's other members lets them begin anew.
+                let first = plan.first.members.swap_remove(0);
+                return self.land(blob, first.claim, Err(cause));
+            }
+        };
+        if background {
+            let count = plan.units().map(|unit| unit.members.len() as u64).sum();
+            add(&self.counters.prefetch_fetched, count);
+        }
+        let share = Arc::new(share);
+        let first = self.decode(&remote, plan.first, &stored, plan.range.start);
+        for unit in plan.others {
+            self.decode_later(&remote, unit, &stored, plan.range.start, &share);
+        }
+        first
+    }
+
+    /// Chooses what to ask the blob for: the unit of `first`, and the units of wanted chunks near it.
+    fn plan(
+        self: &Arc<Self>,
+        blob: &Blob,
+        remote: &Remote,
+        first: Member,
+        extent: Extent,
+        want: &[Key],
+    ) -> Plan {
+        let key = first.claim.key;
+        let mut near: Vec<(Extent, Key)> = want
+            .iter()
+            .take(NEIGHBOURS_MAX)
+            .filter(|other| {
+                other.blob == key.blob && other.slot != key.slot && self.is_absent(**other)
+            })
+            .filter_map(|&other| {
+                let record = remote.record(blob.known.get(other.slot)?).ok()?;
+                Some((remote.extent(&record).ok()?, other)).filter(|(other, _)| *other != extent)
+            })
+            .collect();
+        near.sort_unstable_by_key(|(extent, key)| (extent.offset, key.slot));
+        near.dedup_by_key(|(extent, _)| (extent.offset, extent.batch));
+
+        let mut range = extent.range();
+        let mut chosen = Vec::new();
+        let split = near.partition_point(|(other, _)| other.offset < extent.offset);
+        let (before, after) = near.split_at(split);
+        for (other, key) in after.iter().chain(before.iter().rev()) {
+            let joined = range.start.min(other.offset)..range.end.max(other.range().end);
+            let gap = (joined.end - joined.start)
+                .saturating_sub(range.end - range.start)
+                .saturating_sub(other.size);
+            if gap <= self.options.gap_max && joined.end - joined.start <= self.options.request_max
+            {
+                range = joined;
+                chosen.push((*other, *key));
+            }
+        }
+        let others = chosen
+            .into_iter()
+            .filter_map(|(extent, key)| self.claim_unit(blob, remote, extent, key))
+            .collect();
+        let mut first = Unit {
+            extent,
+            members: vec![first],
+        };
+        self.claim_batch(blob, remote, &mut first, key);
+        Plan {
+            first,
+            others,
+            range,
+        }
+    }
+
+    fn claim_unit(
+        self: &Arc<Self>,
+        blob: &Blob,
+        remote: &Remote,
+        extent: Extent,
+        key: Key,
+    ) -> Option<Unit> {
+        let mut unit = Unit {
+            extent,
+            members: self.claim_member(blob, remote, key).into_iter().collect(),
+        };
+        self.claim_batch(blob, remote, &mut unit, key);
+        (!unit.members.is_empty()).then_some(unit)
+    }
+
+    /// Claims the other members of the batch that `key` is in.
+    fn claim_batch(self: &Arc<Self>, blob: &Blob, remote: &Remote, unit: &mut Unit, key: Key) {
+        let (Some(batch), Some(known)) = (unit.extent.batch, blob.known.get(key.slot)) else {
+            return;
+        };
+        let others = remote
+            .batch_members(batch, known.index)
+            .filter(|&index| index != known.index);
+        let slots = others.filter_map(|index| Some(blob.known.find(index)?.0));
+        unit.members
+            .extend(slots.filter_map(|slot| self.claim_member(blob, remote, Key { slot, ..key })));
+    }
+
+    fn claim_member(self: &Arc<Self>, blob: &Blob, remote: &Remote, key: Key) -> Option<Member> {
+        let record = remote.record(blob.known.get(key.slot)?).ok()?;
+        let claim = self.flights.claim(key)?;
+        self.is_absent(key).then_some(Member { claim, record })
+    }
+
+    fn read_range(&self, remote: &Remote, range: &Range<u64>) -> Result<Vec<u8>, ReadCause> {
+        let (offset, size) = (range.start, range.end - range.start);
+        let failed = |source| ReadCause::Fetch {
+            offset,
+            size,
+            source,
+        };
+        if range.end > remote.reader.size() {
+            return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        let mut stored = vec![
+            0;
+            usize::try_from(size)
+                .map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?
+        ];
+        add(&self.counters.fetches, 1);
+        remote
+            .reader
+            .read_exact_at(&mut stored, offset)
+            .map_err(failed)?;
+        add(&self.counters.fetched_bytes, size);
+        Ok(stored)
+    }
+
+    fn decode_later(
+        self: &Arc<Self>,
+        remote: &Arc<Remote>,
+        unit: Unit,
+        stored: &Arc<Vec<u8>>,
+        base: u64,
+        share: &Arc<Share>,
+    ) {
+        let (this, remote, stored, share) = (
+            Arc::clone(self),
+            Arc::clone(remote),
+            Arc::clone(stored),
+            Arc::clone(share),
+        );
+        let task = move || {
+            let _ = this.decode(&remote, unit, &stored, base);
+            drop(share);
+        };
+        match self.pool() {
+            Some(pool) => pool.spawn(task),
+            None => task(),
+        }
+    }
+
+    /// Decodes a unit of the stored bytes that begin at `base`, and lands all its chunks; says how the first did.
+    fn decode(&self, remote: &Remote, unit: Unit, stored: &[u8], base: u64) -> Landing {
+        let Unit {
+            extent,
+            mut members,
+        } = unit;
+        let first = members.remove(0);
+        let Some((blob, known)) = self.known(first.claim.key) else {
+            unreachable!("a claim is for a known chunk")
+        };
+        let slice = slice_of(stored, base, extent)
+            .ok_or(ChunkError::Record("the stored bytes were not asked for"));
+        let Some(batch) = extent.batch else {
+            let chunk = slice.and_then(|stored| remote.decoder.chunk(&first.record, known, stored));
+            return self.land(blob, first.claim, chunk.map_err(ReadCause::from));
+        };
+        let batch = slice.and_then(|stored| {
+            remote
+                .decoder
+                .batch(&remote.batch(batch)?, first.record.encrypted, stored)
+        });
+        let batch = match batch {
+            Ok(batch) => batch,
+            // The other members are dropped, and whoever wants one begins anew and learns the same.
+            Err(error) => return self.land(blob, first.claim, Err(error.into())),
+        };
+        for member in members {
+            if let Some((blob, known)) = self.known(member.claim.key) {
+                let chunk = batch.member(&member.record, known);
+                let _ = self.land(blob, member.claim, chunk.map_err(ReadCause::from));
+            }
+        }
+        let chunk = batch.member(&first.record, known);
+        self.land(blob, first.claim, chunk.map_err(ReadCause::from))
+    }
+
+    /// Keeps what came in and tells all who wait for it.
+    fn land(
+        &self,
+        blob: &Blob,
+        claim: Claim,
+        outcome: Result<VerifiedChunk, ReadCause>,
+    ) -> Landing {
+        let Some(known) = blob.known.get(claim.key.slot) else {
+            unreachable!("a claim is for a known chunk")
+        };
+        let landing = match outcome {
+            Ok(chunk) => {
+                add(&self.counters.chunks_verified, 1);
+                let chunk = Arc::new(chunk);
+                self.keep(blob, claim.key, &chunk);
+                Ok(chunk)
+            }
+            Err(cause) => {
+                if matches!(cause, ReadCause::Decode(_)) {
+                    add(&self.counters.verify_failures, 1);
+                }
+                Err(blob.error(known, cause))
+            }
+        };
+        claim.land(landing.clone());
+        landing
+    }
+
+    fn keep(&self, blob: &Blob, key: Key, chunk: &Arc<VerifiedChunk>) {
+        if let (Some(cache), Some(known)) = (&blob.cache, blob.known.get(key.slot))
+            && !self.cache_closed.load(Ordering::Relaxed)
+        {
+            match cache.store(key.slot, known, chunk) {
+                Ok(()) => return self.barrier.written(chunk.len() as u64),
+                Err(_) => {
+                    // A full or failing disk must not keep anyone from reading.
+                    add(&self.counters.cache_errors, 1);
+                    self.cache_closed.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        self.recent.insert(key, Arc::clone(chunk));
+    }
+
+    fn is_absent(&self, key: Key) -> bool {
+        let absent = self
+            .blobs
+            .get(key.blob)
+            .is_some_and(|blob| blob.state(key.slot) == State::Absent);
+        absent && !self.recent.contains(key)
+    }
+}
+
+impl Plan {
+    fn units(&self) -> impl Iterator<Item = &Unit> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    /// Bytes of memory that the plan takes: the stored ones, and the decoded ones.
+    fn cost(&self, inner: &Inner) -> u64 {
+        let members = self.units().flat_map(|unit| &unit.members);
+        let decoded =
+            members.filter_map(|member| Some(u64::from(inner.known(member.claim.key)?.1.size)));
+        (self.range.end - self.range.start) + decoded.sum::<u64>()
+    }
+}
+
+impl Extent {
+    fn range(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(self.size)
+    }
+}
+
+fn slice_of(stored: &[u8], base: u64, extent: Extent) -> Option<&[u8]> {
+    let start = usize::try_from(extent.offset.checked_sub(base)?).ok()?;
+    let end = start.checked_add(usize::try_from(extent.size).ok()?)?;
+    stored.get(start..end)
+}

@@ -1,0 +1,82 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a store has done since it was opened.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Stats { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Stats {
+            /// Names and values, in a fixed order.
+            pub fn fields(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+
+        #[derive(Default)]
+        pub(super) struct Counters { $(pub $name: AtomicU64,)* }
+
+        impl Counters {
+            pub fn snapshot(&self) -> Stats {
+                Stats { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+stats! {
+    /// Reads that were asked for.
+    requests,
+    /// Bytes that reads have got.
+    bytes_served,
+    /// Pieces of reads that the cache had.
+    hits,
+    /// Pieces of reads that had to be fetched or waited for.
+    misses,
+    /// Reads that ended in an error.
+    errors,
+    /// Requests to blobs, for chunks.
+    fetches,
+    /// Stored bytes that were fetched, gaps between merged ranges included.
+    fetched_bytes,
+    /// Chunks that were decoded and verified.
+    chunks_verified,
+    /// Chunks whose bytes were not what the image records, on the wire or in the cache.
+    verify_failures,
+    /// Chunks that were found in the cache of an earlier boot and verified again.
+    reverified,
+    /// Chunks, chunk maps or barriers that the cache directory failed to take.
+    cache_errors,
+    /// Chunks that were asked for in advance.
+    prefetch_asked,
+    /// Chunks that the background workers brought in, neighbours included.
+    prefetch_fetched,
+    /// Chunks asked for in advance that failed.
+    prefetch_errors,
+}
+
+impl Stats {
+    /// A JSON object, one member for each field.
+    pub fn to_json(&self) -> String {
+        let members: Vec<String> = self
+            .fields()
+            .map(|(name, value)| format!("\"{name}\":{value}"))
+            .collect();
+        format!("{{{}}}", members.join(","))
+    }
+}
+
+impl std::fmt::Display for Stats {
+    /// `name=value` pairs, separated by blanks.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let pairs: Vec<String> = self
+            .fields()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        f.write_str(&pairs.join(" "))
+    }
+}
+
+pub(super) fn add(counter: &AtomicU64, value: u64) {
+    counter.fetch_add(value, Ordering::Relaxed);
+}
