@@ -1,1 +1,121 @@
-//! chunkdict
+//! Where a chunk with a given content already lies.
+//!
+//! [`ChunkTable`] is the running table of one build; [`Dictionary`] is a frozen set of chunks of other images that a
+//! build may refer to instead of storing them again. Both know chunks by [`ChunkKey`]: content is never compared.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use rafs_format::{BlobInfo, ChunkRecord, Digest};
+
+/// What makes two chunks the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChunkKey {
+    /// Digest of the uncompressed bytes.
+    pub digest: Digest,
+    /// Length of the uncompressed bytes.
+    pub size: u32,
+}
+
+impl From<&ChunkRecord> for ChunkKey {
+    fn from(record: &ChunkRecord) -> Self {
+        Self { digest: record.digest, size: record.uncompressed_size }
+    }
+}
+
+/// Chunks met so far, each with what the caller wants to remember of it. The first one met stays.
+#[derive(Debug, Clone)]
+pub struct ChunkTable<V> {
+    known: HashMap<ChunkKey, V>,
+}
+
+impl<V> Default for ChunkTable<V> {
+    fn default() -> Self {
+        Self { known: HashMap::new() }
+    }
+}
+
+impl<V: Copy> ChunkTable<V> {
+    /// What is remembered of a chunk.
+    pub fn find(&self, key: &ChunkKey) -> Option<V> {
+        self.known.get(key).copied()
+    }
+
+    /// Remembers a chunk unless it is known. Returns whether it was new.
+    pub fn insert(&mut self, key: ChunkKey, value: V) -> bool {
+        match self.known.entry(key) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(value);
+                true
+            }
+        }
+    }
+
+    /// Number of chunks.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether no chunk is known.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+}
+
+/// Chunks of other images, frozen before a build starts so that the build's result depends on no other build.
+#[derive(Debug, Clone, Default)]
+pub struct Dictionary {
+    blobs: Vec<BlobInfo>,
+    chunks: ChunkTable<ChunkRecord>,
+}
+
+impl Dictionary {
+    /// A dictionary of `chunks`, whose blob indexes point into `blobs`; chunks of no such blob are left out.
+    pub fn new(blobs: Vec<BlobInfo>, chunks: impl IntoIterator<Item = ChunkRecord>) -> Self {
+        let mut table = ChunkTable::default();
+        for chunk in chunks {
+            if (chunk.blob_index as usize) < blobs.len() {
+                table.insert(ChunkKey::from(&chunk), chunk);
+            }
+        }
+        Self { blobs, chunks: table }
+    }
+
+    /// The record of a chunk with that content.
+    pub fn find(&self, key: &ChunkKey) -> Option<ChunkRecord> {
+        self.chunks.find(key)
+    }
+
+    /// The blob that a record of this dictionary points to.
+    pub fn blob(&self, index: u32) -> Option<&BlobInfo> {
+        self.blobs.get(index as usize)
+    }
+
+    /// Number of chunks.
+    pub fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Whether there is no chunk.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_digest_with_another_size_is_another_chunk() {
+        let mut table = ChunkTable::default();
+        let key = |size| ChunkKey { digest: [7; 32], size };
+        assert!(table.insert(key(1), 'a'));
+        assert!(table.insert(key(2), 'b'));
+        assert!(!table.insert(key(1), 'c'), "the first one stays");
+        assert_eq!((table.find(&key(1)), table.find(&key(2)), table.find(&key(3))), (Some('a'), Some('b'), None));
+        assert_eq!(table.len(), 2);
+    }
+}

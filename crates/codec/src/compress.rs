@@ -11,10 +11,13 @@ pub enum Stored {
     Compressed,
 }
 
-/// Compresses chunks one after another with a context that is kept between them; one per thread.
+/// Compresses chunks one after another with a context and an output buffer that are kept between them; one per
+/// thread.
 pub struct Encoder {
     compressor: Compressor,
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    /// Output of the compressor; initialised up to the largest bound met so far.
+    scratch: Vec<u8>,
 }
 
 impl Encoder {
@@ -26,17 +29,37 @@ impl Encoder {
     /// # Errors
     /// `InvalidInput` for gzip, which only occurs in images made by others, and for an unknown zstd level.
     pub fn new(compressor: Compressor, level: i32) -> io::Result<Self> {
+        let invalid = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         let zstd = match compressor {
+            Compressor::Zstd if !zstd::compression_level_range().contains(&level) => {
+                let range = zstd::compression_level_range();
+                return invalid(format!("zstd knows the levels {} to {}, not {level}", range.start(), range.end()));
+            }
             Compressor::Zstd => Some(zstd::bulk::Compressor::new(level)?),
             Compressor::None | Compressor::Lz4Block => None,
-            Compressor::Gzip => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "chunks are never written with gzip",
-                ));
-            }
+            Compressor::Gzip => return invalid("chunks are never written with gzip".to_owned()),
         };
-        Ok(Self { compressor, zstd })
+        Ok(Self { compressor, zstd, scratch: Vec::new() })
+    }
+
+    /// The compressed form of `chunk`; `None` if there is no compressor or if it would not be smaller.
+    ///
+    /// # Errors
+    /// What the compression library reports.
+    pub fn compress(&mut self, chunk: &[u8]) -> io::Result<Option<&[u8]>> {
+        let bound = match self.compressor {
+            Compressor::Zstd => zstd::zstd_safe::compress_bound(chunk.len()),
+            Compressor::Lz4Block => lz4::block::compress_bound(chunk.len())?,
+            Compressor::None | Compressor::Gzip => return Ok(None),
+        };
+        if self.scratch.len() < bound {
+            self.scratch.resize(bound, 0);
+        }
+        let written = match &mut self.zstd {
+            Some(zstd) => zstd.compress_to_buffer(chunk, &mut self.scratch[..bound])?,
+            None => lz4::block::compress_to_buffer(chunk, None, false, &mut self.scratch[..bound])?,
+        };
+        Ok((written < chunk.len()).then(|| &self.scratch[..written]))
     }
 
     /// Appends the stored form of `chunk` to `out`: compressed if that is smaller, else the bytes as they are.
@@ -44,32 +67,54 @@ impl Encoder {
     /// # Errors
     /// What the compression library reports; `out` is then unchanged.
     pub fn encode(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> io::Result<Stored> {
-        let start = out.len();
-        let written = match (self.compressor, &mut self.zstd) {
-            (Compressor::Zstd, Some(zstd)) => {
-                out.resize(start + zstd::zstd_safe::compress_bound(chunk.len()), 0);
-                zstd.compress_to_buffer(chunk, &mut out[start..])
+        match self.compress(chunk)? {
+            Some(compressed) => {
+                out.extend_from_slice(compressed);
+                Ok(Stored::Compressed)
             }
-            (Compressor::Lz4Block, _) => {
-                let bound = lz4::block::compress_bound(chunk.len())?;
-                out.resize(start + bound, 0);
-                lz4::block::compress_to_buffer(chunk, None, false, &mut out[start..])
+            None => {
+                out.extend_from_slice(chunk);
+                Ok(Stored::Raw)
             }
-            _ => Ok(chunk.len()),
-        };
-        let written = match written {
-            Ok(written) => written,
-            Err(error) => {
-                out.truncate(start);
-                return Err(error);
-            }
-        };
-        if written >= chunk.len() {
-            out.truncate(start);
-            out.extend_from_slice(chunk);
-            return Ok(Stored::Raw);
         }
-        out.truncate(start + written);
-        Ok(Stored::Compressed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decompress;
+
+    #[test]
+    fn what_is_encoded_decodes_whatever_the_compressor() {
+        let text: Vec<u8> = (0..100_000_u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
+        for compressor in [Compressor::None, Compressor::Lz4Block, Compressor::Zstd] {
+            let mut encoder = Encoder::new(compressor, Encoder::ZSTD_LEVEL_DEFAULT).unwrap();
+            for chunk in [&text[..], &text[..5000], b"abc", &text[..40_000]] {
+                let mut out = b"before".to_vec();
+                let stored = encoder.encode(chunk, &mut out).unwrap();
+                let mut back = vec![0; chunk.len()];
+                let how = if stored == Stored::Compressed { compressor } else { Compressor::None };
+                decompress(how, &out[6..], &mut back).unwrap();
+                assert_eq!(back, chunk, "{compressor}");
+                assert_eq!(stored == Stored::Raw, compressor == Compressor::None || chunk.len() == 3, "{compressor}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_context_that_was_used_before_gives_the_same_bytes() {
+        let chunk: Vec<u8> = (0..50_000_u32).map(|i| (i * i >> 7) as u8).collect();
+        let mut fresh = Encoder::new(Compressor::Zstd, 3).unwrap();
+        let expected = fresh.compress(&chunk).unwrap().unwrap().to_vec();
+        let mut used = Encoder::new(Compressor::Zstd, 3).unwrap();
+        used.compress(&[1; 300_000]).unwrap();
+        assert_eq!(used.compress(&chunk).unwrap().unwrap(), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused() {
+        assert!(Encoder::new(Compressor::Gzip, 3).is_err());
+        assert!(Encoder::new(Compressor::Zstd, 99).is_err());
     }
 }

@@ -1,0 +1,214 @@
+//! One source, one blob, one image.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+
+use rafs_format::{BlobFeatures, BlobId, BlobInfo, ChunkRecord, Cipher, Compressor, Digest};
+use tree::{Content, Image, InodeId, Tree};
+
+use crate::pipeline::{self, Cutter, Home, Output};
+use crate::prefetch::resolve_prefetch;
+use crate::turn::{Finished, LowerLayer};
+use crate::{BuildOptions, Dedup, Error, tail};
+
+/// A layer that was built.
+#[derive(Debug)]
+pub struct BuiltLayer {
+    /// The tree, the blobs it uses (at most one of them new) and their chunks. The new blob has its final id: the one
+    /// asked for, else the SHA-256 of the blob file.
+    pub image: Image,
+    /// Whether the layer stored any chunk of its own.
+    pub has_data: bool,
+    /// SHA-256 of the blob file.
+    pub blob_digest: Digest,
+    /// SHA-256 of the blob file without its array of chunk digests: what the deployed builder calls a blob by that it
+    /// names itself.
+    pub self_digest: Digest,
+    /// Size of the blob file in bytes; 0 if nothing was written.
+    pub blob_size: u64,
+    /// Figures.
+    pub stats: Stats,
+}
+
+/// Figures of a build.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Chunks in the new blob.
+    pub chunks: u64,
+    /// End of the new blob's uncompressed address space, in bytes.
+    pub uncompressed_size: u64,
+    /// Chunks that were not stored since they were known.
+    pub duplicate_chunks: u64,
+    /// Their size in bytes.
+    pub duplicate_size: u64,
+}
+
+/// Builds a layer from an uncompressed tar stream, which is read to its end. The blob goes to `out`, front to back.
+///
+/// # Errors
+/// [`Error`]; `out` then holds a useless part of a blob.
+pub fn build_tar(
+    source: impl Read,
+    out: impl Write + Send,
+    options: &BuildOptions,
+    dedup: Dedup,
+) -> Result<BuiltLayer, Error> {
+    build(out, options, dedup, |cutter| Ok(layer::read_tree(source, cutter, &options.layer)?))
+}
+
+/// Builds from whatever `produce` feeds the cutter with; its tree has the cutter's provisional chunk ids.
+pub(crate) fn build(
+    out: impl Write + Send,
+    options: &BuildOptions,
+    dedup: Dedup,
+    produce: impl FnOnce(&mut Cutter) -> Result<Tree, Error>,
+) -> Result<BuiltLayer, Error> {
+    options.validate()?;
+    let mut output = pipeline::run(options, dedup, out, produce)?;
+    let finished = output.finish.take().map(|finish| finish.wait(&options.cancel)).transpose()?;
+    let stats = Stats {
+        chunks: output.chunks.iter().filter(|(home, _)| *home == Home::Own).count() as u64,
+        uncompressed_size: output.uncompressed_size,
+        duplicate_chunks: output.duplicates.0,
+        duplicate_size: output.duplicates.1,
+    };
+    let (mut image, own) = assemble(&mut output, finished.as_ref(), options)?;
+    let blob = tail::finish(output.blob, &mut image, own, options)?;
+    if let Some(finished) = finished {
+        finished.pass(lower_layer(&image, own));
+    }
+    Ok(BuiltLayer {
+        image,
+        has_data: own.is_some(),
+        blob_digest: blob.digest,
+        self_digest: blob.self_digest,
+        blob_size: blob.size,
+        stats,
+    })
+}
+
+/// The image of what the pipeline put out, and the index of the blob that is being written, if it has any chunk.
+fn assemble<W>(
+    output: &mut Output<W, Tree>,
+    lower: Option<&Finished>,
+    options: &BuildOptions,
+) -> Result<(Image, Option<usize>), Error> {
+    let mut blobs = Blobs { own: None, table: Vec::new(), known: HashMap::new() };
+    let mut chunks = Vec::with_capacity(output.chunks.len());
+    for &(home, record) in &output.chunks {
+        let (blob, mut record) = match home {
+            Home::Own => (None, record),
+            Home::Dictionary => {
+                let dictionary = options.dictionary.as_ref().ok_or(Error::Stopped)?;
+                (Some(dictionary.blob(record.blob_index).ok_or(Error::Stopped)?), record)
+            }
+            Home::Lower(place) => {
+                let (blob, record) = lower.and_then(|lower| lower.chunk(place)).ok_or(Error::LowerLayer)?;
+                (Some(blob), record)
+            }
+        };
+        record.blob_index = match blob {
+            Some(blob) => blobs.index(blob),
+            None => blobs.own(options),
+        };
+        chunks.push(record);
+    }
+    let mut tree = std::mem::take(&mut output.produced);
+    for id in (0..tree.len() as u32).map(InodeId) {
+        if let Content::Regular { chunks, .. } = &mut tree.inode_mut(id).content {
+            for chunk in chunks {
+                *chunk = *output.ids.get(chunk.0 as usize).ok_or(Error::Panicked { stage: "dedup" })?;
+            }
+        }
+    }
+    if let Some(own) = blobs.own {
+        blobs.table[own].chunk_count = output.chunks.iter().filter(|(home, _)| *home == Home::Own).count() as u32;
+        blobs.table[own].uncompressed_size = output.uncompressed_size;
+    }
+    let image = Image {
+        prefetch: resolve_prefetch(&tree, &options.prefetch),
+        tree,
+        blobs: blobs.table,
+        chunks,
+        chunk_size: options.chunk_size,
+        compressor: options.compressor,
+        digester: options.digester,
+        explicit_owners: options.explicit_owners,
+    };
+    Ok((image, blobs.own))
+}
+
+/// The blob table while it grows: blobs in order of first use.
+struct Blobs {
+    own: Option<usize>,
+    table: Vec<BlobInfo>,
+    known: HashMap<BlobId, u32>,
+}
+
+impl Blobs {
+    /// Index of a blob that exists already.
+    fn index(&mut self, blob: &BlobInfo) -> u32 {
+        let next = self.table.len() as u32;
+        *self.known.entry(blob.id.clone()).or_insert_with(|| {
+            // Its id is final, not one that is to be replaced by a file name.
+            let features = blob.features - BlobFeatures::INLINED_FS_META;
+            self.table.push(BlobInfo { index: next, features, ..blob.clone() });
+            next
+        })
+    }
+
+    /// Index of the blob that is being written.
+    fn own(&mut self, options: &BuildOptions) -> u32 {
+        let index = *self.own.get_or_insert_with(|| {
+            self.table.push(own_blob(self.table.len() as u32, options));
+            self.table.len() - 1
+        });
+        index as u32
+    }
+}
+
+/// What is known of the blob before its tail is written.
+fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
+    let mut features = BlobFeatures::ALIGNED | BlobFeatures::CAP_TAR_TOC;
+    if options.inline_meta {
+        features |= BlobFeatures::INLINED_FS_META | BlobFeatures::HAS_TAR_HEADER;
+    }
+    if options.blob_toc {
+        features |= BlobFeatures::HAS_TOC | BlobFeatures::HAS_TAR_HEADER | BlobFeatures::INLINED_CHUNK_DIGEST;
+    }
+    BlobInfo {
+        id: BlobId::placeholder(),
+        index,
+        chunk_size: options.chunk_size,
+        chunk_count: 0,
+        compressor: options.compressor,
+        digester: options.digester,
+        features,
+        compressed_size: 0,
+        uncompressed_size: 0,
+        toc_size: 0,
+        toc_digest: [0; 32],
+        meta_compressor: Compressor::None,
+        meta_offset: 0,
+        meta_compressed_size: 0,
+        meta_uncompressed_size: 0,
+        meta_digest: [0; 32],
+        meta_size: 0,
+        cipher_iv: [0; 8],
+        cipher: Cipher::None,
+    }
+}
+
+/// What upper layers of the same image need to refer to this one's chunks.
+fn lower_layer(image: &Image, own: Option<usize>) -> LowerLayer {
+    let chunks = match own {
+        Some(own) => own_chunks(image, own).copied().collect(),
+        None => Vec::new(),
+    };
+    LowerLayer { blob: own.map(|own| image.blobs[own].clone()), chunks }
+}
+
+/// The chunks of the new blob, by index.
+pub(crate) fn own_chunks(image: &Image, own: usize) -> impl Iterator<Item = &ChunkRecord> {
+    image.chunks.iter().filter(move |chunk| chunk.blob_index as usize == own)
+}

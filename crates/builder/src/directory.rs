@@ -1,0 +1,247 @@
+//! A directory of this machine as the source.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use tree::marker::Marker;
+use tree::{ChunkId, Content, Inode, InodeId, Tree, Xattrs};
+use walkdir::{DirEntry, WalkDir};
+
+use crate::build::{BuiltLayer, build};
+use crate::pipeline::Cutter;
+use crate::{BuildOptions, Dedup, Error};
+
+/// Which entries of a source directory stand for the absence of a file, and are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Whiteouts {
+    /// Files named `.wh.*`.
+    #[default]
+    Oci,
+    /// Character devices with device number 0.
+    Overlayfs,
+    /// None: every entry is a file.
+    None,
+}
+
+impl Whiteouts {
+    fn covers(self, name: &[u8], metadata: &Metadata) -> bool {
+        match self {
+            Self::Oci => Marker::is_marker(name),
+            Self::Overlayfs => metadata.file_type().is_char_device() && metadata.rdev() == 0,
+            Self::None => false,
+        }
+    }
+}
+
+/// Builds a layer from a directory. Files that a prefetch pattern names, or that lie below one it names, come first in
+/// the blob, by pattern; the others follow in canonical order. The root's modification time is left out.
+///
+/// # Errors
+/// [`Error`]; `out` then holds a useless part of a blob.
+pub fn build_directory(
+    root: &Path,
+    whiteouts: Whiteouts,
+    out: impl Write + Send,
+    options: &BuildOptions,
+    dedup: Dedup,
+) -> Result<BuiltLayer, Error> {
+    build(out, options, dedup, |cutter| {
+        let mut scan = Scan { root, whiteouts, tree: Tree::new(), links: HashMap::new(), files: Vec::new() };
+        scan.run(options)?;
+        scan.read(cutter, options)
+    })
+}
+
+/// A name of a regular file.
+struct Name {
+    /// From the root on, with a leading slash.
+    path: Vec<u8>,
+    id: InodeId,
+    source: PathBuf,
+}
+
+struct Scan<'a> {
+    root: &'a Path,
+    whiteouts: Whiteouts,
+    tree: Tree,
+    /// Inodes with several names, by device and inode number.
+    links: HashMap<(u64, u64), InodeId>,
+    /// Names of regular files in canonical order.
+    files: Vec<Name>,
+}
+
+impl Scan<'_> {
+    /// Enters every file without its data.
+    fn run(&mut self, options: &BuildOptions) -> Result<(), Error> {
+        // Everything but directories first: that is the canonical order of a walk that descends at once.
+        let walk = WalkDir::new(self.root).sort_by(canonical);
+        let mut parents: Vec<InodeId> = Vec::new();
+        let mut entries = walk.into_iter();
+        while let Some(entry) = entries.next() {
+            options.cancel.check()?;
+            let entry = entry.map_err(|error| self.walk_error(error))?;
+            let metadata = entry.metadata().map_err(|error| self.walk_error(error))?;
+            let name = entry.file_name().as_bytes();
+            if entry.depth() > 0 && self.whiteouts.covers(name, &metadata) {
+                if metadata.is_dir() {
+                    entries.skip_current_dir();
+                }
+                continue;
+            }
+            let id = self.enter(&entry, &metadata)?;
+            parents.truncate(entry.depth());
+            if let Some(entries) = parents.last().and_then(|&parent| self.tree.entries_mut(parent)) {
+                entries.insert(name.into(), id);
+            }
+            if metadata.is_dir() {
+                parents.push(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the inode behind an entry, unless another name of it has been met.
+    fn enter(&mut self, entry: &DirEntry, metadata: &Metadata) -> Result<InodeId, Error> {
+        let link = (metadata.nlink() > 1 && !metadata.is_dir()).then(|| (metadata.dev(), metadata.ino()));
+        let known = link.and_then(|link| self.links.get(&link).copied());
+        let id = match known {
+            Some(id) => id,
+            None => {
+                let inode = inode(entry.path(), metadata)?;
+                if entry.depth() == 0 {
+                    *self.tree.inode_mut(InodeId::ROOT) = Inode { mtime: 0, mtime_nsec: 0, ..inode };
+                    InodeId::ROOT
+                } else {
+                    self.tree.add(inode)
+                }
+            }
+        };
+        if let (Some(link), None) = (link, known) {
+            self.links.insert(link, id);
+        }
+        if metadata.is_file() {
+            let below = entry.path().strip_prefix(self.root).unwrap_or(entry.path());
+            let path = [b"/", below.as_os_str().as_bytes()].concat();
+            self.files.push(Name { path, id, source: entry.path().to_owned() });
+        }
+        Ok(id)
+    }
+
+    /// Reads the data of all files, those that are to be prefetched first.
+    fn read(mut self, cutter: &mut Cutter, options: &BuildOptions) -> Result<Tree, Error> {
+        let mut order: Vec<&Name> = self.files.iter().collect();
+        let rank = |name: &Name| options.prefetch.iter().position(|pattern| matches(pattern, &name.path));
+        order.sort_by_cached_key(|name| rank(name).unwrap_or(usize::MAX));
+        let mut done = vec![false; self.tree.len()];
+        for name in order {
+            if std::mem::replace(&mut done[name.id.0 as usize], true) {
+                continue;
+            }
+            if let Content::Regular { size, chunks } = &mut self.tree.inode_mut(name.id).content {
+                *chunks = read_file(&name.source, *size, cutter)
+                    .map_err(|source| Error::Source { path: name.source.clone(), source })?;
+            }
+        }
+        Ok(self.tree)
+    }
+
+    fn walk_error(&self, error: walkdir::Error) -> Error {
+        let path = error.path().unwrap_or(self.root).to_owned();
+        let source = error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of symbolic links"));
+        Error::Source { path, source }
+    }
+}
+
+fn canonical(a: &DirEntry, b: &DirEntry) -> Ordering {
+    let key = |entry: &DirEntry| entry.file_type().is_dir();
+    key(a).cmp(&key(b)).then_with(|| a.file_name().cmp(b.file_name()))
+}
+
+/// Whether a path is the one of the pattern or lies below it.
+fn matches(pattern: &[u8], path: &[u8]) -> bool {
+    let pattern = pattern.strip_suffix(b"/").unwrap_or(pattern);
+    path.strip_prefix(pattern).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+fn read_file(path: &Path, size: u64, cutter: &mut Cutter) -> io::Result<Box<[ChunkId]>> {
+    if size == 0 {
+        return Ok(Box::default());
+    }
+    let mut file: File = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+    Ok(cutter.cut(size, &mut file)?.map(ChunkId).collect())
+}
+
+fn inode(path: &Path, metadata: &Metadata) -> Result<Inode, Error> {
+    let failed = |source| Error::Source { path: path.to_owned(), source };
+    let kind = metadata.file_type();
+    let content = if kind.is_dir() {
+        Content::Directory(BTreeMap::new())
+    } else if kind.is_file() {
+        Content::Regular { size: metadata.len(), chunks: Box::default() }
+    } else if kind.is_symlink() {
+        let target = std::fs::read_link(path).map_err(failed)?;
+        Content::Symlink(target.as_os_str().as_bytes().into())
+    } else {
+        Content::Special
+    };
+    let device = kind.is_char_device() || kind.is_block_device();
+    let xattrs = xattrs(path).map_err(|error| failed(error.into()))?;
+    Ok(Inode {
+        mode: metadata.mode(),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        rdev: if device { device_number(metadata.rdev()) } else { 0 },
+        mtime: metadata.mtime(),
+        mtime_nsec: metadata.mtime_nsec() as u32,
+        implied: false,
+        xattrs: (!xattrs.is_empty()).then(|| Box::new(xattrs)),
+        content,
+    })
+}
+
+/// A device number in Linux's 32-bit encoding.
+fn device_number(rdev: u64) -> u32 {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
+}
+
+/// The extended attributes of a file, symbolic links included. A file system without any has none.
+fn xattrs(path: &Path) -> Result<Xattrs, Errno> {
+    let names = match grow(|buffer| rustix::fs::llistxattr(path, buffer)) {
+        Err(Errno::NOTSUP) => return Ok(Xattrs::new()),
+        names => names?,
+    };
+    let mut xattrs = Xattrs::new();
+    for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+        match grow(|buffer| rustix::fs::lgetxattr(path, name, buffer)) {
+            // Gone in the meantime.
+            Err(Errno::NODATA) => {}
+            value => {
+                xattrs.insert(name.into(), value?.into());
+            }
+        }
+    }
+    Ok(xattrs)
+}
+
+/// Reads something whose size is not known, with a buffer that grows until it fits.
+fn grow(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; 1024];
+    loop {
+        match read(&mut buffer) {
+            Ok(len) => {
+                buffer.truncate(len);
+                return Ok(buffer);
+            }
+            Err(Errno::RANGE) if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 4, 0),
+            Err(error) => return Err(error),
+        }
+    }
+}

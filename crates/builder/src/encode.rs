@@ -1,0 +1,255 @@
+//! The v6 bootstrap of an image.
+//!
+//! [`plan`] decides where every inode goes; this module writes the regions of the file around and into that plan:
+//! superblocks and device slots, blob table, prefetch table, inodes with their data, chunk table.
+
+mod plan;
+
+use rafs_format::encode::{self, InodeFields};
+use rafs_format::layout::{self, Regions};
+use rafs_format::{
+    BLOBS_MAX, BLOCK_SIZE, BlobFeatures, ChunkPointer, ChunkRecord, Cipher, DeviceSlot, DirEntry, Layout, Nid,
+    SuperFlags, Superblock,
+};
+use tree::{ChunkId, Content, Image, Inode, InodeId, mode};
+
+use crate::Error;
+use plan::{Plan, Step};
+
+/// Where the superblock and, right behind it, its extension lie.
+const SUPERBLOCK_OFFSET: u64 = 1024;
+/// Where the device slots begin.
+const DEVICES_OFFSET: u64 = 1408;
+/// log2 of the block size.
+const BLOCK_BITS: u8 = BLOCK_SIZE.ilog2() as u8;
+/// Largest bootstrap that readers accept.
+const BOOTSTRAP_MAX: u64 = 1 << 31;
+
+/// Encodes the bootstrap of an image in RAFS v6 layout, placed byte for byte as the deployed builder does it.
+/// Extended attributes are written in bytewise order of their names.
+///
+/// # Errors
+/// [`Error`] naming the path or table that the format cannot express.
+pub fn encode_v6(image: &Image) -> Result<Vec<u8>, Error> {
+    if image.blobs.len() > BLOBS_MAX {
+        return Err(Error::TooManyBlobs(image.blobs.len()));
+    }
+    let plan = Plan::new(image)?;
+    let prefetch = if image.blobs.is_empty() { &[][..] } else { &image.prefetch };
+    let regions = Regions::new(image.blobs.len() as u64, prefetch.len() as u64);
+    let chunk_table = chunk_table(image, &plan);
+    let chunk_table_offset = (regions.meta + plan.end).next_multiple_of(BLOCK_SIZE);
+    let len = (chunk_table_offset + chunk_table.len() as u64).next_multiple_of(BLOCK_SIZE);
+    if len > BOOTSTRAP_MAX {
+        return Err(Error::TooLarge { what: "the bootstrap", limit: "2 GiB" });
+    }
+    let mut file = File { bytes: vec![0; len as usize] };
+    let blocks = file.devices(image)?;
+    let superblock = Superblock {
+        block_bits: BLOCK_BITS,
+        root: Nid(plan.offset(InodeId::ROOT) / Nid::SLOT_SIZE),
+        inos: plan.names,
+        blocks,
+        meta_blkaddr: (regions.meta / BLOCK_SIZE) as u32,
+        extra_devices: image.blobs.len() as u16,
+        flags: flags(image, &plan),
+        chunk_size: image.chunk_size,
+        blob_table_offset: regions.blob_table,
+        blob_table_size: image.blobs.len() as u32 * encode::BLOB_INFO_SIZE as u32,
+        chunk_table_offset,
+        chunk_table_size: chunk_table.len() as u64,
+        prefetch_table_offset: if prefetch.is_empty() { 0 } else { regions.prefetch_table },
+        prefetch_table_size: prefetch.len() as u32 * 4,
+    };
+    file.put(SUPERBLOCK_OFFSET, |out| {
+        encode::superblock(&superblock, out)?;
+        encode::ext_superblock(&superblock, out);
+        Ok(())
+    })
+    .map_err(|source| Error::Encode { path: "the superblock".to_owned(), source })?;
+    file.put(regions.blob_table, |out| {
+        image.blobs.iter().for_each(|blob| encode::blob_info(blob, out));
+        prefetch.iter().try_for_each(|&id| encode::prefetch(plan.nid(id), out))
+    })
+    .map_err(|source| Error::Encode { path: "the prefetch table".to_owned(), source })?;
+    for step in &plan.steps {
+        file.inode(image, &plan, step, regions.meta).map_err(|source| plan.error(image, step.id, source))?;
+    }
+    file.copy(chunk_table_offset, &chunk_table);
+    Ok(file.bytes)
+}
+
+fn flags(image: &Image, plan: &Plan) -> SuperFlags {
+    let mut flags = SuperFlags::of_compressor(image.compressor) | SuperFlags::of_digester(image.digester);
+    flags.set(SuperFlags::EXPLICIT_UID_GID, image.explicit_owners);
+    flags.set(SuperFlags::HAS_XATTR, plan.steps.iter().any(|step| step.xattr_size != 0));
+    let inlined = |features: BlobFeatures| features.contains(BlobFeatures::INLINED_CHUNK_DIGEST);
+    flags.set(SuperFlags::INLINED_CHUNK_DIGEST, image.blobs.iter().all(|blob| inlined(blob.features)));
+    let encrypted = image.blobs.iter().any(|blob| blob.cipher != Cipher::None);
+    flags | if encrypted { SuperFlags::ENCRYPTION_AES128_XTS } else { SuperFlags::ENCRYPTION_NONE }
+}
+
+/// The chunk table: each chunk that a file uses, once, by digest and blob. The file offset is that of the last use.
+fn chunk_table(image: &Image, plan: &Plan) -> Vec<u8> {
+    let mut records: Vec<(u64, ChunkRecord)> = image
+        .chunks
+        .iter()
+        .zip(&plan.last_use)
+        .filter_map(|(chunk, last_use)| {
+            last_use.map(|(order, file_offset)| (order, ChunkRecord { file_offset, ..*chunk }))
+        })
+        .collect();
+    let key = |record: &ChunkRecord| (record.digest, record.blob_index, record.index);
+    records.sort_unstable_by_key(|(order, record)| (key(record), std::cmp::Reverse(*order)));
+    records.dedup_by_key(|(_, record)| key(record));
+    let mut table = Vec::with_capacity(records.len() * encode::CHUNK_RECORD_SIZE as usize);
+    for (_, record) in &records {
+        encode::chunk_record(record, &mut table);
+    }
+    table
+}
+
+/// The bootstrap while it is filled.
+struct File {
+    bytes: Vec<u8>,
+}
+
+impl File {
+    /// Writes bytes to their place.
+    fn copy(&mut self, offset: u64, bytes: &[u8]) {
+        let start = offset as usize;
+        self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Writes what `encode` appends.
+    fn put(
+        &mut self,
+        offset: u64,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), rafs_format::Error>,
+    ) -> Result<(), rafs_format::Error> {
+        let mut out = Vec::new();
+        encode(&mut out)?;
+        self.copy(offset, &out);
+        Ok(())
+    }
+
+    /// Writes the device slots. Returns the blocks of all devices together.
+    fn devices(&mut self, image: &Image) -> Result<u32, Error> {
+        let too_large = Error::TooLarge { what: "all blobs together", limit: "2^44 bytes" };
+        let blocks = |blob: &rafs_format::BlobInfo| u32::try_from(blob.uncompressed_size / BLOCK_SIZE).ok();
+        let Some(blocks) = image.blobs.iter().map(blocks).collect::<Option<Vec<u32>>>() else { return Err(too_large) };
+        let Some(total) = blocks.iter().try_fold(0_u32, |sum, &blocks| sum.checked_add(blocks)) else {
+            return Err(too_large);
+        };
+        let failed = |source| Error::Encode { path: "the device table".to_owned(), source };
+        let mapped = layout::map_devices(self.bytes.len() as u64, blocks.iter().copied()).map_err(failed)?;
+        self.put(DEVICES_OFFSET, |out| {
+            for ((blob, &blocks), &mapped_blkaddr) in image.blobs.iter().zip(&blocks).zip(&mapped) {
+                let id = blob.id.as_str().to_owned();
+                encode::device(&DeviceSlot { id, blocks, mapped_blkaddr }, out)?;
+            }
+            Ok(())
+        })
+        .map_err(failed)?;
+        Ok(total)
+    }
+
+    /// Writes an inode, its xattrs and its data.
+    fn inode(&mut self, image: &Image, plan: &Plan, step: &Step, meta: u64) -> Result<(), rafs_format::Error> {
+        let inode = image.tree.inode(step.id);
+        let data = Data::new(image, plan, step, inode, meta)?;
+        let mut out = Vec::with_capacity(256);
+        let owner = |id| if image.explicit_owners { id } else { 0 };
+        let fields = InodeFields {
+            mode: inode.mode,
+            nlink: step.nlink,
+            size: data.size,
+            uid: owner(inode.uid),
+            gid: owner(inode.gid),
+            mtime: inode.mtime,
+            mtime_nsec: inode.mtime_nsec,
+            ino: step.ino,
+            implied: inode.implied && inode.is_directory(),
+            layout: data.layout,
+            u: data.word,
+            xattr_size: step.xattr_size,
+        };
+        encode::inode(&fields, &mut out)?;
+        encode::xattrs(plan::xattrs(inode), &mut out)?;
+        if data.layout == Layout::ChunkBased {
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        out.extend_from_slice(&data.inline);
+        self.copy(meta + step.place.offset, &out);
+        self.copy(meta + step.place.data_address, &data.blocks);
+        Ok(())
+    }
+}
+
+/// The data of an inode: what follows it directly, and what lies in blocks of its own.
+struct Data {
+    layout: Layout,
+    size: u64,
+    word: u32,
+    inline: Vec<u8>,
+    blocks: Vec<u8>,
+}
+
+impl Data {
+    fn new(image: &Image, plan: &Plan, step: &Step, inode: &Inode, meta: u64) -> Result<Self, rafs_format::Error> {
+        Ok(match &inode.content {
+            Content::Directory(_) => Self::flat(directory(image, plan, step)?, step, meta),
+            Content::Symlink(target) => Self::flat(target.to_vec(), step, meta),
+            Content::Regular { size, chunks } => Self::chunks(image, *size, chunks)?,
+            Content::Special => {
+                let device = matches!(inode.mode & mode::TYPE_MASK, mode::CHARACTER | mode::BLOCK);
+                let word = if device { inode.rdev } else { 0 };
+                Self { layout: Layout::FlatPlain, size: 0, word, inline: Vec::new(), blocks: Vec::new() }
+            }
+        })
+    }
+
+    fn flat(mut bytes: Vec<u8>, step: &Step, meta: u64) -> Self {
+        let size = bytes.len() as u64;
+        let full = if step.place.inline { size - size % BLOCK_SIZE } else { size };
+        let inline = bytes.split_off(full as usize);
+        Self {
+            layout: if step.place.inline { Layout::FlatInline } else { Layout::FlatPlain },
+            size,
+            word: ((meta + step.place.data_address) / BLOCK_SIZE) as u32,
+            inline,
+            blocks: bytes,
+        }
+    }
+
+    fn chunks(image: &Image, size: u64, chunks: &[ChunkId]) -> Result<Self, rafs_format::Error> {
+        let pointers: Vec<ChunkPointer> = chunks
+            .iter()
+            .map(|id| {
+                let ChunkRecord { blob_index, index, uncompressed_offset, .. } = image.chunks[id.0 as usize];
+                ChunkPointer { blob_index, index, uncompressed_offset }
+            })
+            .collect();
+        let mut inline = Vec::with_capacity(pointers.len() * 8);
+        for pointer in &pointers {
+            encode::chunk_index(pointer, BLOCK_BITS, &mut inline)?;
+        }
+        let word = layout::chunk_format(size, image.chunk_size, &pointers);
+        Ok(Self { layout: Layout::ChunkBased, size, word, inline, blocks: Vec::new() })
+    }
+}
+
+fn directory(image: &Image, plan: &Plan, step: &Step) -> Result<Vec<u8>, rafs_format::Error> {
+    let mut entries = vec![entry(image, plan, b".", step.id), entry(image, plan, b"..", step.parent)];
+    for (name, &id) in image.tree.entries(step.id).into_iter().flatten() {
+        entries.push(entry(image, plan, name, id));
+    }
+    entries.sort_unstable_by_key(|entry| entry.name);
+    let mut out = Vec::new();
+    encode::directory(&entries, BLOCK_SIZE, &mut out)?;
+    Ok(out)
+}
+
+fn entry<'a>(image: &Image, plan: &Plan, name: &'a [u8], id: InodeId) -> DirEntry<'a> {
+    DirEntry { name, nid: plan.nid(id), file_type: encode::file_type(image.tree.inode(id).mode) }
+}

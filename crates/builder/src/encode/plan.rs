@@ -1,0 +1,201 @@
+//! Where every inode goes, and what it is numbered.
+
+use rafs_format::encode as raw;
+use rafs_format::layout::{Allocator, Placement};
+use rafs_format::{BLOCK_SIZE, NAME_MAX, Nid};
+use tree::{Content, Image, Inode, InodeId, Tree};
+
+use crate::Error;
+
+/// Longest target of a symbolic link that readers accept.
+const SYMLINK_MAX: usize = 4096;
+
+/// An inode in its place. Addresses count from the start of the metadata area.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    pub id: InodeId,
+    /// The directory that `..` leads to; of a directory only.
+    pub parent: InodeId,
+    pub place: Placement,
+    pub xattr_size: u32,
+    pub ino: u32,
+    pub nlink: u32,
+}
+
+/// The plan of a whole bootstrap.
+pub(super) struct Plan {
+    /// Every inode, in the order in which they are placed.
+    pub steps: Vec<Step>,
+    /// Names in the tree, the root included.
+    pub names: u64,
+    /// For each chunk of the image the last of its uses, if any: its place in the order of uses, and its offset in
+    /// the file.
+    pub last_use: Vec<Option<(u64, u64)>>,
+    /// End of the metadata area.
+    pub end: u64,
+    /// Where each inode goes, by id.
+    offsets: Vec<u64>,
+}
+
+impl Plan {
+    pub(super) fn new(image: &Image) -> Result<Self, Error> {
+        let mut planner = Planner {
+            image,
+            links: image.tree.link_counts(),
+            numbers: vec![0; image.tree.len()],
+            allocator: Allocator::new(),
+            uses: 0,
+            plan: Self {
+                steps: Vec::new(),
+                names: 1,
+                last_use: vec![None; image.chunks.len()],
+                end: 0,
+                offsets: vec![0; image.tree.len()],
+            },
+        };
+        planner.run()?;
+        planner.plan.end = planner.allocator.end();
+        Ok(planner.plan)
+    }
+
+    /// Where an inode goes; 0 for one that no name leads to.
+    pub(super) fn offset(&self, id: InodeId) -> u64 {
+        self.offsets[id.0 as usize]
+    }
+
+    pub(super) fn nid(&self, id: InodeId) -> Nid {
+        Nid(self.offset(id) / Nid::SLOT_SIZE)
+    }
+
+    /// An error about an inode, with its path.
+    pub(super) fn error(&self, image: &Image, id: InodeId, source: rafs_format::Error) -> Error {
+        Error::Encode { path: path(&image.tree, id), source }
+    }
+}
+
+/// The extended attributes of an inode, as the encoder takes them.
+pub(super) fn xattrs(inode: &Inode) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
+    inode.xattrs.iter().flat_map(|xattrs| xattrs.iter()).map(|(name, value)| (&name[..], &value[..]))
+}
+
+struct Planner<'a> {
+    image: &'a Image,
+    links: Vec<u32>,
+    /// Sequential number of the first name of each inode, 0 before it is met.
+    numbers: Vec<u32>,
+    allocator: Allocator,
+    uses: u64,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    /// A directory is placed when the descent reaches it, everything else when its parent's entries are gone through.
+    fn run(&mut self) -> Result<(), Error> {
+        self.numbers[0] = 1;
+        let mut todo = vec![(InodeId::ROOT, InodeId::ROOT)];
+        let image = self.image;
+        while let Some((directory, parent)) = todo.pop() {
+            self.place(directory, parent)?;
+            let descent = todo.len();
+            for (name, &id) in image.tree.entries(directory).into_iter().flatten() {
+                self.number(name, id)?;
+                if image.tree.inode(id).is_directory() {
+                    todo.push((id, directory));
+                    continue;
+                }
+                if self.plan.offset(id) == 0 {
+                    self.place(id, directory)?;
+                }
+                self.use_chunks(id);
+            }
+            todo[descent..].reverse();
+        }
+        Ok(())
+    }
+
+    /// Every name consumes a number; an inode shows that of its first name.
+    fn number(&mut self, name: &[u8], id: InodeId) -> Result<(), Error> {
+        let file = |what: &str| Error::File { path: path(&self.image.tree, id), what: what.to_owned() };
+        if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) || name.contains(&b'/') {
+            return Err(file("the name is empty, longer than 255 bytes or holds a NUL or a slash"));
+        }
+        self.plan.names += 1;
+        let number = u32::try_from(self.plan.names).ok().filter(|number| *number < 1 << 31);
+        let number = number.ok_or(Error::TooLarge { what: "the tree", limit: "2^31 - 1 names" })?;
+        let known = &mut self.numbers[id.0 as usize];
+        if *known == 0 {
+            *known = number;
+        } else if self.image.tree.inode(id).is_directory() {
+            return Err(file("the directory has two names"));
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, id: InodeId, parent: InodeId) -> Result<(), Error> {
+        let inode = self.image.tree.inode(id);
+        let xattr_size =
+            raw::xattr_size(xattrs(inode)).map_err(|source| self.plan.error(self.image, id, source))?;
+        let head = raw::INODE_SIZE + u64::from(xattr_size);
+        let at = |offset| Placement { offset, data_address: offset, inline: false };
+        let place = match &inode.content {
+            Content::Directory(entries) => {
+                let mut names: Vec<&[u8]> = entries.keys().map(|name| &name[..]).chain([&b"."[..], b".."]).collect();
+                names.sort_unstable();
+                let size = raw::directory_size(names.iter().map(|name| name.len()), BLOCK_SIZE);
+                self.allocator.data(head, size)
+            }
+            Content::Symlink(target) => {
+                self.check_target(id, target)?;
+                self.allocator.data(head, target.len() as u64)
+            }
+            Content::Regular { size, chunks } => {
+                self.check_chunks(id, *size, chunks)?;
+                at(self.allocator.regular(head, chunks.len() as u64))
+            }
+            Content::Special => at(self.allocator.special(head)),
+        };
+        self.plan.offsets[id.0 as usize] = place.offset;
+        let (ino, nlink) = (self.numbers[id.0 as usize], self.links[id.0 as usize]);
+        self.plan.steps.push(Step { id, parent, place, xattr_size, ino, nlink });
+        Ok(())
+    }
+
+    fn check_target(&self, id: InodeId, target: &[u8]) -> Result<(), Error> {
+        if target.is_empty() || target.len() > SYMLINK_MAX {
+            let what = format!("the link's target has {} bytes; readers accept 1 to {SYMLINK_MAX}", target.len());
+            return Err(Error::File { path: path(&self.image.tree, id), what });
+        }
+        Ok(())
+    }
+
+    fn check_chunks(&self, id: InodeId, size: u64, chunks: &[tree::ChunkId]) -> Result<(), Error> {
+        let expected = size.div_ceil(u64::from(self.image.chunk_size));
+        let known = |chunk: &tree::ChunkId| (chunk.0 as usize) < self.image.chunks.len();
+        if chunks.len() as u64 != expected || !chunks.iter().all(known) {
+            let what = format!("{size} bytes need {expected} chunks, there are {}", chunks.len());
+            return Err(Error::Damaged { path: path(&self.image.tree, id), what });
+        }
+        Ok(())
+    }
+
+    fn use_chunks(&mut self, id: InodeId) {
+        if let Content::Regular { chunks, .. } = &self.image.tree.inode(id).content {
+            let offsets = (0..).map(|i: u64| i * u64::from(self.image.chunk_size));
+            for (chunk, offset) in chunks.iter().zip(offsets) {
+                self.plan.last_use[chunk.0 as usize] = Some((self.uses, offset));
+                self.uses += 1;
+            }
+        }
+    }
+}
+
+/// A path that leads to an inode, for messages.
+fn path(tree: &Tree, id: InodeId) -> String {
+    let mut walk = tree.walk();
+    while let Some(visit) = walk.next() {
+        if visit.id == id {
+            return String::from_utf8_lossy(&walk.path(&visit)).into_owned();
+        }
+    }
+    "an inode without a name".to_owned()
+}

@@ -1,0 +1,126 @@
+use std::io;
+use std::path::PathBuf;
+
+use progress::Cancelled;
+
+/// Why an image cannot be built, encoded, loaded or merged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+    /// Chunk size outside of what the format allows.
+    #[error("chunk size {0:#x} is not a power of two from 0x1000 to 0x1000000")]
+    ChunkSize(u32),
+    /// The tar stream cannot be turned into a tree.
+    #[error(transparent)]
+    Layer(#[from] layer::Error),
+    /// A file or directory of the source cannot be read.
+    #[error("cannot read {}", path.display())]
+    Source {
+        /// What was read.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file of the source is something no image can hold.
+    #[error("{}: {what}", path.display())]
+    Unsupported {
+        /// Path of the file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+    /// File data was not taken.
+    #[error("cannot cut the data into chunks")]
+    Cut(#[source] io::Error),
+    /// The compressor failed.
+    #[error("cannot compress a chunk")]
+    Compress(#[source] io::Error),
+    /// The blob cannot be written.
+    #[error("cannot write the blob")]
+    Write(#[source] io::Error),
+    /// No thread could be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// A bug: a stage of the build panicked.
+    #[error("the {stage} stage of the build panicked; this is a bug")]
+    Panicked {
+        /// Name of the stage.
+        stage: &'static str,
+    },
+    /// Another stage of the build has failed and says why.
+    #[error("another stage of the build failed")]
+    Stopped,
+    /// With chunks shared by all layers, each layer needs those below it.
+    #[error("a lower layer of the image was not built")]
+    LowerLayer,
+    /// More than the format can express.
+    #[error("{what} is too large: the format allows {limit}")]
+    TooLarge {
+        /// What there is too much of.
+        what: &'static str,
+        /// What is allowed.
+        limit: &'static str,
+    },
+    /// More blobs than the format can express.
+    #[error("the image needs {0} blobs, the format allows 255: share chunks between fewer images, or squash layers")]
+    TooManyBlobs(usize),
+    /// A file that the format cannot express.
+    #[error("{path}: {what}")]
+    File {
+        /// Path in the image.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A record that the format cannot express.
+    #[error("cannot encode {path}")]
+    Encode {
+        /// Path in the image, or the table.
+        path: String,
+        /// What is wrong.
+        source: rafs_format::Error,
+    },
+    /// A bootstrap that cannot be loaded.
+    #[error("cannot load {path} from the bootstrap")]
+    Load {
+        /// Path in the image, or the table.
+        path: String,
+        /// What is wrong.
+        source: rafs_format::Error,
+    },
+    /// A bootstrap whose parts contradict each other.
+    #[error("{path}: {what}")]
+    Damaged {
+        /// Path in the image, or the table.
+        path: String,
+        /// The contradiction.
+        what: String,
+    },
+    /// Nothing to merge.
+    #[error("there is no layer to merge")]
+    NoLayers,
+    /// Images that contradict each other.
+    #[error(transparent)]
+    Merge(#[from] tree::Error),
+    /// Images that cannot be merged.
+    #[error("layer {layer} differs from the first one in {what}: {actual} instead of {expected}")]
+    Inconsistent {
+        /// Number of the layer, the first is 0.
+        layer: usize,
+        /// The attribute.
+        what: &'static str,
+        /// The first layer's value.
+        expected: String,
+        /// This layer's value.
+        actual: String,
+    },
+}
+
+impl From<Cancelled> for Error {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
+    }
+}

@@ -1,0 +1,171 @@
+//! A bootstrap back into a tree.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+
+use rafs_format::{Bootstrap, Nid};
+use tree::{ChunkId, Content, Image, InodeId, Tree, Xattrs, mode};
+
+use crate::Error;
+
+/// Decodes a whole bootstrap. The names of a hard-linked file share one inode again.
+///
+/// # Errors
+/// [`Error::Load`] and [`Error::Damaged`] naming the path at fault.
+pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<Image, Error> {
+    let superblock = bootstrap.superblock();
+    if superblock.flags.contains(rafs_format::SuperFlags::TARFS_MODE) {
+        return Err(damaged("the image", "tarfs images are not supported yet"));
+    }
+    let table = |source| Error::Load { path: "the chunk table".to_owned(), source };
+    let chunks = bootstrap.chunk_table().collect::<Result<Vec<_>, _>>().map_err(table)?;
+    let rows = chunks.iter().zip(0..).map(|(chunk, id)| ((chunk.blob_index, chunk.index), ChunkId(id))).collect();
+    let mut loader = Loader { bootstrap, rows, offsets: &chunks, tree: Tree::new(), inodes: HashMap::new() };
+    loader.load()?;
+    let prefetch = bootstrap.prefetch().filter_map(|nid| loader.inodes.get(&nid.0).copied()).collect();
+    Ok(Image {
+        tree: loader.tree,
+        blobs: bootstrap.blobs().to_vec(),
+        chunk_size: superblock.chunk_size,
+        prefetch,
+        compressor: bootstrap.compressor(),
+        digester: bootstrap.digester(),
+        explicit_owners: superblock.flags.contains(rafs_format::SuperFlags::EXPLICIT_UID_GID),
+        chunks,
+    })
+}
+
+fn damaged(path: impl Into<String>, what: impl Into<String>) -> Error {
+    Error::Damaged { path: path.into(), what: what.into() }
+}
+
+struct Loader<'a, D> {
+    bootstrap: &'a Bootstrap<D>,
+    /// Chunks by blob index and row in the blob.
+    rows: HashMap<(u32, u32), ChunkId>,
+    offsets: &'a [rafs_format::ChunkRecord],
+    tree: Tree,
+    /// Inodes by nid: of directories to find loops, of files to find hard links.
+    inodes: HashMap<u64, InodeId>,
+}
+
+/// A directory to descend into.
+struct Directory {
+    id: InodeId,
+    inode: rafs_format::Inode,
+    path: Vec<u8>,
+}
+
+impl<D: Deref<Target = [u8]>> Loader<'_, D> {
+    fn load(&mut self) -> Result<(), Error> {
+        let root = self.bootstrap.root();
+        let inode = self.inode(root, b"/")?;
+        if !inode.is_dir() {
+            return Err(damaged("/", "the root is not a directory"));
+        }
+        *self.tree.inode_mut(InodeId::ROOT) = self.decode(&inode, b"/")?;
+        self.inodes.insert(root.0, InodeId::ROOT);
+        let mut todo = vec![Directory { id: InodeId::ROOT, inode, path: Vec::new() }];
+        while let Some(directory) = todo.pop() {
+            self.directory(&directory, &mut todo)?;
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, directory: &Directory, todo: &mut Vec<Directory>) -> Result<(), Error> {
+        let bootstrap = self.bootstrap;
+        let failed = |source| Error::Load { path: text(&directory.path), source };
+        let mut children = Vec::new();
+        for entry in bootstrap.entries(&directory.inode).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.name == b"." || entry.name == b".." {
+                continue;
+            }
+            let path = [&directory.path, &b"/"[..], entry.name].concat();
+            let id = match self.inodes.get(&entry.nid.0) {
+                Some(&id) if self.tree.inode(id).is_directory() => {
+                    return Err(damaged(text(&path), "the directory has a second name"));
+                }
+                Some(&id) => id,
+                None => self.add(entry.nid, path.clone(), todo)?,
+            };
+            children.push((Box::from(entry.name), id));
+        }
+        let count = children.len();
+        let Some(entries) = self.tree.entries_mut(directory.id) else {
+            return Err(damaged(text(&directory.path), "not a directory"));
+        };
+        entries.extend(children);
+        if entries.len() != count {
+            return Err(damaged(text(&directory.path), "two entries have the same name"));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, nid: Nid, path: Vec<u8>, todo: &mut Vec<Directory>) -> Result<InodeId, Error> {
+        let inode = self.inode(nid, &path)?;
+        let id = self.tree.add(self.decode(&inode, &path)?);
+        self.inodes.insert(nid.0, id);
+        if inode.is_dir() {
+            todo.push(Directory { id, inode, path });
+        }
+        Ok(id)
+    }
+
+    fn inode(&self, nid: Nid, path: &[u8]) -> Result<rafs_format::Inode, Error> {
+        self.bootstrap.inode(nid).map_err(|source| Error::Load { path: text(path), source })
+    }
+
+    fn decode(&self, inode: &rafs_format::Inode, path: &[u8]) -> Result<tree::Inode, Error> {
+        let failed = |source| Error::Load { path: text(path), source };
+        let content = match inode.mode & mode::TYPE_MASK {
+            mode::DIRECTORY => Content::Directory(Default::default()),
+            mode::REGULAR => Content::Regular { size: inode.size, chunks: self.chunks(inode, path)? },
+            mode::SYMLINK => Content::Symlink(self.bootstrap.symlink(inode).map_err(failed)?.into_owned().into()),
+            _ => Content::Special,
+        };
+        let xattrs: Xattrs = self
+            .bootstrap
+            .xattrs(inode)
+            .map_err(failed)?
+            .into_iter()
+            .map(|xattr| (xattr.name.into(), xattr.value.into()))
+            .collect();
+        let device = matches!(inode.mode & mode::TYPE_MASK, mode::CHARACTER | mode::BLOCK);
+        Ok(tree::Inode {
+            mode: inode.mode,
+            uid: inode.uid,
+            gid: inode.gid,
+            rdev: if device { inode.rdev } else { 0 },
+            mtime: inode.mtime,
+            mtime_nsec: inode.mtime_nsec,
+            implied: inode.implied && inode.is_dir(),
+            xattrs: (!xattrs.is_empty()).then(|| Box::new(xattrs)),
+            content,
+        })
+    }
+
+    fn chunks(&self, inode: &rafs_format::Inode, path: &[u8]) -> Result<Box<[ChunkId]>, Error> {
+        let failed = |source| Error::Load { path: text(path), source };
+        self.bootstrap
+            .chunks(inode)
+            .map_err(failed)?
+            .map(|pointer| {
+                let pointer = pointer.map_err(failed)?;
+                let row = self.rows.get(&(pointer.blob_index, pointer.index)).copied();
+                row.filter(|id| {
+                    self.offsets[id.0 as usize].uncompressed_offset == pointer.uncompressed_offset
+                })
+                .ok_or_else(|| {
+                    let (blob, index) = (pointer.blob_index, pointer.index);
+                    damaged(text(path), format!("chunk {index} of blob {blob} is not in the chunk table"))
+                })
+            })
+            .collect()
+    }
+}
+
+/// A path for a message.
+fn text(path: &[u8]) -> String {
+    if path.is_empty() { "/".to_owned() } else { String::from_utf8_lossy(path).into_owned() }
+}

@@ -1,0 +1,92 @@
+//! What a build is asked for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use chunkdict::Dictionary;
+use codec::Encoder;
+use progress::Cancel;
+use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Digester};
+
+use crate::{Budget, Error};
+
+/// Options of a build, and the means it may use.
+#[derive(Clone)]
+pub struct BuildOptions {
+    /// Compressor of the chunks and of the blob's chunk table.
+    pub compressor: Compressor,
+    /// zstd level of the chunks.
+    pub level: i32,
+    /// Digester of the chunks.
+    pub digester: Digester,
+    /// Chunk size in bytes: a power of two from 4 KiB to 16 MiB.
+    pub chunk_size: u32,
+    /// Ends the blob in a table of contents and puts the chunk digests into it.
+    pub blob_toc: bool,
+    /// Puts the bootstrap into the blob.
+    pub inline_meta: bool,
+    /// Id of the blob instead of its own digest. A bootstrap inside the blob always has a placeholder.
+    pub blob_id: Option<BlobId>,
+    /// Whether inodes carry their owners; if not, readers take themselves for the owner of everything.
+    pub explicit_owners: bool,
+    /// Absolute paths of files and directories to fetch first, in order.
+    pub prefetch: Vec<Vec<u8>>,
+    /// How tar entries are read.
+    pub layer: layer::Options,
+    /// Chunks of other images that need not be stored again.
+    pub dictionary: Option<Arc<Dictionary>>,
+    /// Where digests are computed and chunks are compressed.
+    pub pool: Arc<rayon::ThreadPool>,
+    /// What bounds the memory for file data.
+    pub budget: Arc<Budget>,
+    /// Stops the build.
+    pub cancel: Cancel,
+}
+
+impl BuildOptions {
+    /// The options of the deployed builder: zstd at level 3, BLAKE3, chunks of 1 MiB, a native layer with a table of
+    /// contents.
+    pub fn new(pool: Arc<rayon::ThreadPool>, budget: Arc<Budget>) -> Self {
+        Self {
+            compressor: Compressor::Zstd,
+            level: Encoder::ZSTD_LEVEL_DEFAULT,
+            digester: Digester::Blake3,
+            chunk_size: CHUNK_SIZE_DEFAULT,
+            blob_toc: true,
+            inline_meta: true,
+            blob_id: None,
+            explicit_owners: true,
+            prefetch: Vec::new(),
+            layer: layer::Options::default(),
+            dictionary: None,
+            pool,
+            budget,
+            cancel: Cancel::default(),
+        }
+    }
+
+    /// Checks what no build could be done with.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let sizes = CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX;
+        if !self.chunk_size.is_power_of_two() || !sizes.contains(&self.chunk_size) {
+            return Err(Error::ChunkSize(self.chunk_size));
+        }
+        Encoder::new(self.compressor, self.level).map_err(Error::Compress)?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for BuildOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BuildOptions")
+            .field("compressor", &self.compressor)
+            .field("level", &self.level)
+            .field("digester", &self.digester)
+            .field("chunk_size", &self.chunk_size)
+            .field("blob_toc", &self.blob_toc)
+            .field("inline_meta", &self.inline_meta)
+            .field("blob_id", &self.blob_id)
+            .field("explicit_owners", &self.explicit_owners)
+            .finish_non_exhaustive()
+    }
+}

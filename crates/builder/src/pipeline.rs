@@ -1,0 +1,160 @@
+//! From file data to stored chunks: three plain threads in a row and one pool for the work.
+//!
+//! ```text
+//! cut (caller's thread)  file bytes -> chunk buffers -> [pool: digest, crc]   in input order
+//!   -> dedup             known? else a new index and offset -> [pool: compress]
+//!   -> commit            stored bytes to the blob, in that order
+//! ```
+//!
+//! Stages are joined by bounded channels of *pending* jobs: the order in which jobs are sent is the order of the
+//! input, whatever order the pool finishes them in, so the result does not depend on the number of threads. A stage
+//! that fails drops its end of the channel, which ends its neighbours; the error furthest down the line is the cause.
+
+mod commit;
+mod cut;
+mod dedup;
+
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvError, sync_channel};
+use std::thread::{self, ScopedJoinHandle};
+
+use rafs_format::{CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord, Digest};
+use tree::ChunkId;
+
+pub(crate) use commit::BlobWriter;
+pub(crate) use cut::Cutter;
+pub(crate) use dedup::Home;
+
+use crate::turn::{Dedup, Finish};
+use crate::{BuildOptions, Error};
+
+/// Jobs that may wait between two stages; the budget usually admits fewer.
+const QUEUE: usize = 1024;
+/// Largest address in a blob's uncompressed space and in its file, in bytes.
+const UNCOMPRESSED_MAX: u64 = 1 << 44;
+const COMPRESSED_MAX: u64 = 1 << 40;
+
+/// A chunk as the pool saw it.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    len: u32,
+    digest: Digest,
+    crc32: u32,
+}
+
+/// A chunk in the blob that is being written.
+#[derive(Debug, Clone, Copy)]
+struct StoredSize {
+    size: u32,
+    compressed: bool,
+}
+
+/// The result of a job that may still run in the pool.
+struct Pending<T>(Receiver<T>);
+
+impl<T: Send + 'static> Pending<T> {
+    /// Starts `work` in the pool.
+    fn spawn(pool: &rayon::ThreadPool, work: impl FnOnce() -> T + Send + 'static) -> Self {
+        let (sender, receiver) = sync_channel(1);
+        pool.spawn(move || {
+            // A panic drops the sender, which the waiting stage sees; the pool itself would abort the process.
+            if let Ok(result) = catch_unwind(AssertUnwindSafe(work)) {
+                sender.send(result).ok();
+            }
+        });
+        Self(receiver)
+    }
+
+    /// Waits for the result; fails if the work panicked.
+    fn wait(self) -> Result<T, RecvError> {
+        self.0.recv()
+    }
+}
+
+/// What the pipeline made of the data.
+pub(crate) struct Output<W, R> {
+    /// The blob so far: pure chunk data.
+    pub blob: BlobWriter<W>,
+    /// What the producer returned.
+    pub produced: R,
+    /// Every chunk that the files use, in order of first use. Those of this blob have their final offsets; `blob_index`
+    /// is unset.
+    pub chunks: Vec<(Home, ChunkRecord)>,
+    /// The chunk behind each provisional [`ChunkId`] that the cutter gave out.
+    pub ids: Vec<ChunkId>,
+    /// End of the blob's uncompressed address space.
+    pub uncompressed_size: u64,
+    /// The other end of the turn that was passed in.
+    pub finish: Option<Finish>,
+    /// See [`crate::Stats`].
+    pub duplicates: (u64, u64),
+}
+
+/// Runs `produce` with a cutter and everything that goes into the cutter through all stages into `out`.
+pub(crate) fn run<W: Write + Send, R>(
+    options: &BuildOptions,
+    dedup: Dedup,
+    out: W,
+    produce: impl FnOnce(&mut Cutter) -> Result<R, Error>,
+) -> Result<Output<W, R>, Error> {
+    let lane = options.budget.lane();
+    let (produced, deduped, committed) = thread::scope(|scope| {
+        let (cut_sender, cut) = sync_channel(QUEUE);
+        let (commit_sender, commit) = sync_channel(QUEUE);
+        let named = |name: &str| thread::Builder::new().name(name.to_owned());
+        let dedup_lane = lane.clone();
+        let dedup_thread = named("dedup")
+            .spawn_scoped(scope, move || dedup::run(options, dedup, &dedup_lane, &cut, &commit_sender))
+            .map_err(Error::Thread)?;
+        let commit_thread =
+            named("commit").spawn_scoped(scope, move || commit::run(&commit, out, options)).map_err(Error::Thread)?;
+        let mut cutter = Cutter::new(options, lane, cut_sender);
+        let produced = produce(&mut cutter).and_then(|produced| cutter.finish().map(|()| produced).map_err(Error::Cut));
+        drop(cutter);
+        Ok::<_, Error>((produced, join("dedup", dedup_thread), join("commit", commit_thread)))
+    })?;
+    options.cancel.check()?;
+    // The last stage first: a failure travels up the line as a mere "stopped".
+    let (blob, sizes) = committed?;
+    let deduped = deduped?;
+    let produced = produced?;
+    Ok(Output {
+        blob,
+        produced,
+        chunks: settle(deduped.chunks, &sizes)?,
+        ids: deduped.ids,
+        uncompressed_size: deduped.uncompressed_size,
+        finish: deduped.finish,
+        duplicates: deduped.duplicates,
+    })
+}
+
+fn join<T>(stage: &'static str, thread: ScopedJoinHandle<'_, Result<T, Error>>) -> Result<T, Error> {
+    thread.join().unwrap_or(Err(Error::Panicked { stage }))
+}
+
+/// Enters where and how each new chunk was stored.
+fn settle(
+    mut chunks: Vec<(Home, ChunkRecord)>,
+    sizes: &[StoredSize],
+) -> Result<Vec<(Home, ChunkRecord)>, Error> {
+    let mut offset = 0;
+    let mut sizes = sizes.iter();
+    for (_, record) in chunks.iter_mut().filter(|(home, _)| *home == Home::Own) {
+        let stored = sizes.next().ok_or(Error::Panicked { stage: "commit" })?;
+        record.compressed_offset = offset;
+        record.compressed_size = stored.size;
+        record.flags.set(ChunkFlags::COMPRESSED, stored.compressed);
+        offset += u64::from(stored.size);
+    }
+    if offset > COMPRESSED_MAX {
+        return Err(Error::TooLarge { what: "the blob", limit: "2^40 bytes" });
+    }
+    Ok(chunks)
+}
+
+/// The error that ends a stage whose neighbour has ended: never the one that is reported.
+fn stopped() -> io::Error {
+    io::Error::other("the build has stopped")
+}

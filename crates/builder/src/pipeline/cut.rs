@@ -1,0 +1,101 @@
+//! First stage: file data into chunk buffers, small chunks several to a buffer.
+
+use std::io::{self, Read};
+use std::ops::Range;
+use std::sync::mpsc::SyncSender;
+
+use progress::Cancel;
+use rafs_format::Digester;
+use tree::ChunkId;
+
+use super::{Pending, Piece, stopped};
+use crate::BuildOptions;
+use crate::budget::{BUFFER_MIN, Buffer, Lane};
+
+/// Chunks whose digests are known.
+pub(super) struct Hashed {
+    pub buffer: Buffer,
+    pub pieces: Vec<Piece>,
+}
+
+/// Cuts files into chunks and gives every chunk a provisional id: its number in input order.
+pub(crate) struct Cutter<'a> {
+    options: &'a BuildOptions,
+    cancel: Cancel,
+    lane: Lane,
+    jobs: SyncSender<Pending<Hashed>>,
+    open: Option<Open>,
+    next: u32,
+}
+
+/// The job that is being filled.
+struct Open {
+    buffer: Buffer,
+    lens: Vec<u32>,
+}
+
+impl<'a> Cutter<'a> {
+    pub(super) fn new(options: &'a BuildOptions, lane: Lane, jobs: SyncSender<Pending<Hashed>>) -> Self {
+        Self { options, cancel: options.cancel.clone(), lane, jobs, open: None, next: 0 }
+    }
+
+    /// Reads a file of `size` bytes. Returns the provisional ids of its chunks.
+    pub(crate) fn cut(&mut self, size: u64, data: &mut dyn Read) -> io::Result<Range<u32>> {
+        let first = self.next;
+        let chunk_size = u64::from(self.options.chunk_size);
+        let mut left = size;
+        while left > 0 {
+            self.cancel.check().map_err(io::Error::other)?;
+            let len = left.min(chunk_size) as u32;
+            self.chunk(len, data)?;
+            left -= u64::from(len);
+            self.next = self.next.checked_add(1).ok_or_else(|| io::Error::other("more than 2^32 chunks in a layer"))?;
+        }
+        Ok(first..self.next)
+    }
+
+    /// Reads one chunk into the open job, or into a new one if it does not fit.
+    fn chunk(&mut self, len: u32, data: &mut dyn Read) -> io::Result<()> {
+        let bytes = len as usize;
+        if self.open.as_ref().is_some_and(|open| open.buffer.room() < bytes) {
+            self.finish()?;
+        }
+        let open = match &mut self.open {
+            Some(open) => open,
+            none => {
+                let buffer = self.lane.acquire(bytes, &self.cancel).map_err(io::Error::other)?;
+                none.insert(Open { buffer, lens: Vec::new() })
+            }
+        };
+        data.read_exact(open.buffer.extend(bytes))?;
+        open.lens.push(len);
+        if open.buffer.len() >= BUFFER_MIN { self.finish() } else { Ok(()) }
+    }
+
+    /// Sends the open job on its way.
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        let Some(Open { buffer, lens }) = self.open.take() else { return Ok(()) };
+        let digester = self.options.digester;
+        let job = Pending::spawn(&self.options.pool, move || hash(digester, buffer, &lens));
+        self.jobs.send(job).map_err(|_| stopped())
+    }
+}
+
+impl layer::DataSink for Cutter<'_> {
+    fn file(&mut self, _: &[u8], size: u64, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+        Ok(self.cut(size, data)?.map(ChunkId).collect())
+    }
+}
+
+fn hash(digester: Digester, buffer: Buffer, lens: &[u32]) -> Hashed {
+    let mut rest = buffer.as_slice();
+    let pieces = lens
+        .iter()
+        .map(|&len| {
+            let (chunk, tail) = rest.split_at(len as usize);
+            rest = tail;
+            Piece { len, digest: codec::digest(digester, chunk), crc32: codec::crc32c(chunk) }
+        })
+        .collect();
+    Hashed { buffer, pieces }
+}

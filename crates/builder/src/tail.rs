@@ -1,0 +1,215 @@
+//! What follows the chunks in a blob file: chunk table, digests, bootstrap, table of contents.
+//!
+//! Each piece is followed by a tar header that names it, so a reader walks the file from its end:
+//!
+//! | Piece | Header | When |
+//! |---|---|---|
+//! | chunk data | `image.blob` | the blob has chunks; header with either of the two below |
+//! | chunk table, then its 4096-byte header | `blob.meta` | the blob has chunks; header likewise |
+//! | 32 bytes of digest per chunk | `blob.digest` | table of contents asked for and the blob has chunks |
+//! | bootstrap | `image.boot` | inline metadata asked for |
+//! | entries of 128 bytes | `rafs.blob.toc` | table of contents asked for |
+
+use std::io::Write;
+
+use codec::Encoder;
+use rafs_format::blob_meta::{self, Header, Placement, StoredChunk};
+use rafs_format::toc::{self, TocEntry};
+use rafs_format::{BlobId, ChunkFlags, ChunkRecord, Compressor, Digest};
+use sha2::{Digest as _, Sha256};
+use tree::Image;
+
+use crate::build::own_chunks;
+use crate::pipeline::BlobWriter;
+use crate::{BuildOptions, Error, encode_v6};
+
+/// A blob file that is complete.
+pub(crate) struct Finished {
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// SHA-256 of the file without the array of chunk digests.
+    pub self_digest: Digest,
+    /// Size of the file.
+    pub size: u64,
+}
+
+/// Writes all that follows the chunks and completes the entry of blob `own` in the image's blob table.
+pub(crate) fn finish<W: Write>(
+    blob: BlobWriter<W>,
+    image: &mut Image,
+    own: Option<usize>,
+    options: &BuildOptions,
+) -> Result<Finished, Error> {
+    let mut tail = Tail { blob, without_digests: None, headers: options.inline_meta || options.blob_toc, toc: Vec::new() };
+    if let Some(own) = own {
+        tail.data(image.blobs[own].uncompressed_size)?;
+        tail.chunk_table(image, own, options)?;
+        if options.blob_toc {
+            tail.digests(image, own)?;
+        }
+        image.blobs[own].compressed_size = tail.blob.len();
+    }
+    if options.inline_meta {
+        tail.bootstrap(image, options)?;
+    }
+    if options.blob_toc && !tail.toc.is_empty() {
+        let (digest, size) = tail.table_of_contents()?;
+        if let (Some(own), false) = (own, options.inline_meta) {
+            image.blobs[own].toc_digest = digest;
+            image.blobs[own].toc_size = size;
+        }
+    }
+    let finished = tail.close()?;
+    if let Some(own) = own {
+        let info = &mut image.blobs[own];
+        if !options.inline_meta {
+            info.compressed_size = finished.size;
+        }
+        info.id = options.blob_id.clone().unwrap_or_else(|| {
+            let id = if options.inline_meta { finished.digest } else { finished.self_digest };
+            BlobId::new(hex::encode(id)).expect("64 hexadecimal digits make an id")
+        });
+    }
+    Ok(finished)
+}
+
+struct Tail<W> {
+    blob: BlobWriter<W>,
+    /// The running digest that leaves the digest array out, once there is one.
+    without_digests: Option<Sha256>,
+    /// Whether pieces are followed by tar headers.
+    headers: bool,
+    toc: Vec<TocEntry>,
+}
+
+impl<W: Write> Tail<W> {
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if let Some(sha256) = &mut self.without_digests {
+            sha256.update(bytes);
+        }
+        self.blob.append(bytes)
+    }
+
+    fn header(&mut self, name: &str, size: u64) -> Result<(), Error> {
+        if self.headers { self.append(&toc::tar_header(name, size)) } else { Ok(()) }
+    }
+
+    /// The chunks are there already; their entry's digest covers the header too.
+    fn data(&mut self, uncompressed_size: u64) -> Result<(), Error> {
+        let size = self.blob.len();
+        self.header(toc::DATA, size)?;
+        let digest = self.blob.sha256().finalize().into();
+        self.entry(toc::DATA, Compressor::None, digest, 0, size, uncompressed_size);
+        Ok(())
+    }
+
+    fn chunk_table(&mut self, image: &mut Image, own: usize, options: &BuildOptions) -> Result<(), Error> {
+        let table = encode_table(own_chunks(image, own), image.blobs[own].chunk_count)?;
+        let mut encoder = Encoder::new(options.compressor, options.level).map_err(Error::Compress)?;
+        let (stored, compressor) = match encoder.compress(&table).map_err(Error::Compress)? {
+            Some(compressed) => (compressed, options.compressor),
+            None => (&table[..], Compressor::None),
+        };
+        let info = &mut image.blobs[own];
+        info.meta_compressor = compressor;
+        info.meta_offset = self.blob.len();
+        info.meta_compressed_size = stored.len() as u64;
+        info.meta_uncompressed_size = table.len() as u64;
+        let header = Header {
+            features: info.features,
+            compressor,
+            entries: info.chunk_count,
+            offset: info.meta_offset,
+            compressed_size: info.meta_compressed_size,
+            uncompressed_size: info.meta_uncompressed_size,
+            contexts_offset: 0,
+            contexts_size: 0,
+            contexts_count: 0,
+        }
+        .encode();
+        let (offset, size, full) = (info.meta_offset, info.meta_compressed_size, info.meta_uncompressed_size);
+        self.append(stored)?;
+        self.append(&header)?;
+        self.header(toc::META, size + header.len() as u64)?;
+        let header_size = header.len() as u64;
+        self.entry(toc::META, compressor, Sha256::digest(&table).into(), offset, size, full);
+        let digest = Sha256::digest(header).into();
+        self.entry(toc::META_HEADER, Compressor::None, digest, offset + size, header_size, header_size);
+        Ok(())
+    }
+
+    fn digests(&mut self, image: &Image, own: usize) -> Result<(), Error> {
+        let digests: Vec<u8> = own_chunks(image, own).flat_map(|chunk| chunk.digest).collect();
+        let (offset, size) = (self.blob.len(), digests.len() as u64);
+        self.without_digests = Some(self.blob.sha256());
+        self.blob.append(&digests)?;
+        self.header(toc::DIGESTS, size)?;
+        self.entry(toc::DIGESTS, Compressor::None, Sha256::digest(&digests).into(), offset, size, size);
+        Ok(())
+    }
+
+    /// The bootstrap is compressed if there is a table of contents to say so.
+    fn bootstrap(&mut self, image: &Image, options: &BuildOptions) -> Result<(), Error> {
+        let bootstrap = encode_v6(image)?;
+        let mut encoder =
+            Encoder::new(Compressor::Zstd, Encoder::ZSTD_LEVEL_DEFAULT).map_err(Error::Compress)?;
+        let compressed = if options.blob_toc { encoder.compress(&bootstrap).map_err(Error::Compress)? } else { None };
+        let compressor = if compressed.is_some() { Compressor::Zstd } else { Compressor::None };
+        let stored = compressed.unwrap_or(&bootstrap);
+        let (offset, size) = (self.blob.len(), stored.len() as u64);
+        self.append(stored)?;
+        self.header(toc::BOOTSTRAP, size)?;
+        let digest = Sha256::digest(&bootstrap).into();
+        self.entry(toc::BOOTSTRAP, compressor, digest, offset, size, bootstrap.len() as u64);
+        Ok(())
+    }
+
+    /// Returns what the blob table may record of it: digest and size, with the header.
+    fn table_of_contents(&mut self) -> Result<(Digest, u32), Error> {
+        let mut bytes = Vec::new();
+        for entry in &self.toc {
+            entry.encode(&mut bytes).map_err(|source| Error::Encode { path: toc::TOC.to_owned(), source })?;
+        }
+        bytes.extend_from_slice(&toc::tar_header(toc::TOC, bytes.len() as u64));
+        self.append(&bytes)?;
+        Ok((Sha256::digest(&bytes).into(), bytes.len() as u32))
+    }
+
+    fn entry(&mut self, name: &str, compressor: Compressor, digest: Digest, offset: u64, size: u64, full: u64) {
+        self.toc.push(TocEntry {
+            name: name.to_owned(),
+            compressor,
+            digest,
+            compressed_offset: offset,
+            compressed_size: size,
+            uncompressed_size: full,
+        });
+    }
+
+    fn close(mut self) -> Result<Finished, Error> {
+        self.blob.flush()?;
+        let digest: Digest = self.blob.sha256().finalize().into();
+        let self_digest = self.without_digests.map_or(digest, |sha256| sha256.finalize().into());
+        Ok(Finished { digest, self_digest, size: self.blob.len() })
+    }
+}
+
+fn encode_table<'a>(chunks: impl Iterator<Item = &'a ChunkRecord>, count: u32) -> Result<Vec<u8>, Error> {
+    let mut table = Vec::with_capacity(count as usize * 16);
+    for chunk in chunks {
+        let stored = StoredChunk {
+            index: chunk.index,
+            uncompressed_offset: chunk.uncompressed_offset,
+            uncompressed_size: chunk.uncompressed_size,
+            compressed_offset: chunk.compressed_offset,
+            compressed_size: chunk.compressed_size,
+            compressed: chunk.flags.contains(ChunkFlags::COMPRESSED),
+            encrypted: false,
+            crc32: None,
+            placement: Placement::Plain,
+        };
+        blob_meta::encode_v1(&stored, &mut table)
+            .map_err(|source| Error::Encode { path: format!("chunk {} of the chunk table", chunk.index), source })?;
+    }
+    Ok(table)
+}

@@ -1,0 +1,138 @@
+//! Files that appear complete or not at all.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+
+/// The unfinished files of this process, so that a signal can remove them.
+#[derive(Debug, Clone, Default)]
+pub struct Unfinished(Arc<Mutex<Vec<PathBuf>>>);
+
+impl Unfinished {
+    /// Removes every unfinished file.
+    pub fn remove_all(&self) {
+        for path in self.lock().drain(..) {
+            fs::remove_file(path).ok();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A file that is being written: a regular one under a temporary name beside its place, anything else (a FIFO, a
+/// device) as it is, front to back.
+#[derive(Debug)]
+pub struct Output {
+    file: File,
+    /// Temporary name; `None` if the file is not a regular one.
+    temporary: Option<PathBuf>,
+    unfinished: Unfinished,
+}
+
+impl Output {
+    /// Begins the file `path`. A FIFO is opened exactly once, here.
+    pub fn create(path: &Path, unfinished: &Unfinished) -> anyhow::Result<Self> {
+        let special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
+        if special {
+            let file = OpenOptions::new().write(true).open(path);
+            let file = file.with_context(|| format!("cannot open {} for writing", path.display()))?;
+            return Ok(Self { file, temporary: None, unfinished: unfinished.clone() });
+        }
+        let name = path.file_name().with_context(|| format!("{} is not the name of a file", path.display()))?;
+        let mut temporary = OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        Self::create_temporary(path.with_file_name(temporary), unfinished)
+    }
+
+    /// Begins a file in `dir` whose name is not known yet; `kind` tells several of them apart.
+    pub fn create_in(dir: &Path, kind: &str, unfinished: &Unfinished) -> anyhow::Result<Self> {
+        Self::create_temporary(dir.join(format!(".{kind}.{}.tmp", std::process::id())), unfinished)
+    }
+
+    fn create_temporary(temporary: PathBuf, unfinished: &Unfinished) -> anyhow::Result<Self> {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary);
+        let file = file.with_context(|| format!("cannot create {}", temporary.display()))?;
+        unfinished.lock().push(temporary.clone());
+        Ok(Self { file, temporary: Some(temporary), unfinished: unfinished.clone() })
+    }
+
+    /// Gives the finished file its name.
+    pub fn commit(mut self, path: &Path) -> anyhow::Result<()> {
+        if let Some(temporary) = self.temporary.take() {
+            let renamed = fs::rename(&temporary, path);
+            if renamed.is_err() {
+                fs::remove_file(&temporary).ok();
+            }
+            self.unfinished.lock().retain(|other| *other != temporary);
+            renamed.with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some(temporary) = self.temporary.take() {
+            fs::remove_file(&temporary).ok();
+            self.unfinished.lock().retain(|other| *other != temporary);
+        }
+    }
+}
+
+/// Writes a whole file that appears complete or not at all.
+pub fn write(path: &Path, content: &[u8], unfinished: &Unfinished) -> anyhow::Result<()> {
+    let mut output = Output::create(path, unfinished)?;
+    output.write_all(content).with_context(|| format!("cannot write {}", path.display()))?;
+    output.commit(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_file_appears_when_it_is_committed_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let unfinished = Unfinished::default();
+        let mut output = Output::create(&dir.path().join("blob"), &unfinished).unwrap();
+        output.write_all(b"data").unwrap();
+        assert!(!dir.path().join("blob").exists());
+        output.commit(&dir.path().join("blob")).unwrap();
+        assert_eq!(fs::read(dir.path().join("blob")).unwrap(), b"data");
+        assert_eq!(names(dir.path()), ["blob"]);
+    }
+
+    #[test]
+    fn what_is_not_committed_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let unfinished = Unfinished::default();
+        fs::write(dir.path().join("blob"), b"old").unwrap();
+        drop(Output::create(&dir.path().join("blob"), &unfinished).unwrap());
+        let kept = Output::create_in(dir.path(), "blob", &unfinished).unwrap();
+        unfinished.remove_all();
+        std::mem::forget(kept);
+        assert_eq!(names(dir.path()), ["blob"]);
+        assert_eq!(fs::read(dir.path().join("blob")).unwrap(), b"old");
+    }
+}
