@@ -1,0 +1,347 @@
+//! The data rule: reads each blob once, front to back, and compares every chunk with its recorded digest.
+
+use std::iter::Peekable;
+use std::ops::Range;
+
+use image::Hasher;
+use progress::{Cancel, Progress};
+use rafs_format::blob_meta::{BlobMeta, Placement, StoredChunk};
+use rafs_format::{BlobInfo, Bootstrap, ChunkFlags, ChunkRecord};
+use rayon::prelude::*;
+use storage::{BlobReader, BlobSource, ChunkDecoder, KnownChunk};
+
+use crate::report::{Rule, RuleReport, chain};
+
+/// Stored bytes that are read at a time. Twice this is in memory: one part is read while the other is decoded.
+const WINDOW: u64 = 4 << 20;
+/// Unused bytes between two chunks that are read rather than skipped.
+const GAP: u64 = 128 << 10;
+
+/// What the pass over the blobs found.
+pub(crate) struct Outcome {
+    /// Disagreements between chunk table and blobs: part of the bootstrap rule.
+    pub(crate) tables: Vec<String>,
+    /// The data rule.
+    pub(crate) data: RuleReport,
+    /// Chunks decoded.
+    pub(crate) chunks: u64,
+    /// Uncompressed bytes of these.
+    pub(crate) bytes: u64,
+}
+
+/// How the pass is done.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) pool: &'a rayon::ThreadPool,
+    pub(crate) cancel: &'a Cancel,
+    pub(crate) progress: &'a dyn Progress,
+    /// Whether blob ids are the SHA-256 of the blob files, because a manifest names them so.
+    pub(crate) ids_are_digests: bool,
+}
+
+/// Reads all blobs of an image.
+pub(crate) fn check(bootstrap: &Bootstrap<Vec<u8>>, blobs: &dyn BlobSource, context: Context<'_>) -> Outcome {
+    let mut outcome = Outcome { tables: Vec::new(), data: RuleReport::new(Rule::Data), chunks: 0, bytes: 0 };
+    let mut rows: Vec<Vec<u32>> = vec![Vec::new(); bootstrap.blobs().len()];
+    for (row, record) in (0..).zip(bootstrap.chunk_table()) {
+        // Malformed records are found by the bootstrap rule.
+        let Ok(record) = record else { continue };
+        match rows.get_mut(record.blob_index as usize) {
+            Some(rows) => rows.push(row),
+            None => outcome.tables.push(format!("chunk table row {row}: there is no blob {}", record.blob_index)),
+        }
+    }
+    for (info, rows) in bootstrap.blobs().iter().zip(rows) {
+        if context.cancel.is_cancelled() {
+            break;
+        }
+        check_blob(bootstrap, info, &rows, blobs, context, &mut outcome);
+    }
+    outcome.data.note = format!("{} chunks, {} bytes of {} blobs", outcome.chunks, outcome.bytes, bootstrap.blobs().len());
+    outcome
+}
+
+fn check_blob(
+    bootstrap: &Bootstrap<Vec<u8>>,
+    info: &BlobInfo,
+    rows: &[u32],
+    blobs: &dyn BlobSource,
+    context: Context<'_>,
+    outcome: &mut Outcome,
+) {
+    let blob = match blobs.open(info.id.as_str()) {
+        Ok(blob) => blob,
+        Err(error) => return outcome.data.problem(format!("blob {} cannot be opened: {}", info.id, chain(&error))),
+    };
+    let opened = storage::read_blob_meta(info, &*blob).and_then(|meta| Ok((meta, ChunkDecoder::new(info)?)));
+    let (meta, decoder) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return outcome.data.problem(format!("blob {}: {}", info.id, chain(&error))),
+    };
+    let chunks = plan(bootstrap, info, rows, &meta, &mut outcome.tables);
+    context.progress.started(info.id.as_str(), Some(blob.size()));
+    let hasher = context.ids_are_digests.then(Hasher::new);
+    let codec = Codec { bootstrap, info, meta: &meta, decoder: &decoder };
+    Pass { codec, blob: &*blob, context, hasher, position: 0, outcome }.run(&chunks);
+    context.progress.finished(info.id.as_str(), "read");
+}
+
+/// A chunk to read, as little of it as the order needs: its records are looked up when its turn comes.
+#[derive(Debug, Clone, Copy)]
+struct Item {
+    /// Where its stored bytes, or those of its batch, begin in the blob.
+    offset: u64,
+    /// The batch, or [`ALONE`].
+    batch: u32,
+    /// Row in the bootstrap's chunk table.
+    row: u32,
+}
+
+const ALONE: u32 = u32::MAX;
+
+/// The chunks to read, in the order in which they lie. Those about which bootstrap and blob disagree are reported and
+/// left out.
+fn plan(
+    bootstrap: &Bootstrap<Vec<u8>>,
+    info: &BlobInfo,
+    rows: &[u32],
+    meta: &BlobMeta,
+    problems: &mut Vec<String>,
+) -> Vec<Item> {
+    let mut items = Vec::with_capacity(rows.len());
+    for &row in rows {
+        let Some(Ok(record)) = bootstrap.chunk_table().nth(row as usize) else { continue };
+        let name = || format!("chunk {} of blob {}", record.index, info.id);
+        let Some(stored) = meta.chunk(record.index) else {
+            problems.push(format!("{} is not in the blob's chunk table", name()));
+            continue;
+        };
+        if let Some(field) = disagreement(&record, &stored) {
+            problems.push(format!("{}: bootstrap and blob disagree about its {field}", name()));
+            continue;
+        }
+        let batch = match stored.placement {
+            Placement::Batch { index, .. } => index,
+            _ => ALONE,
+        };
+        items.push(Item { offset: stored.compressed_offset, batch, row });
+    }
+    items.sort_unstable_by_key(|item| (item.offset, item.batch, item.row));
+    items
+}
+
+/// The first field in which the two records of a chunk differ. What a batch hides is not compared.
+fn disagreement(record: &ChunkRecord, stored: &StoredChunk) -> Option<&'static str> {
+    if record.uncompressed_offset != stored.uncompressed_offset {
+        return Some("uncompressed offset");
+    }
+    if record.uncompressed_size != stored.uncompressed_size {
+        return Some("size");
+    }
+    if !matches!(stored.placement, Placement::Plain) {
+        return None;
+    }
+    if record.compressed_offset != stored.compressed_offset {
+        return Some("place");
+    }
+    if record.compressed_size != stored.compressed_size {
+        return Some("stored size");
+    }
+    (record.flags.contains(ChunkFlags::COMPRESSED) != stored.compressed).then_some("compression")
+}
+
+/// Chunks that are decoded together: one, or those members of a batch that are in use.
+type Unit<'a> = &'a [Item];
+
+fn units(items: &[Item]) -> impl Iterator<Item = Unit<'_>> {
+    items.chunk_by(|a, b| a.batch != ALONE && (a.batch, a.offset) == (b.batch, b.offset))
+}
+
+/// What turns the stored bytes of one blob into chunks.
+#[derive(Clone, Copy)]
+struct Codec<'a> {
+    bootstrap: &'a Bootstrap<Vec<u8>>,
+    info: &'a BlobInfo,
+    meta: &'a BlobMeta,
+    decoder: &'a ChunkDecoder,
+}
+
+/// What came out of a unit.
+#[derive(Default)]
+struct Decoded {
+    chunks: u64,
+    bytes: u64,
+    problems: Vec<String>,
+}
+
+impl Codec<'_> {
+    fn records(&self, item: &Item) -> Option<(StoredChunk, KnownChunk)> {
+        let record = self.bootstrap.chunk_table().nth(item.row as usize)?.ok()?;
+        Some((self.meta.chunk(record.index)?, KnownChunk::from(&record)))
+    }
+
+    /// The stored bytes of a unit.
+    fn range(&self, unit: Unit<'_>) -> Range<u64> {
+        let Some(first) = unit.first() else { return 0..0 };
+        let size = match self.meta.batch(first.batch) {
+            Some(batch) if first.batch != ALONE => batch.compressed_size,
+            _ => self.records(first).map_or(0, |(stored, _)| stored.compressed_size),
+        };
+        first.offset..first.offset.saturating_add(u64::from(size))
+    }
+
+    /// Decodes a unit and compares all its chunks.
+    fn decode(&self, unit: Unit<'_>, window: &Window<'_>) -> Decoded {
+        let mut decoded = Decoded::default();
+        let range = self.range(unit);
+        let at = |offset: u64| usize::try_from(offset - window.offset).ok();
+        let (Some(first), Some(stored)) =
+            (unit.first(), at(range.start).zip(at(range.end)).and_then(|(start, end)| window.bytes.get(start..end)))
+        else {
+            decoded.problems.push(format!("blob {}: the bytes at {:#x} were not read", self.info.id, range.start));
+            return decoded;
+        };
+        let batch = if first.batch == ALONE { None } else { self.meta.batch(first.batch) };
+        let encrypted = self.records(first).is_some_and(|(record, _)| record.encrypted);
+        let batch = batch.map(|batch| self.decoder.batch(&batch, encrypted, stored));
+        for (record, known) in unit.iter().filter_map(|item| self.records(item)) {
+            let result = match &batch {
+                None => self.decoder.chunk(&record, &known, stored).map(drop).map_err(|error| chain(&error)),
+                Some(Ok(batch)) => batch.member(&record, &known).map(drop).map_err(|error| chain(&error)),
+                Some(Err(error)) => Err(chain(error)),
+            };
+            decoded.chunks += 1;
+            decoded.bytes += u64::from(known.size);
+            if let Err(error) = result {
+                let (index, id) = (known.index, &self.info.id);
+                decoded.problems.push(format!("chunk {index} of blob {id} at {:#x}: {error}", range.start));
+            }
+        }
+        decoded
+    }
+}
+
+/// One pass over a blob.
+struct Pass<'a> {
+    codec: Codec<'a>,
+    blob: &'a dyn BlobReader,
+    context: Context<'a>,
+    hasher: Option<Hasher>,
+    /// What has been read or skipped.
+    position: u64,
+    outcome: &'a mut Outcome,
+}
+
+/// A run of units, and the bytes that they lie in.
+struct Window<'a> {
+    offset: u64,
+    bytes: Vec<u8>,
+    units: Vec<Unit<'a>>,
+}
+
+impl Pass<'_> {
+    /// Decodes one window while the next is read.
+    fn run(&mut self, items: &[Item]) {
+        let codec = self.codec;
+        let mut ahead = units(items).peekable();
+        let mut current = self.next_window(&mut ahead);
+        while let Some(window) = current {
+            if self.context.cancel.is_cancelled() {
+                return;
+            }
+            let decode = || -> Vec<Decoded> {
+                window.units.par_iter().map(|unit| codec.decode(unit, &window)).collect()
+            };
+            let (next, decoded) =
+                self.context.pool.install(|| rayon::join(|| self.next_window(&mut ahead), decode));
+            for decoded in decoded {
+                self.outcome.chunks += decoded.chunks;
+                self.outcome.bytes += decoded.bytes;
+                decoded.problems.into_iter().for_each(|problem| self.problem(problem));
+            }
+            current = next;
+        }
+        self.read_rest();
+    }
+
+    fn problem(&mut self, problem: String) {
+        self.outcome.data.problem(problem);
+    }
+
+    /// Reads the next units; `None` when there are no more.
+    fn next_window<'u>(&mut self, ahead: &mut Peekable<impl Iterator<Item = Unit<'u>>>) -> Option<Window<'u>> {
+        loop {
+            let first = ahead.next()?;
+            let Range { start, mut end } = self.codec.range(first);
+            let mut units = vec![first];
+            while let Some(unit) = ahead.next_if(|unit| {
+                let range = self.codec.range(unit);
+                range.end.saturating_sub(start) <= WINDOW && range.start <= end.saturating_add(GAP)
+            }) {
+                end = end.max(self.codec.range(unit).end);
+                units.push(unit);
+            }
+            match self.read(start..end) {
+                Ok(bytes) => return Some(Window { offset: start, bytes, units }),
+                Err(error) => {
+                    let chunks: usize = units.iter().map(|unit| unit.len()).sum();
+                    let id = &self.codec.info.id;
+                    let error = chain(&error);
+                    self.problem(format!("blob {id}: {chunks} chunks at bytes {start:#x} to {end:#x} cannot be read: {error}"));
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, range: Range<u64>) -> std::io::Result<Vec<u8>> {
+        if range.end > self.blob.size() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        self.pass_over(range.start)?;
+        let len = usize::try_from(range.end - range.start).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        let mut bytes = vec![0; len];
+        self.blob.read_exact_at(&mut bytes, range.start)?;
+        if let Some(hasher) = &mut self.hasher {
+            let seen = usize::try_from(self.position - range.start).unwrap_or(usize::MAX);
+            hasher.update(bytes.get(seen..).unwrap_or_default());
+        }
+        self.advance(range.end);
+        Ok(bytes)
+    }
+
+    fn advance(&mut self, end: u64) {
+        let end = end.max(self.position);
+        self.context.progress.advanced(self.codec.info.id.as_str(), end - self.position);
+        self.position = end;
+    }
+
+    /// Goes on to `end`; bytes that no chunk needs are only read to be digested.
+    fn pass_over(&mut self, end: u64) -> std::io::Result<()> {
+        if let Some(hasher) = &mut self.hasher {
+            let mut buffer = [0; 64 << 10];
+            let mut position = self.position;
+            while position < end {
+                let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(buffer.len());
+                let part = buffer.get_mut(..want).unwrap_or_default();
+                self.blob.read_exact_at(part, position)?;
+                hasher.update(part);
+                position += want as u64;
+            }
+        }
+        self.advance(end);
+        Ok(())
+    }
+
+    /// Reads what follows the last chunk, and compares the digest of the whole blob with its name.
+    fn read_rest(&mut self) {
+        let id = &self.codec.info.id;
+        if let Err(error) = self.pass_over(self.blob.size()) {
+            self.problem(format!("blob {id} cannot be read: {}", chain(&error)));
+        } else if let Some(hasher) = self.hasher.take() {
+            let actual = hasher.finish().hex();
+            if actual != id.as_str() {
+                self.problem(format!("blob {id} is corrupt: its bytes have SHA-256 {actual}"));
+            }
+        }
+    }
+}
