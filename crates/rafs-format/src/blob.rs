@@ -49,13 +49,15 @@ pub struct BlobId(String);
 
 impl BlobId {
     /// The id that an inlined bootstrap carries before the blob's own digest is known: 64 times `x`.
-    pub const PLACEHOLDER: &'static str = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+    pub const PLACEHOLDER: &'static str =
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
 
     /// Takes an id of 1 to 64 printable ASCII bytes that is fit to be a file name.
     pub fn new(id: impl Into<String>) -> Option<Self> {
         let id = id.into();
         let plain = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b'\\';
-        (!id.is_empty() && id.len() <= 64 && !id.starts_with('.') && id.bytes().all(plain)).then_some(Self(id))
+        (!id.is_empty() && id.len() <= 64 && !id.starts_with('.') && id.bytes().all(plain))
+            .then_some(Self(id))
     }
 
     /// The id a bootstrap has while its blob's digest is unknown.
@@ -143,8 +145,14 @@ impl BlobInfo {
 
     /// Length of the pure chunk data at the head of the blob file: the bound of every compressed offset.
     pub fn data_size(&self) -> u64 {
-        let header = if self.features.contains(BlobFeatures::HAS_TAR_HEADER) { 512 } else { 0 };
-        if self.features.contains(BlobFeatures::SEPARATE) || !self.features.contains(BlobFeatures::CAP_TAR_TOC) {
+        let header = if self.features.contains(BlobFeatures::HAS_TAR_HEADER) {
+            512
+        } else {
+            0
+        };
+        if self.features.contains(BlobFeatures::SEPARATE)
+            || !self.features.contains(BlobFeatures::CAP_TAR_TOC)
+        {
             self.compressed_size
         } else if self.meta_uncompressed_size != 0 {
             self.meta_offset.saturating_sub(header)

@@ -142,16 +142,28 @@ impl Header {
     /// # Errors
     /// [`Error::Field`] if a magic number or the compressor is wrong.
     pub fn parse(header: &[u8; HEADER_SIZE]) -> Result<Self, Error> {
-        let raw: &MetaHeaderRaw = raw::read(header).ok_or_else(|| Error::bounds("a blob meta header", 0, 60, 0))?;
-        let magic2: &zerocopy::little_endian::U32 =
-            raw::read_at(header, MAGIC2_OFFSET as u64).ok_or_else(|| Error::bounds("a blob meta header", 0, 4096, 0))?;
-        expect_equal("magic number of a blob meta header", 0, raw.magic.get(), MAGIC)?;
-        expect_equal("second magic number of a blob meta header", MAGIC2_OFFSET as u64, magic2.get(), MAGIC)?;
+        let raw: &MetaHeaderRaw =
+            raw::read(header).ok_or_else(|| Error::bounds("a blob meta header", 0, 60, 0))?;
+        let magic2: &zerocopy::little_endian::U32 = raw::read_at(header, MAGIC2_OFFSET as u64)
+            .ok_or_else(|| Error::bounds("a blob meta header", 0, 4096, 0))?;
+        expect_equal(
+            "magic number of a blob meta header",
+            0,
+            raw.magic.get(),
+            MAGIC,
+        )?;
+        expect_equal(
+            "second magic number of a blob meta header",
+            MAGIC2_OFFSET as u64,
+            magic2.get(),
+            MAGIC,
+        )?;
         let compressor = raw.compressor.get();
         Ok(Self {
             features: BlobFeatures::from_bits_retain(raw.features.get()),
-            compressor: Compressor::from_number(compressor)
-                .ok_or_else(|| Error::field("compressor of a blob meta header", 8, compressor, "0 to 3"))?,
+            compressor: Compressor::from_number(compressor).ok_or_else(|| {
+                Error::field("compressor of a blob meta header", 8, compressor, "0 to 3")
+            })?,
             entries: raw.entries.get(),
             offset: raw.offset.get(),
             compressed_size: raw.compressed_size.get(),
@@ -188,12 +200,37 @@ impl Header {
     /// What the blob table says must be what the header says.
     fn check(&self, info: &BlobInfo) -> Result<(), Error> {
         if !info.features.contains(BlobFeatures::CHUNKDICT_GENERATED) {
-            expect_equal("number of chunks in a blob meta header", 12, self.entries, info.chunk_count)?;
+            expect_equal(
+                "number of chunks in a blob meta header",
+                12,
+                self.entries,
+                info.chunk_count,
+            )?;
         }
-        expect_equal("compressor of a blob meta header", 8, self.compressor, info.meta_compressor)?;
-        expect_equal("table offset in a blob meta header", 16, self.offset, info.meta_offset)?;
-        expect_equal("stored size in a blob meta header", 24, self.compressed_size, info.meta_compressed_size)?;
-        expect_equal("table size in a blob meta header", 32, self.uncompressed_size, info.meta_uncompressed_size)
+        expect_equal(
+            "compressor of a blob meta header",
+            8,
+            self.compressor,
+            info.meta_compressor,
+        )?;
+        expect_equal(
+            "table offset in a blob meta header",
+            16,
+            self.offset,
+            info.meta_offset,
+        )?;
+        expect_equal(
+            "stored size in a blob meta header",
+            24,
+            self.compressed_size,
+            info.meta_compressed_size,
+        )?;
+        expect_equal(
+            "table size in a blob meta header",
+            32,
+            self.uncompressed_size,
+            info.meta_uncompressed_size,
+        )
     }
 }
 
@@ -221,18 +258,46 @@ impl BlobMeta {
     ///
     /// # Errors
     /// As [`BlobMeta::parse`].
-    pub fn from_vec(table: Vec<u8>, header: &[u8; HEADER_SIZE], info: &BlobInfo) -> Result<Self, Error> {
+    pub fn from_vec(
+        table: Vec<u8>,
+        header: &[u8; HEADER_SIZE],
+        info: &BlobInfo,
+    ) -> Result<Self, Error> {
         let header = Header::parse(header)?;
         header.check(info)?;
-        expect_equal("length of a chunk table", 0, table.len() as u64, info.meta_uncompressed_size)?;
+        expect_equal(
+            "length of a chunk table",
+            0,
+            table.len() as u64,
+            info.meta_uncompressed_size,
+        )?;
         let v2 = info.features.contains(BlobFeatures::CHUNK_INFO_V2);
-        let record = if v2 { MetaChunkV2Raw::SIZE } else { MetaChunkV1Raw::SIZE };
+        let record = if v2 {
+            MetaChunkV2Raw::SIZE
+        } else {
+            MetaChunkV1Raw::SIZE
+        };
         let records = u64::from(header.entries) * record as u64;
         if records > table.len() as u64 {
-            return Err(Error::bounds("the chunk records", 0, records, table.len() as u64));
+            return Err(Error::bounds(
+                "the chunk records",
+                0,
+                records,
+                table.len() as u64,
+            ));
         }
-        let mut meta = Self { table, count: header.entries, v2, contexts_offset: records, contexts_count: 0, contexts_size: 0 };
-        if info.features.intersects(BlobFeatures::BATCH | BlobFeatures::ZRAN) {
+        let mut meta = Self {
+            table,
+            count: header.entries,
+            v2,
+            contexts_offset: records,
+            contexts_count: 0,
+            contexts_size: 0,
+        };
+        if info
+            .features
+            .intersects(BlobFeatures::BATCH | BlobFeatures::ZRAN)
+        {
             meta.adopt_contexts(&header)?;
         }
         let rules = Rules::new(info);
@@ -241,7 +306,14 @@ impl BlobMeta {
         }
         for index in 0..meta.count {
             let offset = u64::from(index) * record as u64;
-            let chunk = meta.chunk(index).ok_or_else(|| Error::bounds("a chunk record", offset, record as u64, meta.table.len() as u64))?;
+            let chunk = meta.chunk(index).ok_or_else(|| {
+                Error::bounds(
+                    "a chunk record",
+                    offset,
+                    record as u64,
+                    meta.table.len() as u64,
+                )
+            })?;
             meta.check_flags(index, offset, info)?;
             meta.check_chunk(&chunk, offset, &rules)?;
         }
@@ -280,7 +352,10 @@ impl BlobMeta {
     /// Batch `index`; `None` if there is none.
     pub fn batch(&self, index: u32) -> Option<BatchContext> {
         let raw: &BatchContextRaw = self.context(index)?;
-        Some(BatchContext { compressed_size: raw.compressed_size.get(), uncompressed_size: raw.uncompressed_size.get() })
+        Some(BatchContext {
+            compressed_size: raw.compressed_size.get(),
+            uncompressed_size: raw.uncompressed_size.get(),
+        })
     }
 
     /// Slice `index` of the gzip stream; `None` if there is none.
@@ -301,11 +376,24 @@ impl BlobMeta {
     /// The dictionary with which inflating a slice begins; `None` if it does not lie in the table.
     pub fn dictionary(&self, context: &ZranContext) -> Option<&[u8]> {
         let records = u64::from(self.contexts_count) * ZranContextRaw::SIZE as u64;
-        let area = raw::slice(&self.table, self.contexts_offset + records, self.contexts_size.checked_sub(records)?)?;
-        raw::slice(area, context.dictionary_offset, u64::from(context.dictionary_size))
+        let area = raw::slice(
+            &self.table,
+            self.contexts_offset + records,
+            self.contexts_size.checked_sub(records)?,
+        )?;
+        raw::slice(
+            area,
+            context.dictionary_offset,
+            u64::from(context.dictionary_size),
+        )
     }
 
-    fn context<T: zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout + zerocopy::Unaligned>(&self, index: u32) -> Option<&T> {
+    fn context<
+        T: zerocopy::FromBytes + zerocopy::Immutable + zerocopy::KnownLayout + zerocopy::Unaligned,
+    >(
+        &self,
+        index: u32,
+    ) -> Option<&T> {
         if index >= self.contexts_count {
             return None;
         }
@@ -314,15 +402,34 @@ impl BlobMeta {
 
     fn adopt_contexts(&mut self, header: &Header) -> Result<(), Error> {
         let len = self.table.len() as u64;
-        expect_equal("context offset in a blob meta header", 40, header.contexts_offset, self.contexts_offset)?;
+        expect_equal(
+            "context offset in a blob meta header",
+            40,
+            header.contexts_offset,
+            self.contexts_offset,
+        )?;
         let end = header.contexts_offset.checked_add(header.contexts_size);
         if end.is_none_or(|end| end > len) {
-            return Err(Error::bounds("the context records", header.contexts_offset, header.contexts_size, len));
+            return Err(Error::bounds(
+                "the context records",
+                header.contexts_offset,
+                header.contexts_size,
+                len,
+            ));
         }
         let records = u64::from(header.contexts_count) * 40;
         if records > header.contexts_size || header.contexts_count > header.entries {
-            let expected = format!("at most {} and {}", header.contexts_size / 40, header.entries);
-            return Err(Error::field("context count in a blob meta header", 56, header.contexts_count, expected));
+            let expected = format!(
+                "at most {} and {}",
+                header.contexts_size / 40,
+                header.entries
+            );
+            return Err(Error::field(
+                "context count in a blob meta header",
+                56,
+                header.contexts_count,
+                expected,
+            ));
         }
         self.contexts_count = header.contexts_count;
         self.contexts_size = header.contexts_size;
@@ -331,27 +438,57 @@ impl BlobMeta {
 
     fn check_context(&self, index: u32, info: &BlobInfo) -> Result<(), Error> {
         let offset = self.contexts_offset + u64::from(index) * 40;
-        let wrong = |what, actual: u64, expected: String| Err(Error::field(what, offset, actual, expected));
+        let wrong =
+            |what, actual: u64, expected: String| Err(Error::field(what, offset, actual, expected));
         let data_size = info.data_size();
         if info.features.contains(BlobFeatures::ZRAN) {
             let Some(context) = self.zran(index) else {
-                return Err(Error::bounds("a slice record", offset, 40, self.table.len() as u64));
+                return Err(Error::bounds(
+                    "a slice record",
+                    offset,
+                    40,
+                    self.table.len() as u64,
+                ));
             };
             if context.bits > 7 {
-                return wrong("bit count of a slice", context.bits.into(), "0 to 7".to_owned());
+                return wrong(
+                    "bit count of a slice",
+                    context.bits.into(),
+                    "0 to 7".to_owned(),
+                );
             }
             if context.dictionary_size > DICTIONARY_MAX || self.dictionary(&context).is_none() {
-                return wrong("dictionary size of a slice", context.dictionary_size.into(), "at most 32768 bytes within the table".to_owned());
+                return wrong(
+                    "dictionary size of a slice",
+                    context.dictionary_size.into(),
+                    "at most 32768 bytes within the table".to_owned(),
+                );
             }
-            if context.in_offset.checked_add(u64::from(context.in_len)).is_none_or(|end| end > data_size) {
-                return wrong("input offset of a slice", context.in_offset, format!("an end within {data_size} bytes of data"));
+            if context
+                .in_offset
+                .checked_add(u64::from(context.in_len))
+                .is_none_or(|end| end > data_size)
+            {
+                return wrong(
+                    "input offset of a slice",
+                    context.in_offset,
+                    format!("an end within {data_size} bytes of data"),
+                );
             }
         } else if let Some(context) = self.batch(index) {
             if context.uncompressed_size == 0 || u64::from(context.uncompressed_size) > SIZE_MAX {
-                return wrong("size of a batch", context.uncompressed_size.into(), format!("1 to {SIZE_MAX}"));
+                return wrong(
+                    "size of a batch",
+                    context.uncompressed_size.into(),
+                    format!("1 to {SIZE_MAX}"),
+                );
             }
             if context.compressed_size == 0 || u64::from(context.compressed_size) > data_size {
-                return wrong("stored size of a batch", context.compressed_size.into(), format!("1 to {data_size}"));
+                return wrong(
+                    "stored size of a batch",
+                    context.compressed_size.into(),
+                    format!("1 to {data_size}"),
+                );
             }
         }
         Ok(())
@@ -362,11 +499,21 @@ impl BlobMeta {
         if !self.v2 {
             return Ok(());
         }
-        let Some(raw) = raw::read_at::<MetaChunkV2Raw>(&self.table, u64::from(index) * MetaChunkV2Raw::SIZE as u64) else {
+        let Some(raw) = raw::read_at::<MetaChunkV2Raw>(
+            &self.table,
+            u64::from(index) * MetaChunkV2Raw::SIZE as u64,
+        ) else {
             return Ok(());
         };
         let word = raw.uncompressed.get();
-        let illegal = |expected| Err(Error::field("flags of a chunk record", offset, format!("{:#x}", word >> 56), expected));
+        let illegal = |expected| {
+            Err(Error::field(
+                "flags of a chunk record",
+                offset,
+                format!("{:#x}", word >> 56),
+                expected,
+            ))
+        };
         if word & ZRAN != 0 && !info.features.contains(BlobFeatures::ZRAN) {
             return illegal("no slice flag, for the blob has no slices");
         }
@@ -379,7 +526,8 @@ impl BlobMeta {
         if word & ENCRYPTED != 0 && info.cipher_key().is_none() {
             return illegal("no encryption flag, for the blob has no key");
         }
-        if word & HAS_CRC32 != 0 && word & (ZRAN | BATCH) == 0 && raw.data.get() & 0xffff_ffff == 0 {
+        if word & HAS_CRC32 != 0 && word & (ZRAN | BATCH) == 0 && raw.data.get() & 0xffff_ffff == 0
+        {
             return illegal("no CRC flag, for the CRC is 0");
         }
         Ok(())
@@ -389,36 +537,71 @@ impl BlobMeta {
         let size = u64::from(chunk.uncompressed_size);
         let end = chunk.uncompressed_offset + size;
         if end > rules.uncompressed_end {
-            return Err(Error::bounds("the data of a chunk record", chunk.uncompressed_offset, size, rules.uncompressed_end));
+            return Err(Error::bounds(
+                "the data of a chunk record",
+                chunk.uncompressed_offset,
+                size,
+                rules.uncompressed_end,
+            ));
         }
         let mut stored = u64::from(chunk.compressed_size);
         match chunk.placement {
             Placement::Plain => {
                 if stored == 0 && !rules.separate {
-                    return Err(Error::field("stored size of a chunk record", offset, 0, "more than 0"));
+                    return Err(Error::field(
+                        "stored size of a chunk record",
+                        offset,
+                        0,
+                        "more than 0",
+                    ));
                 }
                 if !chunk.compressed && !chunk.encrypted && stored != size {
-                    return Err(Error::field("stored size of a raw chunk record", offset, stored, size));
+                    return Err(Error::field(
+                        "stored size of a raw chunk record",
+                        offset,
+                        stored,
+                        size,
+                    ));
                 }
             }
-            Placement::Batch { index, offset: start } => {
-                let context = self.batch(index).ok_or_else(|| self.no_context("batch", offset, index))?;
+            Placement::Batch {
+                index,
+                offset: start,
+            } => {
+                let context = self
+                    .batch(index)
+                    .ok_or_else(|| self.no_context("batch", offset, index))?;
                 within(offset, start, size, context.uncompressed_size)?;
                 stored = u64::from(context.compressed_size);
             }
-            Placement::Zran { index, offset: start } => {
-                let context = self.zran(index).ok_or_else(|| self.no_context("slice", offset, index))?;
+            Placement::Zran {
+                index,
+                offset: start,
+            } => {
+                let context = self
+                    .zran(index)
+                    .ok_or_else(|| self.no_context("slice", offset, index))?;
                 within(offset, start, size, context.out_len)?;
             }
         }
         if chunk.compressed_offset + stored > rules.compressed_end {
-            return Err(Error::bounds("the stored bytes of a chunk record", chunk.compressed_offset, stored, rules.compressed_end));
+            return Err(Error::bounds(
+                "the stored bytes of a chunk record",
+                chunk.compressed_offset,
+                stored,
+                rules.compressed_end,
+            ));
         }
         Ok(())
     }
 
     fn no_context(&self, kind: &str, offset: u64, index: u32) -> Error {
-        Error::field("context index of a chunk record", offset, format!("{kind} {index}"), format!("below {}", self.contexts_count))
+        Error::field(
+            "context index of a chunk record",
+            offset,
+            format!("{kind} {index}"),
+            format!("below {}", self.contexts_count),
+        )
     }
 }
 
@@ -443,7 +626,12 @@ fn within(offset: u64, start: u32, size: u64, limit: u32) -> Result<(), Error> {
     if u64::from(start) + size <= u64::from(limit) {
         return Ok(());
     }
-    Err(Error::field("place of a chunk in its batch or slice", offset, format!("{start} with {size} bytes"), format!("an end within {limit}")))
+    Err(Error::field(
+        "place of a chunk in its batch or slice",
+        offset,
+        format!("{start} with {size} bytes"),
+        format!("an end within {limit}"),
+    ))
 }
 
 fn decode_v1(raw: &MetaChunkV1Raw, index: u32) -> StoredChunk {
@@ -465,11 +653,18 @@ fn decode_v1(raw: &MetaChunkV1Raw, index: u32) -> StoredChunk {
 }
 
 fn decode_v2(raw: &MetaChunkV2Raw, index: u32) -> StoredChunk {
-    let (uncompressed, compressed, data) = (raw.uncompressed.get(), raw.compressed.get(), raw.data.get());
+    let (uncompressed, compressed, data) =
+        (raw.uncompressed.get(), raw.compressed.get(), raw.data.get());
     let (context, offset) = ((data >> 32) as u32, data as u32);
     let placement = match (uncompressed & BATCH != 0, uncompressed & ZRAN != 0) {
-        (true, _) => Placement::Batch { index: context, offset },
-        (_, true) => Placement::Zran { index: context, offset },
+        (true, _) => Placement::Batch {
+            index: context,
+            offset,
+        },
+        (_, true) => Placement::Zran {
+            index: context,
+            offset,
+        },
         _ => Placement::Plain,
     };
     let has_crc = uncompressed & HAS_CRC32 != 0 && placement == Placement::Plain;
@@ -488,14 +683,31 @@ fn decode_v2(raw: &MetaChunkV2Raw, index: u32) -> StoredChunk {
 
 /// What both encodings of a record demand.
 fn check_encodable(chunk: &StoredChunk) -> Result<(), Error> {
-    narrow("compressed offset of a chunk", chunk.compressed_offset, COMPRESSED_OFFSET_MAX)?;
-    narrow("uncompressed offset of a chunk", chunk.uncompressed_offset, UNCOMPRESSED_OFFSET_MAX)?;
-    narrow("size of a chunk", u64::from(chunk.uncompressed_size), SIZE_MAX)?;
+    narrow(
+        "compressed offset of a chunk",
+        chunk.compressed_offset,
+        COMPRESSED_OFFSET_MAX,
+    )?;
+    narrow(
+        "uncompressed offset of a chunk",
+        chunk.uncompressed_offset,
+        UNCOMPRESSED_OFFSET_MAX,
+    )?;
+    narrow(
+        "size of a chunk",
+        u64::from(chunk.uncompressed_size),
+        SIZE_MAX,
+    )?;
     if chunk.uncompressed_size == 0 {
         return Err(Error::field("size of a chunk", 0, 0, "more than 0"));
     }
     if !chunk.uncompressed_offset.is_multiple_of(BLOCK_SIZE) {
-        return Err(Error::field("uncompressed offset of a chunk", 0, chunk.uncompressed_offset, "a multiple of 4096"));
+        return Err(Error::field(
+            "uncompressed offset of a chunk",
+            0,
+            chunk.uncompressed_offset,
+            "a multiple of 4096",
+        ));
     }
     Ok(())
 }
@@ -506,15 +718,33 @@ fn check_encodable(chunk: &StoredChunk) -> Result<(), Error> {
 /// [`Error`] if a number does not fit, or if V1 cannot say what the chunk is.
 pub fn encode_v1(chunk: &StoredChunk, out: &mut Vec<u8>) -> Result<(), Error> {
     check_encodable(chunk)?;
-    narrow("stored size of a chunk", u64::from(chunk.compressed_size), SIZE_MAX)?;
+    narrow(
+        "stored size of a chunk",
+        u64::from(chunk.compressed_size),
+        SIZE_MAX,
+    )?;
     let sayable = chunk.compressed == (chunk.compressed_size != chunk.uncompressed_size);
-    if chunk.compressed_size == 0 || chunk.encrypted || chunk.placement != Placement::Plain || !sayable {
-        return Err(Error::field("a chunk", u64::from(chunk.index), "batched, encrypted or raw with two sizes", "one that a V1 record can describe"));
+    if chunk.compressed_size == 0
+        || chunk.encrypted
+        || chunk.placement != Placement::Plain
+        || !sayable
+    {
+        return Err(Error::field(
+            "a chunk",
+            u64::from(chunk.index),
+            "batched, encrypted or raw with two sizes",
+            "one that a V1 record can describe",
+        ));
     }
-    let (usize_, csize) = (u64::from(chunk.uncompressed_size - 1), u64::from(chunk.compressed_size - 1));
+    let (usize_, csize) = (
+        u64::from(chunk.uncompressed_size - 1),
+        u64::from(chunk.compressed_size - 1),
+    );
     let raw = MetaChunkV1Raw {
-        uncompressed: (chunk.uncompressed_offset | (usize_ & 0xf_ffff) << 44 | (usize_ >> 20) << 8).into(),
-        compressed: (chunk.compressed_offset | (csize & 0xf_ffff) << 44 | (csize >> 20) << 40).into(),
+        uncompressed: (chunk.uncompressed_offset | (usize_ & 0xf_ffff) << 44 | (usize_ >> 20) << 8)
+            .into(),
+        compressed: (chunk.compressed_offset | (csize & 0xf_ffff) << 44 | (csize >> 20) << 40)
+            .into(),
     };
     out.extend_from_slice(raw.as_bytes());
     Ok(())
@@ -526,8 +756,13 @@ pub fn encode_v1(chunk: &StoredChunk, out: &mut Vec<u8>) -> Result<(), Error> {
 /// [`Error`] if a number does not fit.
 pub fn encode_v2(chunk: &StoredChunk, out: &mut Vec<u8>) -> Result<(), Error> {
     check_encodable(chunk)?;
-    narrow("stored size of a chunk", u64::from(chunk.compressed_size), SIZE_MAX - 1)?;
-    let mut word = chunk.uncompressed_offset >> OFFSET_BITS | u64::from(chunk.uncompressed_size - 1) << 32;
+    narrow(
+        "stored size of a chunk",
+        u64::from(chunk.compressed_size),
+        SIZE_MAX - 1,
+    )?;
+    let mut word =
+        chunk.uncompressed_offset >> OFFSET_BITS | u64::from(chunk.uncompressed_size - 1) << 32;
     let mut flag = |set: bool, bit: u64| word |= if set { bit } else { 0 };
     flag(chunk.compressed, COMPRESSED);
     flag(chunk.encrypted, ENCRYPTED);

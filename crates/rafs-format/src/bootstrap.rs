@@ -6,7 +6,9 @@ use std::ops::Deref;
 
 use crate::raw::{self, ChunkIndexRaw, ChunkRecordRaw};
 use crate::superblock::{DeviceSlot, SuperFlags, Superblock};
-use crate::{BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digester, Error, Inode, Layout, blob_table};
+use crate::{
+    BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digester, Error, Inode, Layout, blob_table,
+};
 
 /// Longest target of a symbolic link, in bytes.
 pub const SYMLINK_MAX: u64 = 4096;
@@ -59,10 +61,24 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
         let superblock = Superblock::parse(&data)?;
         let devices = DeviceSlot::parse_all(&data, superblock.extra_devices)?;
         let blobs = blob_table::parse(&data, &superblock)?;
-        let (Some(compressor), Some(digester)) = (superblock.flags.compressor(), superblock.flags.digester()) else {
-            return Err(Error::field("flags of the superblock", crate::superblock::EXT_OFFSET, superblock.flags.bits(), "one compressor, one digester"));
+        let (Some(compressor), Some(digester)) =
+            (superblock.flags.compressor(), superblock.flags.digester())
+        else {
+            return Err(Error::field(
+                "flags of the superblock",
+                crate::superblock::EXT_OFFSET,
+                superblock.flags.bits(),
+                "one compressor, one digester",
+            ));
         };
-        Ok(Self { data, superblock, devices, blobs, compressor, digester })
+        Ok(Self {
+            data,
+            superblock,
+            devices,
+            blobs,
+            compressor,
+            digester,
+        })
     }
 
     /// All bytes of the bootstrap.
@@ -112,8 +128,15 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
 
     /// The chunk table, in stored order: by digest, then by blob.
     pub fn chunk_table(&self) -> ChunkTable<'_> {
-        let table = raw::slice(&self.data, self.superblock.chunk_table_offset, self.superblock.chunk_table_size);
-        ChunkTable { records: table.unwrap_or_default(), offset: self.superblock.chunk_table_offset }
+        let table = raw::slice(
+            &self.data,
+            self.superblock.chunk_table_offset,
+            self.superblock.chunk_table_size,
+        );
+        ChunkTable {
+            records: table.unwrap_or_default(),
+            offset: self.superblock.chunk_table_offset,
+        }
     }
 
     /// Files and directories to fetch first, in order.
@@ -129,22 +152,46 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
     /// [`Error`] if the inode is not a symbolic link or its target is longer than 4096 bytes.
     pub fn symlink(&self, inode: &Inode) -> Result<Cow<'_, [u8]>, Error> {
         if !inode.is_symlink() {
-            return Err(Error::field("mode of an inode", inode.offset, format!("{:#o}", inode.mode), "a symbolic link"));
+            return Err(Error::field(
+                "mode of an inode",
+                inode.offset,
+                format!("{:#o}", inode.mode),
+                "a symbolic link",
+            ));
         }
         if inode.size > SYMLINK_MAX {
-            return Err(Error::field("length of a symbolic link", inode.offset + 8, inode.size, "at most 4096"));
+            return Err(Error::field(
+                "length of a symbolic link",
+                inode.offset + 8,
+                inode.size,
+                "at most 4096",
+            ));
         }
-        let tail = if inode.layout == Layout::FlatInline { inode.size % self.superblock.block_size() } else { 0 };
+        let tail = if inode.layout == Layout::FlatInline {
+            inode.size % self.superblock.block_size()
+        } else {
+            0
+        };
         let piece = |offset, size| {
-            raw::slice(&self.data, offset, size)
-                .ok_or_else(|| Error::bounds("the target of a symbolic link", offset, size, self.data.len() as u64))
+            raw::slice(&self.data, offset, size).ok_or_else(|| {
+                Error::bounds(
+                    "the target of a symbolic link",
+                    offset,
+                    size,
+                    self.data.len() as u64,
+                )
+            })
         };
         match (inode.size - tail, tail) {
             (0, tail) => Ok(Cow::Borrowed(piece(self.tail_offset(inode), tail)?)),
             (full, 0) => Ok(Cow::Borrowed(piece(self.data_offset(inode), full)?)),
-            (full, tail) => {
-                Ok(Cow::Owned([piece(self.data_offset(inode), full)?, piece(self.tail_offset(inode), tail)?].concat()))
-            }
+            (full, tail) => Ok(Cow::Owned(
+                [
+                    piece(self.data_offset(inode), full)?,
+                    piece(self.tail_offset(inode), tail)?,
+                ]
+                .concat(),
+            )),
         }
     }
 
@@ -154,13 +201,31 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
     /// [`Error`] if the inode is not a regular file; the iterator reports chunks of blobs that are not there.
     pub fn chunks(&self, inode: &Inode) -> Result<Chunks<'_>, Error> {
         if !inode.is_regular() {
-            return Err(Error::field("mode of an inode", inode.offset, format!("{:#o}", inode.mode), "a regular file"));
+            return Err(Error::field(
+                "mode of an inode",
+                inode.offset,
+                format!("{:#o}", inode.mode),
+                "a regular file",
+            ));
         }
         let offset = inode.chunk_indexes_offset();
-        let size = self.chunk_count(inode).saturating_mul(ChunkIndexRaw::SIZE as u64);
-        let indexes = raw::slice(&self.data, offset, size)
-            .ok_or_else(|| Error::bounds("the chunk indexes of an inode", offset, size, self.data.len() as u64))?;
-        Ok(Chunks { indexes, offset, blobs: self.blobs.len() as u32, block_bits: self.superblock.block_bits })
+        let size = self
+            .chunk_count(inode)
+            .saturating_mul(ChunkIndexRaw::SIZE as u64);
+        let indexes = raw::slice(&self.data, offset, size).ok_or_else(|| {
+            Error::bounds(
+                "the chunk indexes of an inode",
+                offset,
+                size,
+                self.data.len() as u64,
+            )
+        })?;
+        Ok(Chunks {
+            indexes,
+            offset,
+            blobs: self.blobs.len() as u32,
+            block_bits: self.superblock.block_bits,
+        })
     }
 }
 
@@ -172,7 +237,9 @@ impl Iterator for Prefetch<'_> {
     type Item = Nid;
 
     fn next(&mut self) -> Option<Nid> {
-        self.0.next().map(|bytes| Nid(u64::from(u32::from_le_bytes(*bytes))))
+        self.0
+            .next()
+            .map(|bytes| Nid(u64::from(u32::from_le_bytes(*bytes))))
     }
 }
 
@@ -189,7 +256,12 @@ impl Chunks<'_> {
     fn decode(&self, raw: &ChunkIndexRaw, offset: u64) -> Result<ChunkPointer, Error> {
         let device = u32::from(raw.device);
         if device == 0 || device > self.blobs {
-            return Err(Error::field("device of a chunk index", offset + 2, device, format!("1 to {}", self.blobs)));
+            return Err(Error::field(
+                "device of a chunk index",
+                offset + 2,
+                device,
+                format!("1 to {}", self.blobs),
+            ));
         }
         Ok(ChunkPointer {
             blob_index: device - 1,
@@ -210,7 +282,9 @@ impl Iterator for Chunks<'_> {
     }
 
     fn nth(&mut self, n: usize) -> Option<Self::Item> {
-        let skip = n.saturating_mul(ChunkIndexRaw::SIZE).min(self.indexes.len());
+        let skip = n
+            .saturating_mul(ChunkIndexRaw::SIZE)
+            .min(self.indexes.len());
         self.indexes = self.indexes.get(skip..)?;
         self.offset += skip as u64;
         self.next()
@@ -242,7 +316,9 @@ impl Iterator for ChunkTable<'_> {
     }
 
     fn nth(&mut self, n: usize) -> Option<Self::Item> {
-        let skip = n.saturating_mul(ChunkRecordRaw::SIZE).min(self.records.len());
+        let skip = n
+            .saturating_mul(ChunkRecordRaw::SIZE)
+            .min(self.records.len());
         self.records = self.records.get(skip..)?;
         self.offset += skip as u64;
         self.next()
@@ -261,8 +337,14 @@ fn chunk_record(raw: &ChunkRecordRaw, offset: u64) -> Result<ChunkRecord, Error>
     Ok(ChunkRecord {
         digest: raw.digest,
         blob_index: raw.blob_index.get(),
-        flags: ChunkFlags::from_bits(flags)
-            .ok_or_else(|| Error::field("flags of a chunk record", offset + 36, format!("{flags:#x}"), "no unknown bit"))?,
+        flags: ChunkFlags::from_bits(flags).ok_or_else(|| {
+            Error::field(
+                "flags of a chunk record",
+                offset + 36,
+                format!("{flags:#x}"),
+                "no unknown bit",
+            )
+        })?,
         compressed_size: raw.compressed_size.get(),
         uncompressed_size: raw.uncompressed_size.get(),
         compressed_offset: raw.compressed_offset.get(),

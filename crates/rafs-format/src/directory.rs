@@ -31,32 +31,67 @@ pub(crate) struct DirBlock<'a> {
 
 impl<'a> DirBlock<'a> {
     fn parse(bytes: &'a [u8], offset: u64) -> Result<Self, Error> {
-        let first = raw::read::<DirentRaw>(bytes).map_or(0, |entry| usize::from(entry.name_offset.get()));
-        let legal = first >= DirentRaw::SIZE && first < bytes.len() && first.is_multiple_of(DirentRaw::SIZE);
+        let first =
+            raw::read::<DirentRaw>(bytes).map_or(0, |entry| usize::from(entry.name_offset.get()));
+        let legal = first >= DirentRaw::SIZE
+            && first < bytes.len()
+            && first.is_multiple_of(DirentRaw::SIZE);
         if !legal {
-            return Err(Error::field("first name offset of a directory block", offset + 8, first, format!("a multiple of 12 from 12 to below {}", bytes.len())));
+            return Err(Error::field(
+                "first name offset of a directory block",
+                offset + 8,
+                first,
+                format!("a multiple of 12 from 12 to below {}", bytes.len()),
+            ));
         }
-        Ok(Self { bytes, offset, count: first / DirentRaw::SIZE })
+        Ok(Self {
+            bytes,
+            offset,
+            count: first / DirentRaw::SIZE,
+        })
     }
 
     fn get(&self, index: usize) -> Result<DirEntry<'a>, Error> {
         let at = index * DirentRaw::SIZE;
         let offset = self.offset + at as u64;
-        let entry: &DirentRaw = self
-            .bytes
-            .get(at..)
-            .and_then(raw::read)
-            .ok_or_else(|| Error::bounds("a directory entry", offset, 12, self.offset + self.bytes.len() as u64))?;
+        let entry: &DirentRaw = self.bytes.get(at..).and_then(raw::read).ok_or_else(|| {
+            Error::bounds(
+                "a directory entry",
+                offset,
+                12,
+                self.offset + self.bytes.len() as u64,
+            )
+        })?;
         let start = usize::from(entry.name_offset.get());
         let name = self.name(index, at, start).ok_or_else(|| {
-            Error::field("name offset of a directory entry", offset + 8, start, "an offset that increases from entry to entry within the block")
+            Error::field(
+                "name offset of a directory entry",
+                offset + 8,
+                start,
+                "an offset that increases from entry to entry within the block",
+            )
         })?;
         if name.len() > NAME_MAX || name.iter().any(|&b| b == b'/' || b == 0) {
-            return Err(Error::field("name of a directory entry", offset, name.escape_ascii(), "1 to 255 bytes without '/' and NUL"));
+            return Err(Error::field(
+                "name of a directory entry",
+                offset,
+                name.escape_ascii(),
+                "1 to 255 bytes without '/' and NUL",
+            ));
         }
-        let file_type = FileType::from_number(entry.file_type)
-            .ok_or_else(|| Error::field("file type of a directory entry", offset + 10, entry.file_type, "0 to 7"))?;
-        Ok(DirEntry { name, nid: Nid(entry.nid.get()), file_type })
+        let file_type = FileType::from_number(entry.file_type).ok_or_else(|| {
+            Error::field(
+                "file type of a directory entry",
+                offset + 10,
+                entry.file_type,
+                "0 to 7",
+            )
+        })?;
+        Ok(DirEntry {
+            name,
+            nid: Nid(entry.nid.get()),
+            file_type,
+        })
     }
 
     /// A name ends where the next one begins; the last one at the first NUL or the end of the block.
@@ -147,7 +182,13 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
     /// [`Error`] if the inode is not a directory; the iterator reports damaged entries, and ends with the first.
     pub fn entries(&self, dir: &Inode) -> Result<Entries<'_, D>, Error> {
         require_dir(dir)?;
-        Ok(Entries { bootstrap: self, dir: *dir, next_block: 0, block: None, index: 0 })
+        Ok(Entries {
+            bootstrap: self,
+            dir: *dir,
+            next_block: 0,
+            block: None,
+            index: 0,
+        })
     }
 
     /// Like [`Bootstrap::entries`] but from the `index`-th entry on; only one field of each block before it is read.
@@ -181,7 +222,11 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
         let (mut low, mut high) = (0, self.dir_blocks(dir));
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.dir_block(dir, middle)?.get(0)?.name <= name { low = middle + 1 } else { high = middle }
+            if self.dir_block(dir, middle)?.get(0)?.name <= name {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         match low.checked_sub(1) {
             Some(block) => self.dir_block(dir, block)?.find(name),
@@ -199,9 +244,14 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
         let start = index * block;
         let size = block.min(dir.size.saturating_sub(start));
         let in_tail = dir.layout == Layout::FlatInline && size < block;
-        let offset = if in_tail { self.tail_offset(dir) } else { self.data_offset(dir) + start };
-        let bytes = raw::slice(self.data(), offset, size)
-            .ok_or_else(|| Error::bounds("a directory block", offset, size, self.data().len() as u64))?;
+        let offset = if in_tail {
+            self.tail_offset(dir)
+        } else {
+            self.data_offset(dir) + start
+        };
+        let bytes = raw::slice(self.data(), offset, size).ok_or_else(|| {
+            Error::bounds("a directory block", offset, size, self.data().len() as u64)
+        })?;
         DirBlock::parse(bytes, offset)
     }
 }
@@ -210,5 +260,10 @@ fn require_dir(inode: &Inode) -> Result<(), Error> {
     if inode.is_dir() {
         return Ok(());
     }
-    Err(Error::field("mode of an inode", inode.offset, format!("{:#o}", inode.mode), "a directory"))
+    Err(Error::field(
+        "mode of an inode",
+        inode.offset,
+        format!("{:#o}", inode.mode),
+        "a directory",
+    ))
 }

@@ -4,10 +4,12 @@ use zerocopy::IntoBytes;
 
 use crate::inode::{FileType, Layout};
 use crate::raw::{
-    BlobInfoRaw, ChunkIndexRaw, ChunkRecordRaw, DeviceSlotRaw, DirentRaw, ExtSuperblockRaw, InodeExtendedRaw,
-    SuperblockRaw, XattrEntryRaw, XattrHeaderRaw,
+    BlobInfoRaw, ChunkIndexRaw, ChunkRecordRaw, DeviceSlotRaw, DirentRaw, ExtSuperblockRaw,
+    InodeExtendedRaw, SuperblockRaw, XattrEntryRaw, XattrHeaderRaw,
 };
-use crate::superblock::{DEVICES_SLOT, DeviceSlot, FEATURE_COMPAT, FEATURE_INCOMPAT, MAGIC_V6, Superblock};
+use crate::superblock::{
+    DEVICES_SLOT, DeviceSlot, FEATURE_COMPAT, FEATURE_INCOMPAT, MAGIC_V6, Superblock,
+};
 use crate::{BlobInfo, ChunkPointer, ChunkRecord, DirEntry, Error, NAME_MAX, xattr};
 
 /// Bytes of an inode as this module writes it (always extended), without xattrs.
@@ -25,7 +27,11 @@ const XATTR_NAME_MAX: u64 = 255;
 /// [`Error::TooLarge`] if the root's nid does not fit 16 bits.
 pub fn superblock(superblock: &Superblock, out: &mut Vec<u8>) -> Result<(), Error> {
     let limit = u64::from(u16::MAX);
-    let root = u16::try_from(superblock.root.0).map_err(|_| Error::TooLarge { what: "root nid", value: superblock.root.0, limit })?;
+    let root = u16::try_from(superblock.root.0).map_err(|_| Error::TooLarge {
+        what: "root nid",
+        value: superblock.root.0,
+        limit,
+    })?;
     let raw = SuperblockRaw {
         magic: MAGIC_V6.into(),
         checksum: 0.into(),
@@ -137,12 +143,16 @@ pub fn chunk_record(record: &ChunkRecord, out: &mut Vec<u8>) {
 /// [`Error::TooLarge`] if blob, chunk or block have numbers that do not fit.
 pub fn chunk_index(pointer: &ChunkPointer, block_bits: u8, out: &mut Vec<u8>) -> Result<(), Error> {
     let device = u64::from(pointer.blob_index) + 1;
-    let block = pointer.uncompressed_offset.checked_shr(u32::from(block_bits)).unwrap_or(0);
+    let block = pointer
+        .uncompressed_offset
+        .checked_shr(u32::from(block_bits))
+        .unwrap_or(0);
     let index = pointer.index;
     let raw = ChunkIndexRaw {
         index_low: ((index & 0xffff) as u16).into(),
         device: narrow("device id", device, u64::from(u8::MAX))? as u8,
-        index_high: narrow("chunk index", u64::from(index), 0xff_ffff).map(|index| (index >> 16) as u8)?,
+        index_high: narrow("chunk index", u64::from(index), 0xff_ffff)
+            .map(|index| (index >> 16) as u8)?,
         blkaddr: (narrow("block address of a chunk", block, u64::from(u32::MAX))? as u32).into(),
     };
     out.extend_from_slice(raw.as_bytes());
@@ -209,7 +219,11 @@ fn xattr_icount(size: u32) -> Result<u16, Error> {
         return Ok(0);
     }
     let count = u64::from(size).saturating_sub(XattrHeaderRaw::SIZE as u64) / 4 + 1;
-    Ok(narrow("size of all extended attributes in words", count, u64::from(u16::MAX))? as u16)
+    Ok(narrow(
+        "size of all extended attributes in words",
+        count,
+        u64::from(u16::MAX),
+    )? as u16)
 }
 
 /// Bytes of the area that holds these extended attributes (full name, value); 0 if there are none.
@@ -217,18 +231,32 @@ fn xattr_icount(size: u32) -> Result<u16, Error> {
 /// # Errors
 /// [`Error::XattrNamespace`] for a name in a namespace that the format does not know, [`Error::TooLarge`] if name,
 /// value or area do not fit.
-pub fn xattr_size<'a>(xattrs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<u32, Error> {
+pub fn xattr_size<'a>(
+    xattrs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+) -> Result<u32, Error> {
     let mut size = 0u64;
     for (name, value) in xattrs {
         let (_, suffix) = xattr_split(name)?;
-        narrow("length of an extended attribute's name", name.len() as u64, XATTR_NAME_MAX)?;
-        narrow("size of an extended attribute", value.len() as u64, u64::from(u16::MAX))?;
+        narrow(
+            "length of an extended attribute's name",
+            name.len() as u64,
+            XATTR_NAME_MAX,
+        )?;
+        narrow(
+            "size of an extended attribute",
+            value.len() as u64,
+            u64::from(u16::MAX),
+        )?;
         size += (XattrEntryRaw::SIZE + suffix.len() + value.len()).next_multiple_of(4) as u64;
     }
     if size == 0 {
         return Ok(0);
     }
-    let size = narrow("size of all extended attributes", size + XattrHeaderRaw::SIZE as u64, u64::from(xattr_size_max()))?;
+    let size = narrow(
+        "size of all extended attributes",
+        size + XattrHeaderRaw::SIZE as u64,
+        u64::from(xattr_size_max()),
+    )?;
     Ok(size as u32)
 }
 
@@ -239,22 +267,35 @@ fn xattr_size_max() -> u32 {
 fn xattr_split(name: &[u8]) -> Result<(u8, &[u8]), Error> {
     xattr::split(name)
         .filter(|(_, suffix)| !suffix.contains(&0))
-        .ok_or_else(|| Error::XattrNamespace { name: name.escape_ascii().to_string() })
+        .ok_or_else(|| Error::XattrNamespace {
+            name: name.escape_ascii().to_string(),
+        })
 }
 
 /// Appends the xattr area of an inode, in the order given: nothing if there are no attributes.
 ///
 /// # Errors
 /// As [`xattr_size`].
-pub fn xattrs<'a>(xattrs: impl IntoIterator<Item = (&'a [u8], &'a [u8])> + Clone, out: &mut Vec<u8>) -> Result<(), Error> {
+pub fn xattrs<'a>(
+    xattrs: impl IntoIterator<Item = (&'a [u8], &'a [u8])> + Clone,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
     if xattr_size(xattrs.clone())? == 0 {
         return Ok(());
     }
-    let head = XattrHeaderRaw { name_filter: 0.into(), shared_count: 0, reserved: [0; 7] };
+    let head = XattrHeaderRaw {
+        name_filter: 0.into(),
+        shared_count: 0,
+        reserved: [0; 7],
+    };
     out.extend_from_slice(head.as_bytes());
     for (name, value) in xattrs {
         let (number, suffix) = xattr_split(name)?;
-        let entry = XattrEntryRaw { name_len: suffix.len() as u8, name_index: number, value_size: (value.len() as u16).into() };
+        let entry = XattrEntryRaw {
+            name_len: suffix.len() as u8,
+            name_index: number,
+            value_size: (value.len() as u16).into(),
+        };
         let size = XattrEntryRaw::SIZE + suffix.len() + value.len();
         out.extend_from_slice(entry.as_bytes());
         out.extend_from_slice(suffix);
@@ -282,7 +323,11 @@ pub fn directory_size(name_lengths: impl IntoIterator<Item = usize>, block_size:
 ///
 /// # Errors
 /// [`Error::TooLarge`] if a name is longer than 255 bytes.
-pub fn directory(entries: &[DirEntry<'_>], block_size: u64, out: &mut Vec<u8>) -> Result<(), Error> {
+pub fn directory(
+    entries: &[DirEntry<'_>],
+    block_size: u64,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
     let mut rest = entries;
     while !rest.is_empty() {
         let mut used = 0;
@@ -307,10 +352,15 @@ pub fn directory(entries: &[DirEntry<'_>], block_size: u64, out: &mut Vec<u8>) -
 fn directory_block(entries: &[DirEntry<'_>], out: &mut Vec<u8>) -> Result<(), Error> {
     let mut name_offset = entries.len() * DirentRaw::SIZE;
     for entry in entries {
-        narrow("length of a file name", entry.name.len() as u64, NAME_MAX as u64)?;
+        narrow(
+            "length of a file name",
+            entry.name.len() as u64,
+            NAME_MAX as u64,
+        )?;
         let raw = DirentRaw {
             nid: entry.nid.0.into(),
-            name_offset: (narrow("name offset", name_offset as u64, u64::from(u16::MAX))? as u16).into(),
+            name_offset: (narrow("name offset", name_offset as u64, u64::from(u16::MAX))? as u16)
+                .into(),
             file_type: entry.file_type as u8,
             reserved: 0,
         };
@@ -340,7 +390,11 @@ pub fn file_type(mode: u32) -> FileType {
 
 /// `value` if it is at most `limit`.
 pub(crate) fn narrow(what: &'static str, value: u64, limit: u64) -> Result<u64, Error> {
-    if value <= limit { Ok(value) } else { Err(Error::TooLarge { what, value, limit }) }
+    if value <= limit {
+        Ok(value)
+    } else {
+        Err(Error::TooLarge { what, value, limit })
+    }
 }
 
 fn padded(id: &str) -> Result<[u8; 64], Error> {

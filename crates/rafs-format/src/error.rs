@@ -70,17 +70,41 @@ pub enum Error {
 
 impl Error {
     #[cold]
-    pub(crate) fn field(what: &'static str, offset: u64, actual: impl ToString, expected: impl ToString) -> Self {
-        Self::Field { what, offset, actual: actual.to_string(), expected: expected.to_string() }
+    pub(crate) fn field(
+        what: &'static str,
+        offset: u64,
+        actual: impl ToString,
+        expected: impl ToString,
+    ) -> Self {
+        Self::Field {
+            what,
+            offset,
+            actual: actual.to_string(),
+            expected: expected.to_string(),
+        }
     }
 
     #[cold]
     pub(crate) fn bounds(what: &'static str, offset: u64, size: u64, limit: u64) -> Self {
-        Self::OutOfBounds { what, offset, size, limit }
+        Self::OutOfBounds {
+            what,
+            offset,
+            size,
+            limit,
+        }
     }
 }
 
 /// `Ok` if `actual` is `expected`.
-pub(crate) fn expect_equal<T: PartialEq + ToString>(what: &'static str, offset: u64, actual: T, expected: T) -> Result<(), Error> {
-    if actual == expected { Ok(()) } else { Err(Error::field(what, offset, actual, expected)) }
+pub(crate) fn expect_equal<T: PartialEq + ToString>(
+    what: &'static str,
+    offset: u64,
+    actual: T,
+    expected: T,
+) -> Result<(), Error> {
+    if actual == expected {
+        Ok(())
+    } else {
+        Err(Error::field(what, offset, actual, expected))
+    }
 }

@@ -153,7 +153,11 @@ impl Inode {
 
     /// The chunk format word of a regular file: bits 0 to 4 are the log2 of the blocks per chunk, bit 5 is set.
     pub const fn chunk_format(&self) -> Option<u32> {
-        if self.is_regular() { Some(self.u) } else { None }
+        if self.is_regular() {
+            Some(self.u)
+        } else {
+            None
+        }
     }
 
     /// Where the chunk indexes of a regular file begin in the bootstrap.
@@ -208,7 +212,11 @@ impl Inode {
 
 /// Bytes of an xattr area with a given count in the inode.
 pub(crate) const fn xattr_size(icount: u16) -> u32 {
-    if icount == 0 { 0 } else { 12 + (icount as u32 - 1) * 4 }
+    if icount == 0 {
+        0
+    } else {
+        12 + (icount as u32 - 1) * 4
+    }
 }
 
 impl<D: Deref<Target = [u8]>> Bootstrap<D> {
@@ -219,8 +227,14 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
     pub fn inode(&self, nid: Nid) -> Result<Inode, Error> {
         let data = self.data();
         let missing = |offset, size| Error::bounds("an inode", offset, size, data.len() as u64);
-        let offset = self.superblock().inode_offset(nid).ok_or_else(|| missing(u64::MAX, 32))?;
-        let tail = usize::try_from(offset).ok().and_then(|o| data.get(o..)).ok_or_else(|| missing(offset, 32))?;
+        let offset = self
+            .superblock()
+            .inode_offset(nid)
+            .ok_or_else(|| missing(u64::MAX, 32))?;
+        let tail = usize::try_from(offset)
+            .ok()
+            .and_then(|o| data.get(o..))
+            .ok_or_else(|| missing(offset, 32))?;
         let compact: &InodeCompactRaw = raw::read(tail).ok_or_else(|| missing(offset, 32))?;
         let format = compact.format.get();
         let mut inode = if format & 1 == 0 {
@@ -230,13 +244,27 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
         };
         inode.nid = nid;
         inode.offset = offset;
-        inode.file_type = FileType::from_mode(inode.mode)
-            .ok_or_else(|| Error::field("mode of an inode", offset + 4, format!("{:#o}", inode.mode), "a file type"))?;
+        inode.file_type = FileType::from_mode(inode.mode).ok_or_else(|| {
+            Error::field(
+                "mode of an inode",
+                offset + 4,
+                format!("{:#o}", inode.mode),
+                "a file type",
+            )
+        })?;
         inode.layout = layout(format, inode.file_type, offset)?;
         if inode.nlink == 0 {
-            return Err(Error::field("link count of an inode", offset, 0, "more than 0"));
+            return Err(Error::field(
+                "link count of an inode",
+                offset,
+                0,
+                "more than 0",
+            ));
         }
-        if matches!(inode.file_type, FileType::Character | FileType::Block | FileType::Fifo | FileType::Socket) {
+        if matches!(
+            inode.file_type,
+            FileType::Character | FileType::Block | FileType::Fifo | FileType::Socket
+        ) {
             inode.rdev = if inode.inode_size == 64 { inode.u } else { 0 };
         }
         self.check_extent(&inode, data.len() as u64)?;
@@ -249,22 +277,35 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
         let beyond = |what, offset, size| Err(Error::bounds(what, offset, size, len));
         let head_end = inode.offset + inode.head_size();
         if head_end > len {
-            return beyond("an inode with its attributes", inode.offset, inode.head_size());
+            return beyond(
+                "an inode with its attributes",
+                inode.offset,
+                inode.head_size(),
+            );
         }
         match inode.layout {
             Layout::ChunkBased => {
                 let start = inode.chunk_indexes_offset();
-                let size = self.chunk_count(inode).saturating_mul(ChunkIndexRaw::SIZE as u64);
+                let size = self
+                    .chunk_count(inode)
+                    .saturating_mul(ChunkIndexRaw::SIZE as u64);
                 match start.checked_add(size) {
                     Some(end) if end <= len => Ok(()),
                     _ => beyond("the chunk indexes of an inode", start, size),
                 }
             }
-            Layout::FlatInline | Layout::FlatPlain if !inode.is_dir() && !inode.is_symlink() => Ok(()),
+            Layout::FlatInline | Layout::FlatPlain if !inode.is_dir() && !inode.is_symlink() => {
+                Ok(())
+            }
             Layout::FlatInline => {
                 let tail = inode.size % block;
                 if tail == 0 && inode.size != 0 {
-                    return Err(Error::field("layout of an inode", inode.offset, "flat inline", "flat plain, for no data is left for a tail"));
+                    return Err(Error::field(
+                        "layout of an inode",
+                        inode.offset,
+                        "flat inline",
+                        "flat plain, for no data is left for a tail",
+                    ));
                 }
                 if head_end + tail > len {
                     return beyond("the data tail of an inode", head_end, tail);
@@ -301,14 +342,25 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
 
 /// The layout in a format word, if it is legal for the file type.
 fn layout(format: u16, file_type: FileType, offset: u64) -> Result<Layout, Error> {
-    let illegal = |expected: &'static str| Error::field("format of an inode", offset, format!("{format:#x}"), expected);
+    let illegal = |expected: &'static str| {
+        Error::field(
+            "format of an inode",
+            offset,
+            format!("{format:#x}"),
+            expected,
+        )
+    };
     match (format >> 1, file_type) {
         (8.., _) => Err(illegal("zeros in bits 4 to 15")),
         (4, FileType::Regular) => Ok(Layout::ChunkBased),
         (_, FileType::Regular) => Err(illegal("chunk based data, for it is a regular file")),
         (0, _) => Ok(Layout::FlatPlain),
         (2, FileType::Directory | FileType::Symlink) => Ok(Layout::FlatInline),
-        (_, FileType::Directory | FileType::Symlink) => Err(illegal("flat data, for it is a directory or symbolic link")),
-        _ => Err(illegal("flat plain data, for it is a device, FIFO or socket")),
+        (_, FileType::Directory | FileType::Symlink) => {
+            Err(illegal("flat data, for it is a directory or symbolic link"))
+        }
+        _ => Err(illegal(
+            "flat plain data, for it is a device, FIFO or socket",
+        )),
     }
 }

@@ -30,10 +30,19 @@ pub struct Regions {
 impl Regions {
     /// The regions of a bootstrap with that many blobs and prefetch entries.
     pub const fn new(blobs: u64, prefetch: u64) -> Self {
-        let blob_table = (DEVICES_OFFSET + DeviceSlotRaw::SIZE as u64 * blobs).next_multiple_of(TABLE_ALIGNMENT);
+        let blob_table =
+            (DEVICES_OFFSET + DeviceSlotRaw::SIZE as u64 * blobs).next_multiple_of(TABLE_ALIGNMENT);
         let prefetch_table = blob_table + BlobInfoRaw::SIZE as u64 * blobs;
-        let meta = if blobs == 0 { 0 } else { (prefetch_table + 4 * prefetch).next_multiple_of(TABLE_ALIGNMENT) };
-        Self { blob_table, prefetch_table, meta }
+        let meta = if blobs == 0 {
+            0
+        } else {
+            (prefetch_table + 4 * prefetch).next_multiple_of(TABLE_ALIGNMENT)
+        };
+        Self {
+            blob_table,
+            prefetch_table,
+            meta,
+        }
     }
 }
 
@@ -69,7 +78,11 @@ impl Default for Allocator {
 impl Allocator {
     /// An allocator for blocks of 4096 bytes.
     pub fn new() -> Self {
-        Self { block: BLOCK_SIZE, cursor: META_HEAD, free: vec![VecDeque::new(); QUEUES] }
+        Self {
+            block: BLOCK_SIZE,
+            cursor: META_HEAD,
+            free: vec![VecDeque::new(); QUEUES],
+        }
     }
 
     /// Place of a regular file whose inode and xattrs have `head` bytes, followed by `chunks` chunk indexes.
@@ -90,8 +103,11 @@ impl Allocator {
     /// Place of a directory or symbolic link whose inode and xattrs have `head` bytes, with `size` bytes of data.
     pub fn data(&mut self, head: u64, size: u64) -> Placement {
         let tail = size % self.block;
-        let placement =
-            if tail != 0 && head + tail <= self.block { self.inline(head, size, tail) } else { self.plain(head, size) };
+        let placement = if tail != 0 && head + tail <= self.block {
+            self.inline(head, size, tail)
+        } else {
+            self.plain(head, size)
+        };
         self.align();
         placement
     }
@@ -116,7 +132,11 @@ impl Allocator {
             self.close_block();
         }
         let data_address = self.append(size - tail);
-        Placement { offset, data_address, inline: true }
+        Placement {
+            offset,
+            data_address,
+            inline: true,
+        }
     }
 
     fn plain(&mut self, head: u64, size: u64) -> Placement {
@@ -124,7 +144,11 @@ impl Allocator {
         self.close_block();
         let data_address = self.append(size);
         self.cursor = self.cursor.next_multiple_of(self.block);
-        Placement { offset, data_address, inline: false }
+        Placement {
+            offset,
+            data_address,
+            inline: false,
+        }
     }
 
     fn append(&mut self, size: u64) -> u64 {
@@ -168,8 +192,13 @@ impl Allocator {
             return None;
         }
         let slots = size.div_ceil(Nid::SLOT_SIZE);
-        let fitting = self.free.get_mut(slots as usize..(self.block / Nid::SLOT_SIZE) as usize)?;
-        let (extra, block) = fitting.iter_mut().enumerate().find_map(|(i, queue)| Some((i as u64, queue.pop_front()?)))?;
+        let fitting = self
+            .free
+            .get_mut(slots as usize..(self.block / Nid::SLOT_SIZE) as usize)?;
+        let (extra, block) = fitting
+            .iter_mut()
+            .enumerate()
+            .find_map(|(i, queue)| Some((i as u64, queue.pop_front()?)))?;
         let offset = block + self.block - (slots + extra) * Nid::SLOT_SIZE;
         self.give(offset + slots * Nid::SLOT_SIZE);
         Some(offset)
@@ -180,15 +209,24 @@ impl Allocator {
 ///
 /// # Errors
 /// [`Error::TooLarge`] if the space does not fit 32-bit block addresses.
-pub fn map_devices(bootstrap_len: u64, blocks: impl IntoIterator<Item = u32>) -> Result<Vec<u32>, Error> {
+pub fn map_devices(
+    bootstrap_len: u64,
+    blocks: impl IntoIterator<Item = u32>,
+) -> Result<Vec<u32>, Error> {
     let mut position = bootstrap_len;
     let mut mapped = Vec::new();
     for blocks in blocks {
         let start = up(position, DEVICE_ALIGNMENT).unwrap_or(u64::MAX);
         let address = start / BLOCK_SIZE;
-        let fits = u32::try_from(address).ok().filter(|a| a.checked_add(blocks).is_some());
+        let fits = u32::try_from(address)
+            .ok()
+            .filter(|a| a.checked_add(blocks).is_some());
         let what = "flat block address of a device";
-        mapped.push(fits.ok_or(Error::TooLarge { what, value: address, limit: u64::from(u32::MAX - blocks) })?);
+        mapped.push(fits.ok_or(Error::TooLarge {
+            what,
+            value: address,
+            limit: u64::from(u32::MAX - blocks),
+        })?);
         position = start + u64::from(blocks) * BLOCK_SIZE;
     }
     Ok(mapped)
@@ -212,7 +250,8 @@ pub(crate) fn contiguous(chunk_size: u32, chunks: &[ChunkPointer]) -> bool {
     chunks.windows(2).all(|pair| match pair {
         [a, b] => {
             a.blob_index == b.blob_index
-                && a.uncompressed_offset.checked_add(u64::from(chunk_size)) == Some(b.uncompressed_offset)
+                && a.uncompressed_offset.checked_add(u64::from(chunk_size))
+                    == Some(b.uncompressed_offset)
         }
         _ => true,
     })

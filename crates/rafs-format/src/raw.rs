@@ -16,7 +16,7 @@ macro_rules! record {
             pub(crate) const SIZE: usize = $size;
         }
 
-        const _: () = assert!(size_of::<$name>() == $size);
+        const _: () = assert!(size_of::<$name>() == $name::SIZE);
     };
 }
 
@@ -265,7 +265,10 @@ pub(crate) fn read<T: FromBytes + Immutable + KnownLayout + Unaligned>(bytes: &[
 }
 
 /// The record at byte `offset` of `bytes`; `None` if it does not lie within.
-pub(crate) fn read_at<T: FromBytes + Immutable + KnownLayout + Unaligned>(bytes: &[u8], offset: u64) -> Option<&T> {
+pub(crate) fn read_at<T: FromBytes + Immutable + KnownLayout + Unaligned>(
+    bytes: &[u8],
+    offset: u64,
+) -> Option<&T> {
     read(bytes.get(usize::try_from(offset).ok()?..)?)
 }
 
@@ -278,7 +281,10 @@ pub(crate) fn slice(bytes: &[u8], offset: u64, size: u64) -> Option<&[u8]> {
 
 /// Text in a field that is filled up with NULs.
 pub(crate) fn text(field: &[u8]) -> Option<&str> {
-    let end = field.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+    let end = field
+        .iter()
+        .rposition(|&b| b != 0)
+        .map_or(0, |last| last + 1);
     std::str::from_utf8(field.get(..end)?).ok()
 }
 

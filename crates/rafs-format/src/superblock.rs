@@ -91,15 +91,22 @@ impl SuperFlags {
 
     /// The compressor, if exactly one compression bit is set.
     pub fn compressor(self) -> Option<Compressor> {
-        [Compressor::None, Compressor::Lz4Block, Compressor::Gzip, Compressor::Zstd]
-            .into_iter()
-            .find(|&c| self & Self::COMPRESSION == Self::of_compressor(c))
+        [
+            Compressor::None,
+            Compressor::Lz4Block,
+            Compressor::Gzip,
+            Compressor::Zstd,
+        ]
+        .into_iter()
+        .find(|&c| self & Self::COMPRESSION == Self::of_compressor(c))
     }
 
     /// The digester, if exactly one digest bit is set.
     pub fn digester(self) -> Option<Digester> {
         let both = Self::HASH_BLAKE3 | Self::HASH_SHA256;
-        [Digester::Blake3, Digester::Sha256].into_iter().find(|&d| self & both == Self::of_digester(d))
+        [Digester::Blake3, Digester::Sha256]
+            .into_iter()
+            .find(|&d| self & both == Self::of_digester(d))
     }
 }
 
@@ -168,10 +175,20 @@ impl Superblock {
         let (flags, block_bits) = flags(ext, sb)?;
         check_fields(sb)?;
         if len > BOOTSTRAP_SIZE_MAX {
-            return Err(Error::field("bootstrap length", 0, len, format!("at most {BOOTSTRAP_SIZE_MAX}")));
+            return Err(Error::field(
+                "bootstrap length",
+                0,
+                len,
+                format!("at most {BOOTSTRAP_SIZE_MAX}"),
+            ));
         }
         if len < 4096 || len % (1 << block_bits) != 0 {
-            return Err(Error::field("bootstrap length", 0, len, "a multiple of the block size, at least 4096"));
+            return Err(Error::field(
+                "bootstrap length",
+                0,
+                len,
+                "a multiple of the block size, at least 4096",
+            ));
         }
         let superblock = Self {
             block_bits,
@@ -196,24 +213,61 @@ impl Superblock {
     fn check_tables(&self, len: u64) -> Result<(), Error> {
         let size = self.chunk_size;
         if !size.is_power_of_two() || !(CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(&size) {
-            return Err(Error::field("chunk size in the superblock", EXT_OFFSET + 20, size, "a power of two from 0x1000 to 0x1000000"));
+            return Err(Error::field(
+                "chunk size in the superblock",
+                EXT_OFFSET + 20,
+                size,
+                "a power of two from 0x1000 to 0x1000000",
+            ));
         }
         if usize::from(self.extra_devices) > BLOBS_MAX {
-            return Err(Error::field("device count in the superblock", SUPERBLOCK_OFFSET + 86, self.extra_devices, "at most 255"));
+            return Err(Error::field(
+                "device count in the superblock",
+                SUPERBLOCK_OFFSET + 86,
+                self.extra_devices,
+                "at most 255",
+            ));
         }
         if self.extra_devices == 0 && self.blocks != 0 && self.blocks != BLOCKS_HISTORICAL {
-            return Err(Error::field("block count in the superblock", SUPERBLOCK_OFFSET + 36, self.blocks, "0, for there is no blob"));
+            return Err(Error::field(
+                "block count in the superblock",
+                SUPERBLOCK_OFFSET + 36,
+                self.blocks,
+                "0, for there is no blob",
+            ));
         }
         if self.meta_offset() > len {
-            return Err(Error::bounds("the metadata area", self.meta_offset(), 0, len));
+            return Err(Error::bounds(
+                "the metadata area",
+                self.meta_offset(),
+                0,
+                len,
+            ));
         }
         let devices = u64::from(self.extra_devices) * DeviceSlotRaw::SIZE as u64;
-        let blobs = Region::new("the blob table", self.blob_table_offset, u64::from(self.blob_table_size));
-        let chunks = Region::new("the chunk table", self.chunk_table_offset, self.chunk_table_size);
-        let prefetch = Region::new("the prefetch table", self.prefetch_table_offset, u64::from(self.prefetch_table_size));
+        let blobs = Region::new(
+            "the blob table",
+            self.blob_table_offset,
+            u64::from(self.blob_table_size),
+        );
+        let chunks = Region::new(
+            "the chunk table",
+            self.chunk_table_offset,
+            self.chunk_table_size,
+        );
+        let prefetch = Region::new(
+            "the prefetch table",
+            self.prefetch_table_offset,
+            u64::from(self.prefetch_table_size),
+        );
         blobs.check(TABLE_ALIGNMENT, 256, len)?;
         if blobs.offset < TABLE_ALIGNMENT {
-            return Err(Error::field("offset of the blob table", EXT_OFFSET + 8, blobs.offset, "at least 4096"));
+            return Err(Error::field(
+                "offset of the blob table",
+                EXT_OFFSET + 8,
+                blobs.offset,
+                "at least 4096",
+            ));
         }
         chunks.check(TABLE_ALIGNMENT, 80, len)?;
         prefetch.check(1, 4, len)?;
@@ -242,10 +296,20 @@ impl Region {
 
     fn check(&self, alignment: u64, record: u64, len: u64) -> Result<(), Error> {
         if !self.offset.is_multiple_of(alignment) {
-            return Err(Error::field(self.what, self.offset, self.offset, format!("a multiple of {alignment}")));
+            return Err(Error::field(
+                self.what,
+                self.offset,
+                self.offset,
+                format!("a multiple of {alignment}"),
+            ));
         }
         if !self.size.is_multiple_of(record) {
-            return Err(Error::field(self.what, self.offset, format!("{} bytes long", self.size), format!("a multiple of {record}")));
+            return Err(Error::field(
+                self.what,
+                self.offset,
+                format!("{} bytes long", self.size),
+                format!("a multiple of {record}"),
+            ));
         }
         match self.offset.checked_add(self.size) {
             Some(end) if end <= len => Ok(()),
@@ -255,19 +319,28 @@ impl Region {
 
     /// Both lie within the file, so sums cannot overflow.
     fn check_disjoint(&self, other: &Self) -> Result<(), Error> {
-        let apart = self.offset + self.size <= other.offset || other.offset + other.size <= self.offset;
+        let apart =
+            self.offset + self.size <= other.offset || other.offset + other.size <= self.offset;
         if self.size == 0 || other.size == 0 || apart {
             return Ok(());
         }
-        Err(Error::field(other.what, other.offset, format!("{} bytes long", other.size), format!("no overlap with {}", self.what)))
+        Err(Error::field(
+            other.what,
+            other.offset,
+            format!("{} bytes long", other.size),
+            format!("no overlap with {}", self.what),
+        ))
     }
 }
 
 /// Which version the bytes are; only v6 is accepted.
 fn probe(data: &[u8]) -> Result<(), Error> {
-    let magic_at = |offset: u64| raw::read_at::<zerocopy::little_endian::U32>(data, offset).map(|m| m.get());
+    let magic_at =
+        |offset: u64| raw::read_at::<zerocopy::little_endian::U32>(data, offset).map(|m| m.get());
     if magic_at(0) == Some(MAGIC_V5) {
-        return Err(Error::UnsupportedVersion { version: Version::V5 });
+        return Err(Error::UnsupportedVersion {
+            version: Version::V5,
+        });
     }
     if magic_at(SUPERBLOCK_OFFSET) != Some(MAGIC_V6) {
         return Err(Error::NotBootstrap { len: data.len() });
@@ -280,30 +353,80 @@ fn check_fields(sb: &SuperblockRaw) -> Result<(), Error> {
     let at = |offset: u64| SUPERBLOCK_OFFSET + offset;
     let compat = sb.feature_compat.get();
     if compat & FEATURE_COMPAT == 0 {
-        return Err(Error::field("compatible features in the superblock", at(8), format!("{compat:#x}"), "the RAFS v6 bit 0x40000000"));
+        return Err(Error::field(
+            "compatible features in the superblock",
+            at(8),
+            format!("{compat:#x}"),
+            "the RAFS v6 bit 0x40000000",
+        ));
     }
     expect_equal("checksum in the superblock", at(4), sb.checksum.get(), 0)?;
     expect_equal("extra slots in the superblock", at(13), sb.extra_slots, 0)?;
-    expect_equal("shared xattr address in the superblock", at(44), sb.xattr_blkaddr.get(), 0)?;
-    expect_equal("incompatible features in the superblock", at(80), sb.feature_incompat.get(), FEATURE_INCOMPAT)?;
-    expect_equal("compression algorithms in the superblock", at(84), sb.compression.get(), 0)?;
-    expect_equal("device slot offset in the superblock", at(88), sb.device_slot_offset.get(), DEVICES_SLOT)
+    expect_equal(
+        "shared xattr address in the superblock",
+        at(44),
+        sb.xattr_blkaddr.get(),
+        0,
+    )?;
+    expect_equal(
+        "incompatible features in the superblock",
+        at(80),
+        sb.feature_incompat.get(),
+        FEATURE_INCOMPAT,
+    )?;
+    expect_equal(
+        "compression algorithms in the superblock",
+        at(84),
+        sb.compression.get(),
+        0,
+    )?;
+    expect_equal(
+        "device slot offset in the superblock",
+        at(88),
+        sb.device_slot_offset.get(),
+        DEVICES_SLOT,
+    )
 }
 
 /// Flags of the extension, and the block size that must go with them.
 fn flags(ext: &ExtSuperblockRaw, sb: &SuperblockRaw) -> Result<(SuperFlags, u8), Error> {
     let word = ext.flags.get();
     let show = || format!("{word:#x}");
-    let flags = SuperFlags::from_bits(word)
-        .ok_or_else(|| Error::field("flags of the superblock", EXT_OFFSET, show(), "no unknown bit"))?;
+    let flags = SuperFlags::from_bits(word).ok_or_else(|| {
+        Error::field(
+            "flags of the superblock",
+            EXT_OFFSET,
+            show(),
+            "no unknown bit",
+        )
+    })?;
     if flags.compressor().is_none() {
-        return Err(Error::field("flags of the superblock", EXT_OFFSET, show(), "exactly one compression bit"));
+        return Err(Error::field(
+            "flags of the superblock",
+            EXT_OFFSET,
+            show(),
+            "exactly one compression bit",
+        ));
     }
     if flags.digester().is_none() {
-        return Err(Error::field("flags of the superblock", EXT_OFFSET, show(), "exactly one digest bit"));
+        return Err(Error::field(
+            "flags of the superblock",
+            EXT_OFFSET,
+            show(),
+            "exactly one digest bit",
+        ));
     }
-    let bits = if flags.contains(SuperFlags::TARFS_MODE) { 9 } else { 12 };
-    expect_equal("block size bits in the superblock", SUPERBLOCK_OFFSET + 12, sb.block_bits, bits)?;
+    let bits = if flags.contains(SuperFlags::TARFS_MODE) {
+        9
+    } else {
+        12
+    };
+    expect_equal(
+        "block size bits in the superblock",
+        SUPERBLOCK_OFFSET + 12,
+        sb.block_bits,
+        bits,
+    )?;
     Ok((flags, bits))
 }
 
@@ -324,8 +447,14 @@ impl DeviceSlot {
         let mut slots = Vec::with_capacity(usize::from(count));
         for i in 0..u64::from(count) {
             let offset = DEVICES_OFFSET + i * DeviceSlotRaw::SIZE as u64;
-            let slot = raw::read_at(data, offset)
-                .ok_or_else(|| Error::bounds("a device slot", offset, DeviceSlotRaw::SIZE as u64, data.len() as u64))?;
+            let slot = raw::read_at(data, offset).ok_or_else(|| {
+                Error::bounds(
+                    "a device slot",
+                    offset,
+                    DeviceSlotRaw::SIZE as u64,
+                    data.len() as u64,
+                )
+            })?;
             slots.push(Self::from_raw(slot, offset)?);
         }
         Ok(slots)
@@ -336,8 +465,17 @@ impl DeviceSlot {
             .filter(|id| !id.is_empty() && !id.contains('\0'))
             .ok_or_else(|| Error::field("tag of a device slot", offset, "not text", "a blob id"))?;
         if slot.blocks.get() == 0 {
-            return Err(Error::field("block count of a device slot", offset + 64, 0, "more than 0"));
+            return Err(Error::field(
+                "block count of a device slot",
+                offset + 64,
+                0,
+                "more than 0",
+            ));
         }
-        Ok(Self { id: id.to_owned(), blocks: slot.blocks.get(), mapped_blkaddr: slot.mapped_blkaddr.get() })
+        Ok(Self {
+            id: id.to_owned(),
+            blocks: slot.blocks.get(),
+            mapped_blkaddr: slot.mapped_blkaddr.get(),
+        })
     }
 }

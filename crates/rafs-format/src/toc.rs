@@ -39,7 +39,11 @@ const OCTAL_SIZE_END: u64 = 1 << 33;
 /// `name` is cut at 100 bytes; the names of this module are shorter.
 pub fn tar_header(name: &str, size: u64) -> [u8; TAR_HEADER_SIZE] {
     let mut header = [0; TAR_HEADER_SIZE];
-    put(&mut header, 0, name.as_bytes().get(..100).unwrap_or(name.as_bytes()));
+    put(
+        &mut header,
+        0,
+        name.as_bytes().get(..100).unwrap_or(name.as_bytes()),
+    );
     if size < OCTAL_SIZE_END {
         put(&mut header, 124, format!("{size:011o}").as_bytes());
     } else {
@@ -62,7 +66,11 @@ fn put(header: &mut [u8; TAR_HEADER_SIZE], offset: usize, bytes: &[u8]) {
 
 /// Sum of all bytes, those of the checksum itself taken as spaces.
 fn checksum(header: &[u8; TAR_HEADER_SIZE]) -> u32 {
-    header.iter().enumerate().map(|(i, &b)| u32::from(if (148..156).contains(&i) { b' ' } else { b })).sum()
+    header
+        .iter()
+        .enumerate()
+        .map(|(i, &b)| u32::from(if (148..156).contains(&i) { b' ' } else { b }))
+        .sum()
 }
 
 /// Name and size of the piece before a tar header.
@@ -72,19 +80,51 @@ fn checksum(header: &[u8; TAR_HEADER_SIZE]) -> u32 {
 pub fn parse_tar_header(header: &[u8; TAR_HEADER_SIZE]) -> Result<(&str, u64), Error> {
     let field = |range: std::ops::Range<usize>| header.get(range).unwrap_or_default();
     if field(257..265) != GNU_MAGIC {
-        return Err(Error::field("magic of a tar header", 257, field(257..265).escape_ascii(), "GNU tar's"));
+        return Err(Error::field(
+            "magic of a tar header",
+            257,
+            field(257..265).escape_ascii(),
+            "GNU tar's",
+        ));
     }
     if field(156..157) != b"0" {
-        return Err(Error::field("type of a tar header", 156, field(156..157).escape_ascii(), "0, a regular file"));
+        return Err(Error::field(
+            "type of a tar header",
+            156,
+            field(156..157).escape_ascii(),
+            "0, a regular file",
+        ));
     }
     let sum = checksum(header);
     if octal(field(148..156)) != Some(u64::from(sum)) {
-        return Err(Error::field("checksum of a tar header", 148, field(148..156).escape_ascii(), format!("{sum:07o}")));
+        return Err(Error::field(
+            "checksum of a tar header",
+            148,
+            field(148..156).escape_ascii(),
+            format!("{sum:07o}"),
+        ));
     }
     let name = field(0..100);
-    let name = name.split(|&b| b == 0).next().and_then(|name| std::str::from_utf8(name).ok());
-    let name = name.ok_or_else(|| Error::field("name of a tar header", 0, field(0..100).escape_ascii(), "text"))?;
-    let size = size(field(124..136)).ok_or_else(|| Error::field("size of a tar header", 124, field(124..136).escape_ascii(), "a number"))?;
+    let name = name
+        .split(|&b| b == 0)
+        .next()
+        .and_then(|name| std::str::from_utf8(name).ok());
+    let name = name.ok_or_else(|| {
+        Error::field(
+            "name of a tar header",
+            0,
+            field(0..100).escape_ascii(),
+            "text",
+        )
+    })?;
+    let size = size(field(124..136)).ok_or_else(|| {
+        Error::field(
+            "size of a tar header",
+            124,
+            field(124..136).escape_ascii(),
+            "a number",
+        )
+    })?;
     Ok((name, size))
 }
 
@@ -124,16 +164,31 @@ pub struct TocEntry {
 
 impl TocEntry {
     fn parse(bytes: &[u8; ENTRY_SIZE], offset: u64) -> Result<Self, Error> {
-        let raw: &TocEntryRaw = raw::read(bytes).ok_or_else(|| Error::bounds("a table of contents entry", offset, 128, offset))?;
+        let raw: &TocEntryRaw = raw::read(bytes)
+            .ok_or_else(|| Error::bounds("a table of contents entry", offset, 128, offset))?;
         let flags = raw.flags.get();
         let compressor = match flags {
             1 => Compressor::None,
             2 => Compressor::Zstd,
             4 => Compressor::Lz4Block,
-            _ => return Err(Error::field("flags of a table of contents entry", offset, format!("{flags:#x}"), "1, 2 or 4")),
+            _ => {
+                return Err(Error::field(
+                    "flags of a table of contents entry",
+                    offset,
+                    format!("{flags:#x}"),
+                    "1, 2 or 4",
+                ));
+            }
         };
         let name = raw::text(&raw.name).filter(|name| !name.is_empty() && !name.contains('\0'));
-        let name = name.ok_or_else(|| Error::field("name of a table of contents entry", offset + 8, raw.name.escape_ascii(), "text"))?;
+        let name = name.ok_or_else(|| {
+            Error::field(
+                "name of a table of contents entry",
+                offset + 8,
+                raw.name.escape_ascii(),
+                "text",
+            )
+        })?;
         Ok(Self {
             compressor,
             name: name.to_owned(),
@@ -153,10 +208,21 @@ impl TocEntry {
             Compressor::None => 1u32,
             Compressor::Zstd => 2,
             Compressor::Lz4Block => 4,
-            Compressor::Gzip => return Err(Error::field("compressor of a table of contents entry", 0, "gzip", "none, zstd or lz4_block")),
+            Compressor::Gzip => {
+                return Err(Error::field(
+                    "compressor of a table of contents entry",
+                    0,
+                    "gzip",
+                    "none, zstd or lz4_block",
+                ));
+            }
         };
         let mut name = [0; 16];
-        crate::encode::narrow("length of a name in a table of contents", self.name.len() as u64, name.len() as u64)?;
+        crate::encode::narrow(
+            "length of a name in a table of contents",
+            self.name.len() as u64,
+            name.len() as u64,
+        )?;
         for (to, from) in name.iter_mut().zip(self.name.bytes()) {
             *to = from;
         }
@@ -231,7 +297,14 @@ pub fn parse_tail(last_bytes: &[u8], file_size: u64) -> Result<Tail, Error> {
         return Ok(Tail::default());
     };
     let end = file_size.checked_sub(TAR_HEADER_SIZE as u64);
-    let end = end.ok_or_else(|| Error::field("size of a blob", 0, file_size, format!("at least {}", last_bytes.len())))?;
+    let end = end.ok_or_else(|| {
+        Error::field(
+            "size of a blob",
+            0,
+            file_size,
+            format!("at least {}", last_bytes.len()),
+        )
+    })?;
     if !is_tar_header(header) {
         return Ok(Tail::default());
     }
@@ -239,9 +312,20 @@ pub fn parse_tail(last_bytes: &[u8], file_size: u64) -> Result<Tail, Error> {
     match name {
         TOC => parse_toc(before, size, end),
         BOOTSTRAP => {
-            let offset = end.checked_sub(size).ok_or_else(|| Error::bounds("the bootstrap before its tar header", 0, size, end))?;
-            let bootstrap = InlineBootstrap { offset, compressed_size: size, uncompressed_size: size, compressor: Compressor::None, digest: None };
-            Ok(Tail { toc: None, bootstrap: Some(bootstrap) })
+            let offset = end.checked_sub(size).ok_or_else(|| {
+                Error::bounds("the bootstrap before its tar header", 0, size, end)
+            })?;
+            let bootstrap = InlineBootstrap {
+                offset,
+                compressed_size: size,
+                uncompressed_size: size,
+                compressor: Compressor::None,
+                digest: None,
+            };
+            Ok(Tail {
+                toc: None,
+                bootstrap: Some(bootstrap),
+            })
         }
         _ => Ok(Tail::default()),
     }
@@ -251,22 +335,45 @@ pub fn parse_tail(last_bytes: &[u8], file_size: u64) -> Result<Tail, Error> {
 fn parse_toc(before: &[u8], size: u64, end: u64) -> Result<Tail, Error> {
     let limit = (TAIL_SIZE - TAR_HEADER_SIZE) as u64;
     if size > limit || !size.is_multiple_of(ENTRY_SIZE as u64) {
-        return Err(Error::field("size of the table of contents", end + 124, size, format!("a multiple of 128, at most {limit}")));
+        return Err(Error::field(
+            "size of the table of contents",
+            end + 124,
+            size,
+            format!("a multiple of 128, at most {limit}"),
+        ));
     }
     let start = before.len().checked_sub(size as usize);
     let (Some(start), Some(offset)) = (start, end.checked_sub(size)) else {
-        return Err(Error::bounds("the table of contents before its tar header", 0, size, end));
+        return Err(Error::bounds(
+            "the table of contents before its tar header",
+            0,
+            size,
+            end,
+        ));
     };
     let bytes = before.get(start..).unwrap_or_default();
-    let mut toc = Toc { offset, entries: Vec::new() };
+    let mut toc = Toc {
+        offset,
+        entries: Vec::new(),
+    };
     for (i, bytes) in bytes.as_chunks::<ENTRY_SIZE>().0.iter().enumerate() {
-        toc.entries.push(TocEntry::parse(bytes, offset + (i * ENTRY_SIZE) as u64)?);
+        toc.entries
+            .push(TocEntry::parse(bytes, offset + (i * ENTRY_SIZE) as u64)?);
     }
     let bootstrap = match toc.entry(BOOTSTRAP) {
         None => None,
         Some(entry) => {
-            if entry.compressed_offset.checked_add(entry.compressed_size).is_none_or(|end| end > offset) {
-                return Err(Error::bounds("the bootstrap in the table of contents", entry.compressed_offset, entry.compressed_size, offset));
+            if entry
+                .compressed_offset
+                .checked_add(entry.compressed_size)
+                .is_none_or(|end| end > offset)
+            {
+                return Err(Error::bounds(
+                    "the bootstrap in the table of contents",
+                    entry.compressed_offset,
+                    entry.compressed_size,
+                    offset,
+                ));
             }
             Some(InlineBootstrap {
                 offset: entry.compressed_offset,
@@ -277,5 +384,8 @@ fn parse_toc(before: &[u8], size: u64, end: u64) -> Result<Tail, Error> {
             })
         }
     };
-    Ok(Tail { toc: Some(toc), bootstrap })
+    Ok(Tail {
+        toc: Some(toc),
+        bootstrap,
+    })
 }

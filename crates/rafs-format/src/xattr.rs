@@ -50,12 +50,25 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
         }
         let offset = inode.offset + u64::from(inode.inode_size);
         let size = u64::from(inode.xattr_size);
-        let beyond = || Error::bounds("extended attributes", offset, size, self.data().len() as u64);
+        let beyond = || {
+            Error::bounds(
+                "extended attributes",
+                offset,
+                size,
+                self.data().len() as u64,
+            )
+        };
         let area = raw::slice(self.data(), offset, size).ok_or_else(beyond)?;
-        let (head, mut rest) = area.split_at_checked(XattrHeaderRaw::SIZE).ok_or_else(beyond)?;
+        let (head, mut rest) = area
+            .split_at_checked(XattrHeaderRaw::SIZE)
+            .ok_or_else(beyond)?;
         let head: &XattrHeaderRaw = raw::read(head).ok_or_else(beyond)?;
         if head.shared_count != 0 {
-            return Err(Error::Unsupported { what: "extended attributes", offset, feature: format!("a count of {} shared attributes", head.shared_count) });
+            return Err(Error::Unsupported {
+                what: "extended attributes",
+                offset,
+                feature: format!("a count of {} shared attributes", head.shared_count),
+            });
         }
         let mut xattrs = Vec::new();
         while !rest.is_empty() {
@@ -70,18 +83,41 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
 
 /// The first entry of `bytes`, and what follows it. The area's size is a multiple of 4.
 fn entry(bytes: &[u8], offset: u64) -> Result<(Xattr<'_>, &[u8]), Error> {
-    let beyond = |size: usize| Error::bounds("an extended attribute", offset, size as u64, offset + bytes.len() as u64);
+    let beyond = |size: usize| {
+        Error::bounds(
+            "an extended attribute",
+            offset,
+            size as u64,
+            offset + bytes.len() as u64,
+        )
+    };
     let head: &XattrEntryRaw = raw::read(bytes).ok_or_else(|| beyond(XattrEntryRaw::SIZE))?;
     let name_end = XattrEntryRaw::SIZE + usize::from(head.name_len);
     let value_end = name_end + usize::from(head.value_size.get());
-    let suffix = bytes.get(XattrEntryRaw::SIZE..name_end).ok_or_else(|| beyond(value_end))?;
-    let value = bytes.get(name_end..value_end).ok_or_else(|| beyond(value_end))?;
-    let after = bytes.get(value_end.next_multiple_of(4)..).ok_or_else(|| beyond(value_end))?;
+    let suffix = bytes
+        .get(XattrEntryRaw::SIZE..name_end)
+        .ok_or_else(|| beyond(value_end))?;
+    let value = bytes
+        .get(name_end..value_end)
+        .ok_or_else(|| beyond(value_end))?;
+    let after = bytes
+        .get(value_end.next_multiple_of(4)..)
+        .ok_or_else(|| beyond(value_end))?;
     if suffix.contains(&0) {
-        return Err(Error::field("name of an extended attribute", offset + 4, suffix.escape_ascii(), "no NUL"));
+        return Err(Error::field(
+            "name of an extended attribute",
+            offset + 4,
+            suffix.escape_ascii(),
+            "no NUL",
+        ));
     }
     let name = join(head.name_index, suffix).ok_or_else(|| {
-        Error::field("prefix number of an extended attribute", offset + 1, head.name_index, "1, 4 or 6 and a suffix, or 2 or 3 and none")
+        Error::field(
+            "prefix number of an extended attribute",
+            offset + 1,
+            head.name_index,
+            "1, 4 or 6 and a suffix, or 2 or 3 and none",
+        )
     })?;
     Ok((Xattr { name, value }, after))
 }
