@@ -1,1 +1,29 @@
-//! mount
+//! Mounting a RAFS image lazily: FUSE in front of the bootstrap in memory and of the chunk store.
+//!
+//! [`mount()`] attaches an image to a directory and serves it from threads of its own; [`Mounted::serve`] is the rest
+//! of such a program's life: it waits for signals or for the unmount, and leaves the mount point clean.
+//! [`unmount`] is the other side, for another process.
+//!
+//! The file system is read-only and immutable, so the kernel is told to keep whatever it has once seen. Metadata
+//! is answered from memory without locks; file data comes from [`storage::ChunkStore`], verified. Damage in the
+//! bootstrap or in a blob gives EIO at the place that is damaged, never wrong data.
+#![forbid(unsafe_code)]
+
+mod device;
+mod error;
+mod fs;
+mod inode;
+mod log;
+mod mountinfo;
+mod prefetch;
+mod serve;
+mod session;
+mod stats;
+mod unmount;
+
+pub use error::Error;
+pub use mountinfo::{MountEntry, find_mount};
+pub use serve::{Ending, Signals};
+pub use session::{Mounted, Options, Prefetch, mount};
+pub use stats::Stats;
+pub use unmount::{Unmount, unmount};

@@ -1,0 +1,136 @@
+//! What is mounted where: `/proc/self/mountinfo`.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// One line of `/proc/self/mountinfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Device number of the file system, as `major:minor`: differs for every FUSE mount.
+    pub device: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Type, with the FUSE subtype behind a dot.
+    pub kind: String,
+    /// What was named as the source.
+    pub source: String,
+}
+
+/// Source and subtype of every mount that this crate makes.
+pub(crate) const NAME: &str = "rafs";
+
+impl MountEntry {
+    /// Whether this crate (in whichever process) made the mount.
+    pub fn is_ours(&self) -> bool {
+        self.source == NAME && (self.kind == "fuse" || self.kind == "fuse.rafs")
+    }
+}
+
+/// The topmost mount at exactly `mountpoint` (an absolute path without symlinks); `None` if it is no mount point.
+pub fn find_mount(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(topmost(&table, mountpoint))
+}
+
+fn topmost(table: &[u8], mountpoint: &Path) -> Option<MountEntry> {
+    table
+        .split(|&b| b == b'\n')
+        .filter_map(parse_line)
+        .filter(|entry| entry.mountpoint == mountpoint)
+        .next_back()
+}
+
+/// `id parent major:minor root mountpoint options [optional ...] - type source options`
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&b| b == b' ');
+    let device = text(fields.nth(2)?);
+    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    fields.by_ref().find(|field| field == b"-")?;
+    let kind = text(fields.next()?);
+    let source = text(fields.next()?);
+    Some(MountEntry {
+        device,
+        mountpoint,
+        kind,
+        source,
+    })
+}
+
+fn text(field: &[u8]) -> String {
+    String::from_utf8_lossy(&unescape(field)).into_owned()
+}
+
+/// Blanks, tabs, line ends and backslashes are written as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        match octal(byte, tail) {
+            Some((value, after)) => {
+                plain.push(value);
+                rest = after;
+            }
+            None => {
+                plain.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
+fn octal(byte: u8, tail: &[u8]) -> Option<(u8, &[u8])> {
+    let (digits, after) = tail.split_at_checked(3)?;
+    let value = std::str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| u8::from_str_radix(digits, 8).ok())?;
+    (byte == b'\\').then_some((value, after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n\
+        40 22 0:35 / /mnt/a\\040b ro,relatime shared:9 master:2 - fuse.rafs rafs ro,user_id=0\n\
+        41 22 0:36 / /mnt/c rw - tmpfs none rw\n\
+        42 41 0:37 / /mnt/c ro - fuse.other rafs ro\n";
+
+    #[test]
+    fn names_are_unescaped_and_optional_fields_skipped() {
+        let entry = topmost(TABLE, Path::new("/mnt/a b")).unwrap();
+        assert_eq!(
+            (
+                entry.device.as_str(),
+                entry.kind.as_str(),
+                entry.source.as_str()
+            ),
+            ("0:35", "fuse.rafs", "rafs")
+        );
+        assert!(entry.is_ours());
+    }
+
+    #[test]
+    fn the_last_of_stacked_mounts_counts() {
+        let entry = topmost(TABLE, Path::new("/mnt/c")).unwrap();
+        assert_eq!(entry.device, "0:37");
+        assert!(!entry.is_ours());
+        assert_eq!(topmost(TABLE, Path::new("/mnt")), None);
+    }
+
+    #[test]
+    fn odd_lines_are_no_entries() {
+        for line in [
+            &b""[..],
+            b"1 2",
+            b"1 2 3 4 5 6 - ",
+            b"1 2 0:1 / /x rw fuse rafs",
+        ] {
+            assert_eq!(topmost(line, Path::new("/x")), None, "{line:?}");
+        }
+        assert_eq!(unescape(b"a\\04"), b"a\\04");
+        assert_eq!(unescape(b"\\777"), b"\\777");
+    }
+}

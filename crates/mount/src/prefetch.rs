@@ -1,0 +1,124 @@
+//! Choosing what the store fetches in the background before anybody asks for it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use rafs_format::{Bootstrap, ChunkPointer, Nid};
+use storage::ChunkStore;
+
+use crate::{Error, Prefetch};
+
+/// The background thread that walks the tree; dropping it stops it and what the store still has to fetch.
+pub(crate) struct Prefetcher {
+    store: Arc<ChunkStore>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prefetcher {
+    /// Starts to fetch; without a thread if there is nothing to fetch.
+    pub(crate) fn start(
+        bootstrap: Arc<Bootstrap<Vec<u8>>>,
+        store: Arc<ChunkStore>,
+        what: Prefetch,
+    ) -> Result<Self, Error> {
+        let mut nids = match what {
+            Prefetch::Nothing => Vec::new(),
+            Prefetch::Listed | Prefetch::Everything => bootstrap.prefetch().collect(),
+        };
+        if what == Prefetch::Everything {
+            nids.push(bootstrap.root());
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        if nids.is_empty() {
+            return Ok(Self {
+                store,
+                stop,
+                thread: None,
+            });
+        }
+        let work = Work {
+            bootstrap,
+            store: store.clone(),
+            stop: stop.clone(),
+        };
+        let thread = thread::Builder::new()
+            .name("prefetch".to_owned())
+            .spawn(move || work.run(nids))
+            .map_err(|source| Error::System {
+                what: "starting a thread",
+                source,
+            })?;
+        Ok(Self {
+            store,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Stops; what is being fetched just now still comes.
+    pub(crate) fn stop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic there is no concern of the mount.
+            let _ = thread.join();
+            self.store.cancel_prefetch();
+        }
+    }
+}
+
+impl Drop for Prefetcher {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Work {
+    bootstrap: Arc<Bootstrap<Vec<u8>>>,
+    store: Arc<ChunkStore>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Work {
+    /// Fetches what lies at and below `nids`, in their order.
+    fn run(self, nids: Vec<Nid>) {
+        // Each inode once, however many names it has: that also ends loops in a damaged image.
+        let mut seen = HashSet::new();
+        for nid in nids {
+            let mut below = vec![nid];
+            while let Some(nid) = below.pop() {
+                if self.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                if !seen.insert(nid) {
+                    continue;
+                }
+                if let Err(error) = self.visit(nid, &mut below) {
+                    tracing::warn!("prefetch of inode {}: {error}", nid.0);
+                }
+            }
+        }
+    }
+
+    /// Fetches a file, or adds the entries of a directory to `below`, the first on top.
+    fn visit(&self, nid: Nid, below: &mut Vec<Nid>) -> Result<(), rafs_format::Error> {
+        let inode = self.bootstrap.inode(nid)?;
+        if inode.is_regular() {
+            let chunks: Vec<ChunkPointer> =
+                self.bootstrap.chunks(&inode)?.collect::<Result<_, _>>()?;
+            self.store.prefetch(&chunks);
+        } else if inode.is_dir() {
+            let start = below.len();
+            for entry in self.bootstrap.entries(&inode)? {
+                let entry = entry?;
+                if entry.name != b"." && entry.name != b".." {
+                    below.push(entry.nid);
+                }
+            }
+            below[start..].reverse();
+        }
+        Ok(())
+    }
+}

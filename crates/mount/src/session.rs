@@ -1,0 +1,243 @@
+//! Mounting: from an image in memory to a directory that is served.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fuser::{BackgroundSession, Config, Session, SessionACL};
+use rafs_format::Bootstrap;
+use storage::ChunkStore;
+
+use crate::fs::RafsFs;
+use crate::mountinfo::find_mount;
+use crate::prefetch::Prefetcher;
+use crate::stats::Counters;
+use crate::unmount::detach;
+use crate::{Error, Stats, device};
+
+/// What the kernel reads ahead of a sequential reader, in KiB, where it lets us say so (root only).
+const READ_AHEAD_KIB: &str = "1024";
+
+/// How to mount.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Threads that answer requests; at least one is used.
+    pub threads: usize,
+    /// What to fetch in the background.
+    pub prefetch: Prefetch,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            threads: 4,
+            prefetch: Prefetch::Listed,
+        }
+    }
+}
+
+/// Which files a mount fetches in the background before anybody asks for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefetch {
+    /// None.
+    Nothing,
+    /// Those that the image lists.
+    #[default]
+    Listed,
+    /// Those that the image lists, then all others.
+    Everything,
+}
+
+/// A mounted image. Dropping it unmounts.
+pub struct Mounted {
+    mountpoint: Mountpoint,
+    counters: Arc<Counters>,
+    store: Arc<ChunkStore>,
+    prefetcher: Prefetcher,
+    pub(crate) session: Option<BackgroundSession>,
+}
+
+/// Mounts the image on the directory `mountpoint`, which is made if absent, and serves it until it is unmounted.
+///
+/// As root, all users see the mount, devices and setuid bits included; without root it goes through `fusermount3`
+/// and is the caller's alone. A mount of ours whose process died is replaced.
+///
+/// # Errors
+/// When the directory, the device, the kernel or the helper stand in the way; nothing stays mounted then.
+pub fn mount(
+    bootstrap: Arc<Bootstrap<Vec<u8>>>,
+    store: Arc<ChunkStore>,
+    mountpoint: &Path,
+    options: &Options,
+) -> Result<Mounted, Error> {
+    let path = mountpoint;
+    let mut mountpoint = Mountpoint::prepare(path)?;
+    let device = device::attach(&mountpoint.path)?;
+    mountpoint.attached(path)?;
+
+    let counters = Arc::new(Counters::default());
+    let fs = RafsFs::new(bootstrap.clone(), store.clone(), counters.clone());
+    let mut config = Config::default();
+    config.n_threads = Some(options.threads.max(1));
+    let acl = if device::privileged() {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    let session = Session::from_fd(fs, device, acl, config)
+        .and_then(Session::spawn)
+        .map_err(|source| Error::Session {
+            path: path.to_owned(),
+            source,
+        })?;
+    mountpoint.raise_read_ahead();
+
+    let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
+    Ok(Mounted {
+        mountpoint,
+        counters,
+        store,
+        prefetcher,
+        session: Some(session),
+    })
+}
+
+impl Mounted {
+    /// Where it is mounted, as an absolute path without symlinks.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint.path
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> Stats {
+        self.counters.snapshot(self.store.stats())
+    }
+
+    /// Takes the mount away if it is still there; users that still hold files keep what the kernel has cached.
+    /// Says whether the session is over, or true if somebody uses it still.
+    ///
+    /// # Errors
+    /// When the kernel or `fusermount3` refuse.
+    pub(crate) fn detach(&mut self) -> Result<bool, Error> {
+        self.mountpoint.detach()
+    }
+
+    /// Stops background work and makes the cache durable.
+    pub(crate) fn settle(&mut self) {
+        self.prefetcher.stop();
+        if let Err(error) = self.store.sync() {
+            // Nothing is lost but time: what is not durable is fetched or verified again.
+            tracing::warn!("{}", crate::log::chain(&error));
+        }
+    }
+}
+
+/// The directory mounted on. Dropping it unmounts, and removes the directory if it was made for the mount.
+#[derive(Debug)]
+struct Mountpoint {
+    path: PathBuf,
+    /// Device number of the mount; `None` before it is made and after it is gone.
+    device: Option<String>,
+    made: bool,
+}
+
+impl Mountpoint {
+    fn prepare(path: &Path) -> Result<Self, Error> {
+        let fail = |source| Error::MountPoint {
+            path: path.to_owned(),
+            source,
+        };
+        let made = match std::fs::create_dir(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(path).map_err(fail)?;
+                true
+            }
+            // Whatever is there is judged below.
+            Err(_) => false,
+        };
+        let absolute = path.canonicalize().map_err(fail)?;
+        match absolute.metadata() {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(fail(io::ErrorKind::NotADirectory.into())),
+            Err(error) if is_dead(&absolute, &error) => detach(&absolute, true)?,
+            Err(error) => return Err(fail(error)),
+        }
+        Ok(Self {
+            path: absolute,
+            device: None,
+            made,
+        })
+    }
+
+    /// Remembers which mount is ours, so that another one in its place is never taken away.
+    fn attached(&mut self, path: &Path) -> Result<(), Error> {
+        let found = find_mount(&self.path).map_err(|source| Error::System {
+            what: "/proc/self/mountinfo",
+            source,
+        })?;
+        match found.filter(crate::MountEntry::is_ours) {
+            Some(entry) => {
+                self.device = Some(entry.device);
+                Ok(())
+            }
+            None => Err(Error::NotOurs {
+                path: path.to_owned(),
+                found: " right after it was mounted".to_owned(),
+            }),
+        }
+    }
+
+    fn is_mounted(&self) -> bool {
+        let found = find_mount(&self.path).ok().flatten();
+        self.device.is_some() && found.map(|entry| entry.device) == self.device
+    }
+
+    /// Unmounts; lazily if it is in use, and says whether it was not.
+    fn detach(&mut self) -> Result<bool, Error> {
+        if !self.is_mounted() {
+            self.device = None;
+            return Ok(true);
+        }
+        let idle = match detach(&self.path, false) {
+            Err(Error::Busy { .. }) => {
+                detach(&self.path, true)?;
+                false
+            }
+            other => {
+                other?;
+                true
+            }
+        };
+        self.device = None;
+        Ok(idle)
+    }
+
+    /// Best effort: the handshake can't ask for more than the kernel's default, and only root may raise it later.
+    fn raise_read_ahead(&self) {
+        if let Some(device) = &self.device {
+            let _ = std::fs::write(
+                format!("/sys/class/bdi/{device}/read_ahead_kb"),
+                READ_AHEAD_KIB,
+            );
+        }
+    }
+}
+
+impl Drop for Mountpoint {
+    fn drop(&mut self) {
+        if let Err(error) = self.detach() {
+            tracing::warn!("{error}");
+        }
+        if self.made {
+            // Only the directory itself, and only if it is empty.
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
+}
+
+/// Whether `error` is what a mount of ours answers when the process that served it is gone.
+fn is_dead(path: &Path, error: &io::Error) -> bool {
+    let disconnected = rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::NOTCONN);
+    disconnected && matches!(find_mount(path), Ok(Some(entry)) if entry.is_ours())
+}

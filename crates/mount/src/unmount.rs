@@ -1,0 +1,166 @@
+//! Taking a mount away, from within its process or from another.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::Error;
+use crate::device::{FUSERMOUNT, last_words};
+use crate::mountinfo::find_mount;
+
+/// Attribute of the root directory that tells who serves it, as [`server`] puts it. It appears in no listing.
+pub(crate) const PID_ATTRIBUTE: &str = "user.nydusify.server";
+
+/// How to unmount.
+#[derive(Debug, Clone)]
+pub struct Unmount {
+    /// Take it away even if it is in use, and wait for nobody.
+    pub lazy: bool,
+    /// How long to wait for the serving process to end.
+    pub patience: Duration,
+}
+
+impl Default for Unmount {
+    fn default() -> Self {
+        Self {
+            lazy: false,
+            patience: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Unmounts an image that this or another process mounted on `mountpoint`, and waits until that process is gone.
+///
+/// # Errors
+/// When there is no mount of ours, when it is in use, or when the process stays.
+pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
+    let path = mountpoint;
+    let mountpoint = path.canonicalize().map_err(|source| Error::Unmount {
+        path: path.to_owned(),
+        source,
+    })?;
+    let found = find_mount(&mountpoint).map_err(|source| Error::System {
+        what: "/proc/self/mountinfo",
+        source,
+    })?;
+    match found {
+        Some(entry) if entry.is_ours() => {}
+        Some(entry) => {
+            let found = format!(" (it is {:?} of type {})", entry.source, entry.kind);
+            return Err(Error::NotOurs {
+                path: path.to_owned(),
+                found,
+            });
+        }
+        None => {
+            return Err(Error::NotOurs {
+                path: path.to_owned(),
+                found: String::new(),
+            });
+        }
+    }
+    let server = find_server(&mountpoint);
+    detach(&mountpoint, options.lazy)?;
+    match server {
+        Some((pid, process)) if !options.lazy => wait(path, pid, &process, options.patience),
+        _ => Ok(()),
+    }
+}
+
+/// Unmounts; only root may do so directly.
+pub(crate) fn detach(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
+    let flags = UnmountFlags::NOFOLLOW
+        | if lazy {
+            UnmountFlags::DETACH
+        } else {
+            UnmountFlags::empty()
+        };
+    match rustix::mount::unmount(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::BUSY) => Err(Error::Busy {
+            path: mountpoint.to_owned(),
+        }),
+        Err(Errno::PERM) => fusermount(mountpoint, lazy),
+        Err(errno) => Err(Error::Unmount {
+            path: mountpoint.to_owned(),
+            source: errno.into(),
+        }),
+    }
+}
+
+fn fusermount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
+    let output = Command::new(FUSERMOUNT)
+        .arg(if lazy { "-uz" } else { "-u" })
+        .arg("--")
+        .arg(mountpoint)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| Error::NoFusermount { source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = last_words(&output.stderr);
+    if message.contains("busy") {
+        return Err(Error::Busy {
+            path: mountpoint.to_owned(),
+        });
+    }
+    Err(Error::Fusermount {
+        path: mountpoint.to_owned(),
+        message,
+    })
+}
+
+/// What the attribute says of this process: its number, and the namespace in which that number means something.
+pub(crate) fn server() -> String {
+    format!("{} {}", std::process::id(), namespace())
+}
+
+fn namespace() -> String {
+    std::fs::read_link("/proc/self/ns/pid")
+        .map(|link| link.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// The process that serves the mount; `None` if it is gone or out of sight.
+fn find_server(mountpoint: &Path) -> Option<(u32, OwnedFd)> {
+    let mut value = [0; 128];
+    let len = rustix::fs::getxattr(mountpoint, PID_ATTRIBUTE, &mut value).ok()?;
+    let value = std::str::from_utf8(value.get(..len)?).ok()?;
+    let (pid, home) = value.split_once(' ')?;
+    let pid: u32 = pid.parse().ok()?;
+    if home != namespace() || pid == std::process::id() {
+        return None;
+    }
+    let process = Pid::from_raw(pid.try_into().ok()?)?;
+    Some((
+        pid,
+        rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()?,
+    ))
+}
+
+fn wait(path: &Path, pid: u32, process: &OwnedFd, patience: Duration) -> Result<(), Error> {
+    let timeout = Timespec {
+        tv_sec: patience.as_secs() as i64,
+        tv_nsec: patience.subsec_nanos().into(),
+    };
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    match rustix::event::poll(&mut polled, Some(&timeout)) {
+        Ok(0) => Err(Error::StillServed {
+            path: path.to_owned(),
+            pid,
+        }),
+        Ok(_) => Ok(()),
+        Err(errno) => Err(Error::System {
+            what: "waiting for the serving process",
+            source: errno.into(),
+        }),
+    }
+}
