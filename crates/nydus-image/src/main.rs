@@ -1,2 +1,89 @@
-//! nydus-image
-fn main() {}
+//! `nydus-image`: builds, merges, checks and inspects RAFS images.
+#![forbid(unsafe_code)]
+
+mod args;
+mod create;
+mod interrupt;
+mod logging;
+mod merge;
+mod output;
+mod prefetch;
+mod report;
+mod unsupported;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use tracing::Level;
+
+use crate::args::{Cli, Command, LogLevel};
+use crate::interrupt::Interrupt;
+use crate::unsupported::Unsupported;
+
+/// Exit status for a bad command line, and for layers that cannot be merged with one another.
+const EXIT_USAGE: u8 = 2;
+
+/// A command line that only makes no sense as a whole.
+#[derive(Debug)]
+pub struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let Some(command) = &cli.command else {
+        println!("{}", Cli::command().render_usage());
+        return ExitCode::SUCCESS;
+    };
+    let mut watching = None;
+    let result = run(&cli, command, &mut watching);
+    if let Some(status) = watching.as_ref().and_then(Interrupt::exit_status) {
+        return ExitCode::from(status);
+    }
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            ExitCode::from(exit_status(&error))
+        }
+    }
+}
+
+fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow::Result<()> {
+    logging::init(level(cli.log_level), cli.log_file.as_deref())?;
+    let interrupt = watching.insert(Interrupt::watch()?);
+    match command {
+        Command::Create(args) => create::run(args, interrupt),
+        Command::Merge(args) => merge::run(args, interrupt),
+        Command::Other(words) => Err(Unsupported::flag(words.first().map_or("", String::as_str)).into()),
+    }
+}
+
+fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Trace => Level::TRACE,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Error => Level::ERROR,
+    }
+}
+
+/// Consumers tell layers that do not fit together from every other failure by the status.
+fn exit_status(error: &anyhow::Error) -> u8 {
+    let inconsistent = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(inconsistent @ builder::Error::Inconsistent { .. }) => Some(inconsistent),
+        _ => None,
+    });
+    if let Some(inconsistent) = inconsistent {
+        tracing::error!("message:{inconsistent}");
+        return EXIT_USAGE;
+    }
+    if error.is::<Unsupported>() || error.is::<Usage>() { EXIT_USAGE } else { 1 }
+}

@@ -63,6 +63,11 @@ impl Output {
         Ok(Self { file, temporary: Some(temporary), unfinished: unfinished.clone() })
     }
 
+    /// Whether it is a regular file, as opposed to a FIFO or device.
+    pub fn is_regular(&self) -> bool {
+        self.temporary.is_some()
+    }
+
     /// Gives the finished file its name.
     pub fn commit(mut self, path: &Path) -> anyhow::Result<()> {
         if let Some(temporary) = self.temporary.take() {
@@ -101,6 +106,16 @@ pub fn write(path: &Path, content: &[u8], unfinished: &Unfinished) -> anyhow::Re
     let mut output = Output::create(path, unfinished)?;
     output.write_all(content).with_context(|| format!("cannot write {}", path.display()))?;
     output.commit(path)
+}
+
+/// Removes a file if it is there.
+pub fn remove(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,208 @@
+//! `create`: one source into one blob and one bootstrap.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail, ensure};
+use builder::{Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode_v6};
+use clap::ValueEnum;
+use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT};
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::args::{Create, PrefetchPolicy, SourceType, WhiteoutSpec};
+use crate::interrupt::Interrupt;
+use crate::output::{self, Output};
+use crate::report::Report;
+use crate::unsupported::Unsupported;
+use crate::prefetch;
+
+/// Memory for file data when none is asked for: this much per thread, but not less than twice as much.
+const MEMORY_PER_THREAD: usize = 32 << 20;
+
+pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
+    check_supported(args)?;
+    check_paths(args)?;
+    let start = Instant::now();
+    let options = options(args, interrupt)?;
+    let mut blob = create_blob(args, interrupt)?;
+    let layer = build(args, &mut blob, &options)?;
+    let built = start.elapsed().as_secs_f64();
+    let id = layer.image.blobs.iter().find(|_| layer.has_data).map(|blob| blob.id.to_string());
+    finish_blob(args, blob, &layer, id.as_deref())?;
+    let bootstrap = if args.blob_inline_meta { None } else { Some(write_bootstrap(args, &layer, interrupt)?) };
+    if let Some(path) = &args.output_json {
+        let blobs = layer.image.blobs.iter().map(|blob| blob.id.to_string()).collect();
+        let times = [("build_tree", built), ("total_build", start.elapsed().as_secs_f64())];
+        let report = Report::new(bootstrap.as_deref(), blobs, layer.image.compressor).trace(times, events(&layer));
+        report.write(path, &interrupt.unfinished)?;
+    }
+    Ok(())
+}
+
+/// Refuses what belongs to the contract and is not built yet.
+fn check_supported(args: &Create) -> Result<(), Unsupported> {
+    let kinds = [SourceType::Directory, SourceType::DirRafs, SourceType::TarRafs, SourceType::TargzRafs];
+    if !kinds.contains(&args.source_type) {
+        let value = args.source_type.to_possible_value();
+        return Err(Unsupported::value("--type", value.as_ref().map_or("", |value| value.get_name())));
+    }
+    if args.fs_version != "6" {
+        return Err(Unsupported::value("--fs-version", &args.fs_version));
+    }
+    if args.batch_size != 0 {
+        return Err(Unsupported::value("--batch-size", format_args!("{:#x}", args.batch_size)));
+    }
+    if args.blob_offset != 0 {
+        return Err(Unsupported::value("--blob-offset", args.blob_offset));
+    }
+    let parent = args.parent_bootstrap.as_deref().is_some_and(|path| !path.is_empty());
+    let flags = [
+        ("--encrypt", args.encrypt),
+        ("--chunk-dict", args.chunk_dict.is_some()),
+        ("--parent-bootstrap", parent),
+        ("--blob-cache-dir", args.blob_cache_dir.is_some()),
+        ("--external-blob", args.external_blob.is_some()),
+        ("--attributes", args.attributes.is_some()),
+        ("--config", args.config.is_some()),
+        ("--blob-data-size", args.blob_data_size.is_some()),
+        ("--blob-meta", args.blob_meta.is_some()),
+    ];
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Unsupported::flag(flag)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what could only fail later.
+fn check_paths(args: &Create) -> anyhow::Result<()> {
+    let source = &args.source;
+    let kind = fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?.file_type();
+    if is_directory(args.source_type) {
+        ensure!(kind.is_dir(), "{} is not a directory", source.display());
+    } else {
+        let stream = kind.is_file() || kind.is_fifo() || kind.is_char_device();
+        ensure!(stream, "{} is neither a file nor a FIFO nor a character device", source.display());
+    }
+    if let Some(dir) = &args.blob_dir {
+        ensure!(dir.is_dir(), "the blob directory {} does not exist", dir.display());
+    }
+    if args.blob.is_none() && args.blob_dir.is_none() {
+        bail!("there is no place for the blob: give --blob or --blob-dir");
+    }
+    Ok(())
+}
+
+fn is_directory(source: SourceType) -> bool {
+    matches!(source, SourceType::Directory | SourceType::DirRafs)
+}
+
+fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions> {
+    let threads = match args.threads {
+        Some(threads) => usize::from(threads),
+        None => thread::available_parallelism().map_or(1, usize::from),
+    };
+    let memory = match args.memory {
+        Some(mebibytes) => mebibytes as usize * (1 << 20),
+        None => MEMORY_PER_THREAD * threads.max(2),
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|number| format!("work-{number}"));
+    let pool = pool.build().context("cannot start threads")?;
+    let blob_id = match &args.blob_id {
+        Some(id) => Some(BlobId::new(id.as_str()).with_context(|| format!("{id:?} cannot be the id of a blob"))?),
+        None => None,
+    };
+    Ok(BuildOptions {
+        compressor: args.compressor.parse()?,
+        level: args.compression_level,
+        digester: args.digester.parse()?,
+        chunk_size: args.chunk_size.unwrap_or(CHUNK_SIZE_DEFAULT),
+        blob_toc: !args.features.is_empty(),
+        inline_meta: args.blob_inline_meta,
+        blob_id,
+        explicit_owners: !args.repeatable,
+        prefetch: prefetch::read(args.prefetch_policy)?,
+        layer: layer::Options { drop_estargz: true, concatenated: true, ..layer::Options::default() },
+        cancel: interrupt.cancel.clone(),
+        ..BuildOptions::new(Arc::new(pool), Budget::new(memory))
+    })
+}
+
+fn create_blob(args: &Create, interrupt: &Interrupt) -> anyhow::Result<Output> {
+    match (&args.blob, &args.blob_dir) {
+        (Some(path), _) => Output::create(path, &interrupt.unfinished),
+        (None, Some(dir)) => Output::create_in(dir, "blob", &interrupt.unfinished),
+        (None, None) => bail!("there is no place for the blob"),
+    }
+}
+
+fn build(args: &Create, blob: &mut Output, options: &BuildOptions) -> anyhow::Result<BuiltLayer> {
+    let failed = || format!("cannot build {}", args.source.display());
+    let mut layer = if is_directory(args.source_type) {
+        let whiteouts = match args.whiteout_spec {
+            WhiteoutSpec::Oci => Whiteouts::Oci,
+            WhiteoutSpec::Overlayfs => Whiteouts::Overlayfs,
+            WhiteoutSpec::None => Whiteouts::None,
+        };
+        build_directory(&args.source, whiteouts, blob, options, Dedup::Layer).with_context(failed)?
+    } else {
+        build_tar(open_tar(&args.source)?, blob, options, Dedup::Layer).with_context(failed)?
+    };
+    if args.prefetch_policy != PrefetchPolicy::Fs {
+        layer.image.prefetch.clear();
+    }
+    Ok(layer)
+}
+
+/// The tar stream of a file or FIFO, which is opened once and read front to back.
+fn open_tar(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
+    let failed = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(failed)?;
+    let (compression, stream) = layer::detecting(file).with_context(failed)?;
+    layer::decompress(stream, compression).with_context(failed)
+}
+
+/// Gives the blob its name, or drops it if nothing was stored.
+fn finish_blob(args: &Create, blob: Output, layer: &BuiltLayer, id: Option<&str>) -> anyhow::Result<()> {
+    if layer.blob_size == 0 {
+        if let (Some(path), true) = (&args.blob, blob.is_regular()) {
+            output::remove(path)?;
+        }
+        return Ok(());
+    }
+    match (&args.blob, &args.blob_dir) {
+        (Some(path), _) => blob.commit(path),
+        (None, Some(dir)) => {
+            let digest = hex::encode(layer.blob_digest);
+            blob.commit(&dir.join(id.unwrap_or(&digest)))
+        }
+        (None, None) => Ok(()),
+    }
+}
+
+fn write_bootstrap(args: &Create, layer: &BuiltLayer, interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
+    let bootstrap = encode_v6(&layer.image).context("cannot encode the bootstrap")?;
+    let path = match (&args.bootstrap, &args.blob_dir) {
+        (Some(path), _) => path.clone(),
+        (None, Some(dir)) => dir.join(hex::encode(Sha256::digest(&bootstrap))),
+        (None, None) => bail!("there is no place for the bootstrap"),
+    };
+    output::write(&path, &bootstrap, &interrupt.unfinished)?;
+    Ok(path)
+}
+
+fn events(layer: &BuiltLayer) -> Map<String, Value> {
+    let stats = &layer.stats;
+    let mut events = Map::new();
+    events.insert("blob_uncompressed_size".to_owned(), json!(stats.uncompressed_size));
+    if stats.duplicate_chunks != 0 {
+        events.insert("dedup_chunks".to_owned(), json!(stats.duplicate_chunks));
+        events.insert("dedup_uncompressed_size".to_owned(), json!(stats.duplicate_size));
+    }
+    events
+}

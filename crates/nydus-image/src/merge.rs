@@ -1,0 +1,156 @@
+//! `merge`: the bootstraps of layers into that of an image.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use builder::{encode_v6, load_image, resolve_prefetch};
+use rafs_format::{BlobFeatures, BlobId, BlobInfo, Digest};
+use serde_json::Map;
+use sha2::{Digest as _, Sha256};
+use tree::Image;
+
+use crate::args::{Merge, PrefetchPolicy};
+use crate::interrupt::Interrupt;
+use crate::report::Report;
+use crate::unsupported::Unsupported;
+use crate::{Usage, output, prefetch};
+
+pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
+    check_supported(args)?;
+    let facts = Facts::new(args)?;
+    let start = Instant::now();
+    let patterns = prefetch::read(args.prefetch_policy)?;
+    let mut layers = Vec::new();
+    if let Some(parent) = args.parent_bootstrap.as_deref().filter(|path| !path.is_empty()) {
+        layers.push(load(Path::new(parent))?);
+    }
+    for (number, source) in args.sources.iter().enumerate() {
+        interrupt.cancel.check()?;
+        let mut layer = load(source)?;
+        facts.apply(number, source, &mut layer)?;
+        layers.push(layer);
+    }
+    let loaded = start.elapsed().as_secs_f64();
+    let mut image = builder::merge(layers).context("cannot merge the layers")?;
+    if args.prefetch_policy == PrefetchPolicy::Fs {
+        image.prefetch = resolve_prefetch(&image.tree, &patterns);
+    }
+    let bootstrap = encode_v6(&image).context("cannot encode the bootstrap")?;
+    let path = match (&args.bootstrap, &args.blob_dir) {
+        (Some(path), _) => path.clone(),
+        (None, Some(dir)) => dir.join(hex::encode(Sha256::digest(&bootstrap))),
+        (None, None) => bail!("there is no place for the bootstrap"),
+    };
+    output::write(&path, &bootstrap, &interrupt.unfinished)?;
+    if let Some(json) = &args.output_json {
+        let blobs = image.blobs.iter().map(|blob| blob.id.to_string()).collect();
+        let times = [("load_tree_from_bootstrap", loaded), ("merge_bootstrap", start.elapsed().as_secs_f64())];
+        Report::new(Some(&path), blobs, image.compressor).trace(times, Map::new()).write(json, &interrupt.unfinished)?;
+    }
+    Ok(())
+}
+
+fn check_supported(args: &Merge) -> Result<(), Unsupported> {
+    match (&args.chunk_dict, &args.config) {
+        (Some(_), _) => Err(Unsupported::flag("--chunk-dict")),
+        (_, Some(_)) => Err(Unsupported::flag("--config")),
+        _ => Ok(()),
+    }
+}
+
+fn load(path: &Path) -> anyhow::Result<Image> {
+    let loaded = storage::load_bootstrap(path)?;
+    load_image(&loaded.bootstrap).with_context(|| format!("cannot load {}", path.display()))
+}
+
+/// What the command line says about the blob of each layer.
+#[derive(Debug, Default)]
+struct Facts {
+    ids: Option<Vec<BlobId>>,
+    digests: Option<Vec<Digest>>,
+    sizes: Option<Vec<u64>>,
+    toc_digests: Option<Vec<Digest>>,
+    toc_sizes: Option<Vec<u32>>,
+}
+
+impl Facts {
+    fn new(args: &Merge) -> Result<Self, Usage> {
+        let id = |text: &String| BlobId::new(text.as_str());
+        Ok(Self {
+            ids: list(args, "--original-blob-ids", &args.original_blob_ids, id)?,
+            digests: list(args, "--blob-digests", &args.blob_digests, digest)?,
+            sizes: list(args, "--blob-sizes", &args.blob_sizes, |size| Some(*size))?,
+            toc_digests: list(args, "--blob-toc-digests", &args.blob_toc_digests, digest)?,
+            toc_sizes: list(args, "--blob-toc-sizes", &args.blob_toc_sizes, |size| Some(*size))?,
+        })
+    }
+
+    /// Enters them, or what the file name of the bootstrap says, into the layer's own blob.
+    fn apply(&self, number: usize, source: &Path, layer: &mut Image) -> anyhow::Result<()> {
+        let Some(blob) = own_blob(source, layer)? else { return Ok(()) };
+        blob.id = match &self.ids {
+            Some(ids) => ids[number].clone(),
+            None => name(source)?,
+        };
+        let separate = blob.features.contains(BlobFeatures::SEPARATE);
+        if let Some(digests) = &self.digests {
+            if separate {
+                blob.meta_digest = digests[number];
+            } else {
+                blob.id = BlobId::new(hex::encode(digests[number])).context("a digest is an id")?;
+            }
+        }
+        if let Some(sizes) = &self.sizes {
+            let field = if separate { &mut blob.meta_size } else { &mut blob.compressed_size };
+            *field = sizes[number];
+        }
+        if let Some(digests) = &self.toc_digests {
+            blob.toc_digest = digests[number];
+        }
+        if let Some(sizes) = &self.toc_sizes {
+            blob.toc_size = sizes[number];
+        }
+        Ok(())
+    }
+}
+
+/// Takes a list that must have one item for each source.
+fn list<T, U>(
+    args: &Merge,
+    flag: &str,
+    items: &Option<Vec<T>>,
+    parse: impl Fn(&T) -> Option<U>,
+) -> Result<Option<Vec<U>>, Usage> {
+    let Some(items) = items else { return Ok(None) };
+    if items.len() != args.sources.len() {
+        let (items, sources) = (items.len(), args.sources.len());
+        return Err(Usage(format!("{flag} has {items} items for {sources} sources: give one for each")));
+    }
+    let parsed: Option<Vec<U>> = items.iter().map(parse).collect();
+    parsed.map(Some).ok_or_else(|| Usage(format!("{flag} has an item that is no SHA-256 in hexadecimal or no id")))
+}
+
+fn digest(text: &String) -> Option<Digest> {
+    hex::decode(text).ok()?.try_into().ok()
+}
+
+/// The blob that belongs to the layer: its only one, or else the one that holds the bootstrap.
+fn own_blob<'a>(source: &Path, layer: &'a mut Image) -> anyhow::Result<Option<&'a mut BlobInfo>> {
+    let inlined = |blob: &BlobInfo| blob.features.contains(BlobFeatures::INLINED_FS_META);
+    if layer.blobs.len() <= 1 {
+        return Ok(layer.blobs.first_mut());
+    }
+    let position = layer.blobs.iter().position(inlined);
+    match position {
+        Some(own) => Ok(layer.blobs.get_mut(own)),
+        None => bail!("{} is no layer: it names {} blobs", source.display(), layer.blobs.len()),
+    }
+}
+
+/// A blob is called as its bootstrap's file is, up to the first dot.
+fn name(source: &Path) -> anyhow::Result<BlobId> {
+    let name = source.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next());
+    name.and_then(BlobId::new)
+        .with_context(|| format!("{}: the file name does not tell the id of the blob", source.display()))
+}
