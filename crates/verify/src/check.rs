@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use image::nydus::ANNOTATION_REF;
 use progress::{Cancel, Cancelled, Progress};
 use rafs_format::{Bootstrap, CHUNK_SIZE_DEFAULT, Digester};
 
 use crate::compare::compare;
 use crate::data;
 use crate::model::{Contents, FileTree};
-use crate::nydus_layer::REF;
 use crate::replay::stream::Chunking;
 use crate::report::{Counts, Differences, Outcome, Report, Rule, RuleReport, chain};
 use crate::side::{Document, Files, Side};
@@ -146,7 +146,7 @@ fn check_blob_ids(side: &Side, document: &Document, bootstrap: &Arc<Bootstrap<Ve
     let Some((_, layers)) = document.manifest.layers.split_last() else { return };
     let ids: BTreeSet<String> = layers
         .iter()
-        .map(|layer| match layer.annotation(REF) {
+        .map(|layer| match layer.annotation(ANNOTATION_REF) {
             Some(original) => original.trim_start_matches("sha256:").to_owned(),
             None => layer.digest.hex(),
         })

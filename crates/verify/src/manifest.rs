@@ -1,8 +1,8 @@
 //! The manifest rule: documents are those of an image of their kind, and the configurations of both sides agree.
 
+use image::nydus::{ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, ANNOTATION_REF, BLOB_MEDIA_TYPE};
 use serde_json::{Map, Value};
 
-use crate::nydus_layer::{BLOB, BLOB_MEDIA_TYPE, BOOTSTRAP, REF};
 use crate::report::{Rule, RuleReport};
 use crate::side::{Document, Side};
 
@@ -34,18 +34,18 @@ fn check_document(name: &str, document: &Document, report: &mut RuleReport) {
     }
     let Some(bootstrap_diff_id) = &document.bootstrap_diff_id else { return };
     let Some((bootstrap, blobs)) = layers.split_last() else { return };
-    if bootstrap.annotation(BOOTSTRAP) != Some("true") {
+    if bootstrap.annotation(ANNOTATION_BOOTSTRAP) != Some("true") {
         report.problem(format!("{name}: the last layer {} is not annotated as bootstrap", bootstrap.digest));
     }
     for (index, blob) in blobs.iter().enumerate() {
         if blob.media_type != BLOB_MEDIA_TYPE {
             report.problem(format!("{name}: layer {} has media type {:?}", blob.digest, blob.media_type));
         }
-        if blob.annotation(BLOB) != Some("true") {
+        if blob.annotation(ANNOTATION_BLOB) != Some("true") {
             report.problem(format!("{name}: layer {} is not annotated as blob", blob.digest));
         }
         let own = blob.digest.to_string();
-        if blob.annotation(REF).is_none() && diff_ids.get(index).is_some_and(|diff_id| **diff_id != *own) {
+        if blob.annotation(ANNOTATION_REF).is_none() && diff_ids.get(index).is_some_and(|diff_id| **diff_id != *own) {
             report.problem(format!("{name}: the diff id of blob layer {own} is not its digest"));
         }
     }

@@ -4,12 +4,10 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use image::{Descriptor, Manifest, Source};
+use image::{Descriptor, Manifest, Source, nydus};
 use rafs_format::Bootstrap;
 use serde_json::Value;
 use storage::{BlobReader, BlobSource, DirSource, FileBlob};
-
-use crate::nydus_layer::{self, BootstrapLayer};
 
 /// One side of a check.
 pub struct Side {
@@ -80,14 +78,6 @@ pub enum OpenError {
     /// The image cannot be read.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// The bootstrap layer cannot be read.
-    #[error("bootstrap layer {digest}")]
-    BootstrapLayer {
-        /// The layer.
-        digest: image::Digest,
-        /// What is wrong with it.
-        source: nydus_layer::Error,
-    },
     /// The bootstrap is malformed.
     #[error("bootstrap of {name}")]
     Bootstrap {
@@ -95,6 +85,14 @@ pub enum OpenError {
         name: String,
         /// What is wrong with it.
         source: rafs_format::Error,
+    },
+    /// The target has an image that the source has not.
+    #[error("{source_name} has no image to compare with {name}")]
+    NoCounterpart {
+        /// The target.
+        name: String,
+        /// The source.
+        source_name: String,
     },
     /// Bare RAFS files cannot be used.
     #[error(transparent)]
@@ -109,13 +107,13 @@ impl Side {
     pub fn image(source: &Arc<Source>, name: impl Into<String>, manifest: Manifest) -> Result<Self, OpenError> {
         let name = name.into();
         let config = source.config(&manifest)?;
-        let Some(layer) = nydus_layer::find(&manifest) else {
+        let Some(layer) = nydus::bootstrap_descriptor(&manifest) else {
             let layers = manifest.layers.iter().map(|layer| layer_file(source, layer)).collect();
             let document = Document { manifest, config, bootstrap_diff_id: None };
             return Ok(Self { name, document: Some(document), files: Files::Layers(layers) });
         };
-        let BootstrapLayer { bootstrap, diff_id } = nydus_layer::read(source.open_blob(layer)?)
-            .map_err(|error| OpenError::BootstrapLayer { digest: layer.digest, source: error })?;
+        let what = format!("bootstrap layer {}", layer.digest);
+        let (bootstrap, diff_id) = nydus::unpack_bootstrap(source.open_blob(layer)?, &what)?;
         let bootstrap =
             Bootstrap::parse(bootstrap).map_err(|source| OpenError::Bootstrap { name: name.clone(), source })?;
         Ok(Self {
