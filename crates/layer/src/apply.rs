@@ -1,5 +1,6 @@
 //! Building a layer's file tree: what containerd would have unpacked, markers kept.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use tree::marker::{self, Marker};
@@ -124,6 +125,7 @@ impl Layer<'_> {
             })
     }
 
+    /// Applies the rules about paths and markers.
     fn place<R: Read>(
         &mut self,
         mut entry: Entry,
@@ -132,22 +134,14 @@ impl Layer<'_> {
         sink: &mut dyn DataSink,
     ) -> Result<(), Refusal> {
         let names = path::clean(path);
-        entry.xattrs = attribute::filter(
-            entry.xattrs,
-            self.options.keep_trusted,
-            path,
-            &mut self.dropped,
-        )?;
         if !self.options.fraction {
             entry.mtime_nsec = 0;
         }
         let Some((&name, way)) = names.split_last() else {
             return self.place_root(entry);
         };
-        if names
-            .iter()
-            .any(|name| matches!(Marker::parse(name), Marker::Meta))
-        {
+        let marker = Marker::parse(name);
+        if marker == Marker::Meta || way.iter().any(|name| name.starts_with(marker::META_PREFIX)) {
             tracing::debug!(path = %show(path), "bookkeeping of a storage driver is skipped");
             return Ok(());
         }
@@ -155,74 +149,51 @@ impl Layer<'_> {
             return Ok(());
         }
         check_name(name)?;
-        let marker = Marker::parse(name);
         if marker == Marker::Invalid {
             return Err("it is a whiteout that names no file".into());
         }
         let parent = self.make_directory(way)?;
         if marker != Marker::None {
-            let inode = with_metadata(
-                &mut entry,
-                mode::REGULAR,
-                Content::Regular {
-                    size: 0,
-                    chunks: Box::default(),
-                },
-            );
-            return self.replace(
-                parent,
-                name,
-                Inode {
-                    xattrs: None,
-                    rdev: 0,
-                    ..inode
-                },
-            );
+            entry.xattrs.clear();
+            entry.rdev = 0;
+            return self.replace(parent, name, &mut entry, mode::REGULAR, empty_file());
         }
+        entry.xattrs = attribute::filter(
+            entry.xattrs,
+            self.options.keep_trusted,
+            path,
+            &mut self.dropped,
+        )?;
         match std::mem::replace(&mut entry.kind, EntryKind::Regular) {
+            EntryKind::Regular => {
+                let file = take_data(&names, entry.size, reader, sink).map_err(Refusal::Error)?;
+                self.replace(parent, name, &mut entry, mode::REGULAR, file)
+            }
             EntryKind::Directory => self.directory(parent, name, entry),
             EntryKind::HardLink(target) => self.hard_link(parent, name, entry, &target),
-            EntryKind::Symlink(target) => {
-                if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
-                    return Err(
-                        format!("a link target of {} bytes is not possible", target.len()).into(),
-                    );
-                }
-                entry.mode = 0o777;
-                let inode =
-                    with_metadata(&mut entry, mode::SYMLINK, Content::Symlink(target.into()));
-                self.replace(parent, name, inode)
+            EntryKind::Symlink(target) => self.symlink(parent, name, entry, target),
+            EntryKind::Character => {
+                self.replace(parent, name, &mut entry, mode::CHARACTER, Content::Special)
             }
-            EntryKind::Regular => {
-                let size = entry.size;
-                let mut chunks = Box::default();
-                if size > 0 {
-                    let path = path::display(&names);
-                    chunks = sink
-                        .file(&path, size, &mut reader.data())
-                        .map_err(|source| {
-                            Refusal::Error(Error::Data {
-                                path: show(&path),
-                                source,
-                            })
-                        })?;
-                }
-                let inode =
-                    with_metadata(&mut entry, mode::REGULAR, Content::Regular { size, chunks });
-                self.replace(parent, name, inode)
+            EntryKind::Block => {
+                self.replace(parent, name, &mut entry, mode::BLOCK, Content::Special)
             }
-            EntryKind::Character => self.special(parent, name, entry, mode::CHARACTER),
-            EntryKind::Block => self.special(parent, name, entry, mode::BLOCK),
-            EntryKind::Fifo => self.special(parent, name, entry, mode::FIFO),
+            EntryKind::Fifo => self.replace(parent, name, &mut entry, mode::FIFO, Content::Special),
         }
     }
 
     /// An entry for the root itself gives it metadata; one of another type is ignored, as in containerd.
-    fn place_root(&mut self, entry: Entry) -> Result<(), Refusal> {
+    fn place_root(&mut self, mut entry: Entry) -> Result<(), Refusal> {
         if entry.kind != EntryKind::Directory {
             tracing::warn!(path = %show(&entry.path), "an entry for the root that is not a directory is ignored");
             return Ok(());
         }
+        entry.xattrs = attribute::filter(
+            entry.xattrs,
+            self.options.keep_trusted,
+            b"/",
+            &mut self.dropped,
+        )?;
         apply_metadata(self.tree.inode_mut(InodeId::ROOT), entry);
         Ok(())
     }
@@ -233,26 +204,37 @@ impl Layer<'_> {
                 apply_metadata(self.tree.inode_mut(id), entry);
                 Ok(())
             }
-            _ => {
-                let inode = with_metadata(
-                    &mut entry,
-                    mode::DIRECTORY,
-                    Content::Directory(Default::default()),
-                );
-                self.replace(parent, name, inode)
-            }
+            _ => self.replace(
+                parent,
+                name,
+                &mut entry,
+                mode::DIRECTORY,
+                Content::Directory(BTreeMap::new()),
+            ),
         }
     }
 
-    fn special(
+    fn symlink(
         &mut self,
         parent: InodeId,
         name: &[u8],
         mut entry: Entry,
-        kind: u32,
+        target: Vec<u8>,
     ) -> Result<(), Refusal> {
-        let inode = with_metadata(&mut entry, kind, Content::Special);
-        self.replace(parent, name, inode)
+        if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
+            return Err(
+                format!("{} cannot be the target of a symbolic link", show(&target)).into(),
+            );
+        }
+        // Linux keeps no permissions of links.
+        entry.mode = 0o777;
+        self.replace(
+            parent,
+            name,
+            &mut entry,
+            mode::SYMLINK,
+            Content::Symlink(target.into()),
+        )
     }
 
     /// Another name for an inode, which takes the metadata of this entry.
@@ -285,15 +267,13 @@ impl Layer<'_> {
 
     /// The inode that a hard link names; the last name is not followed.
     fn link_target(&self, target: &[u8]) -> Result<Option<InodeId>, Refusal> {
-        let trimmed = target
-            .iter()
-            .rposition(|&b| b != b'/')
-            .map_or(&[][..], |last| &target[..=last]);
-        let mut names = trimmed.split(|&b| b == b'/');
-        let name = names.next_back().unwrap_or_default();
-        if matches!(name, b"" | b"." | b"..") {
+        let mut names = target
+            .split(|&b| b == b'/')
+            .filter(|name| !matches!(*name, b"" | b"."));
+        let Some(name) = names.next_back().filter(|name| *name != b"..") else {
+            // Some directory, whichever.
             return Ok(Some(InodeId::ROOT));
-        }
+        };
         let Location { directory, missing } =
             path::locate(&self.tree, names).map_err(|error| error.to_string())?;
         Ok(if missing.is_empty() && !Marker::is_marker(name) {
@@ -323,8 +303,16 @@ impl Layer<'_> {
         Ok(directory)
     }
 
-    fn replace(&mut self, parent: InodeId, name: &[u8], inode: Inode) -> Result<(), Refusal> {
-        let id = self.add(inode)?;
+    /// Makes a new inode of an entry, in place of whatever has the name.
+    fn replace(
+        &mut self,
+        parent: InodeId,
+        name: &[u8],
+        entry: &mut Entry,
+        kind: u32,
+        content: Content,
+    ) -> Result<(), Refusal> {
+        let id = self.add(inode(entry, kind, content))?;
         self.entries(parent)?.insert(name.into(), id);
         Ok(())
     }
@@ -342,10 +330,7 @@ impl Layer<'_> {
         self.tree.entries(parent)?.get(name).copied()
     }
 
-    fn entries(
-        &mut self,
-        id: InodeId,
-    ) -> Result<&mut std::collections::BTreeMap<Box<[u8]>, InodeId>, Refusal> {
+    fn entries(&mut self, id: InodeId) -> Result<&mut BTreeMap<Box<[u8]>, InodeId>, Refusal> {
         self.tree
             .entries_mut(id)
             .ok_or_else(|| "its parent is not a directory".into())
@@ -367,8 +352,35 @@ fn check_name(name: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
+fn empty_file() -> Content {
+    Content::Regular {
+        size: 0,
+        chunks: Box::default(),
+    }
+}
+
+/// Gives the data of a regular file to the sink.
+fn take_data<R: Read>(
+    names: &[&[u8]],
+    size: u64,
+    reader: &mut Reader<R>,
+    sink: &mut dyn DataSink,
+) -> Result<Content, Error> {
+    if size == 0 {
+        return Ok(empty_file());
+    }
+    let path = path::display(names);
+    match sink.file(&path, size, &mut reader.data()) {
+        Ok(chunks) => Ok(Content::Regular { size, chunks }),
+        Err(source) => Err(Error::Data {
+            path: show(&path),
+            source,
+        }),
+    }
+}
+
 /// A new inode with the metadata of an entry, of which the attributes are taken.
-fn with_metadata(entry: &mut Entry, kind: u32, content: Content) -> Inode {
+fn inode(entry: &mut Entry, kind: u32, content: Content) -> Inode {
     let xattrs = std::mem::take(&mut entry.xattrs);
     Inode {
         mode: kind | entry.mode,

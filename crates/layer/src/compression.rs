@@ -90,14 +90,6 @@ impl<R: io::BufRead> Read for Zstd<R> {
         match self.decoder.read(buf) {
             Ok(n) => {
                 self.done += n as u64;
-                if n == 0
-                    && !buf.is_empty()
-                    && self.done == 0
-                    && self.decoder.get_mut().fill_buf()?.is_empty()
-                {
-                    // An empty frame is fine; the decoder treats no frame at all alike, and so does this.
-                    return Ok(0);
-                }
                 Ok(n)
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(io::Error::new(

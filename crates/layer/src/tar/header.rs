@@ -1,6 +1,11 @@
 //! Fields of a 512-byte header block.
 
+use std::ops::Range;
+
 use tar::Header;
+
+use super::EntryKind;
+use crate::error::show;
 
 /// Size of a tar block, in bytes.
 pub(super) const BLOCK: usize = 512;
@@ -121,4 +126,68 @@ fn misplaced_prefix(block: &Block) -> &[u8] {
     } else {
         prefix
     }
+}
+
+/// A number field, by name for messages.
+pub(super) fn field(block: &Block, name: &str, range: Range<usize>) -> Result<i64, String> {
+    number(&block[range.clone()])
+        .map_err(|()| format!("{name} is not a number: {}", show(&block[range])))
+}
+
+/// An owner; small negative numbers stand for the highest ids.
+pub(super) fn owner(
+    block: &Block,
+    name: &str,
+    range: Range<usize>,
+    pax: Option<i64>,
+) -> Result<u32, String> {
+    let value = match pax {
+        Some(value) => value,
+        None => field(block, name, range)?,
+    };
+    let id = if value < 0 {
+        i32::try_from(value).ok().map(|v| v as u32)
+    } else {
+        u32::try_from(value).ok()
+    };
+    id.ok_or_else(|| format!("{name} {value} does not fit 32 bits"))
+}
+
+/// The device number; blank fields, and dialects without them, mean 0.
+pub(super) fn rdev(block: &Block) -> Result<u32, String> {
+    if dialect(block) == Dialect::V7 {
+        return Ok(0);
+    }
+    let (major, minor) = (
+        field(block, "device major", 329..337)?,
+        field(block, "device minor", 337..345)?,
+    );
+    match (u32::try_from(major), u32::try_from(minor)) {
+        (Ok(major @ ..0x1000), Ok(minor @ ..0x10_0000)) => {
+            Ok((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+        }
+        _ => Err(format!(
+            "device number {major},{minor} does not fit Linux's encoding"
+        )),
+    }
+}
+
+/// The type of an entry; old archives mark a directory by a slash at the end of its name.
+pub(super) fn kind(flag: u8, path: &[u8], link: Vec<u8>) -> Result<EntryKind, String> {
+    Ok(match flag {
+        0 if path.ends_with(b"/") => EntryKind::Directory,
+        0 | b'0' | b'7' | b'S' => EntryKind::Regular,
+        b'1' => EntryKind::HardLink(link),
+        b'2' => EntryKind::Symlink(link),
+        b'3' => EntryKind::Character,
+        b'4' => EntryKind::Block,
+        b'5' => EntryKind::Directory,
+        b'6' => EntryKind::Fifo,
+        _ => {
+            return Err(format!(
+                "entries of type {:?} are not supported",
+                char::from(flag)
+            ));
+        }
+    })
 }
