@@ -1,1 +1,97 @@
-//! convert
+//! Converts OCI images to Nydus images: one stream from the layer's tar to the blob, no unpacking, no temporary data.
+//!
+//! [`convert`] chooses the images of the platforms asked for, converts their layers side by side (each is fetched,
+//! inflated, digested and cut into chunks at the same time), lays the layer trees over each other, writes bootstrap
+//! layer, configuration and manifest, and sets the tag last. What fails or is cancelled leaves no tag and no
+//! unfinished file. What comes out depends on the source and the options alone.
+//!
+//! * An index is reduced to the chosen platforms before anything else is read; if a single image is left, that is
+//!   the result. Attestations are carried over untouched when all platforms are chosen.
+//! * Images that are Nydus images already are copied as they are.
+//! * A layer that occurs twice is converted once and listed twice.
+//! * An image without layers becomes one whose only layer is the bootstrap of an empty root directory.
+#![forbid(unsafe_code)]
+
+mod error;
+mod layer;
+mod layers;
+mod manifest;
+mod options;
+mod piece;
+mod report;
+mod stream;
+
+use std::time::Instant;
+
+use image::{Descriptor, Index, Location, Node, Source, Target, media};
+use progress::{Cancel, Progress};
+
+pub use error::Error;
+pub use options::{ConvertOptions, DedupScope};
+pub use report::ConvertReport;
+
+/// Name of the task that is the sum of all others, in bytes of compressed layers.
+pub const TOTAL: &str = "total";
+
+/// Converts the image at `source` and writes the result to `target`.
+///
+/// # Errors
+/// [`Error`]; the target then has no new tag and no unfinished file.
+pub fn convert(
+    source: &Location,
+    target: &Location,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<ConvertReport, Error> {
+    convert_image(&Source::open(source)?, target, options, progress, cancel)
+}
+
+/// Converts an image that is open already.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_image(
+    source: &Source,
+    target: &Location,
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<ConvertReport, Error> {
+    let begun = Instant::now();
+    let selected = source.select(&options.platform)?;
+    let pulled = begun.elapsed();
+
+    let target = Target::open(target)?;
+    let context = manifest::Context::new(source, &target, options, progress, cancel)?;
+    let images = context.convert_all(&selected)?;
+    let root = match (&images[..], source.node(source.root())?) {
+        ([one], _) => unplaced(&one.descriptor),
+        (_, Node::Index(index)) => put_index(&target, index, &images, options)?,
+        (_, Node::Manifest(_)) => return Err(Error::NoImage),
+    };
+    let converted = begun.elapsed();
+    cancel.check()?;
+    target.commit(&root)?;
+    Ok(ConvertReport::new(&root, &images, pulled, converted, begun.elapsed()))
+}
+
+/// A descriptor without what only says something in an index.
+fn unplaced(descriptor: &Descriptor) -> Descriptor {
+    Descriptor::new(descriptor.media_type.clone(), descriptor.digest, descriptor.size)
+}
+
+/// Writes the index over all images: the source's, with other entries.
+fn put_index(
+    target: &Target,
+    source: Index,
+    images: &[manifest::Converted],
+    options: &ConvertOptions,
+) -> Result<Descriptor, Error> {
+    let mut index = source;
+    index.manifests = images.iter().map(|image| image.descriptor.clone()).collect();
+    if options.oci {
+        media::OCI_INDEX.clone_into(&mut index.media_type);
+    }
+    Ok(target.put(&index.to_json(), &index.media_type)?)
+}

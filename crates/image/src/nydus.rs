@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::media;
 use crate::{Descriptor, Digest, Error, Manifest, Source};
 
-pub use bootstrap_layer::{BOOTSTRAP_SIZE_MAX, BootstrapLayer, unpack_bootstrap};
+pub use bootstrap_layer::{BOOTSTRAP_SIZE_MAX, BootstrapLayer, Table, unpack_bootstrap};
 
 /// Media type of a blob layer.
 pub const BLOB_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.nydus.blob.v1";

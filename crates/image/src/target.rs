@@ -3,12 +3,13 @@
 mod archive;
 mod layout;
 
+use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::source::{Store, tag_of};
+use crate::source::{Store, Stored, tag_of};
 use crate::{
     ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error, Location, Source,
 };
@@ -127,6 +128,21 @@ impl Target {
         match &self.inner {
             Inner::Layout(layout) => layout.contains(digest, size),
             Inner::Archive(archive) => archive.contains(digest),
+        }
+    }
+
+    /// The file, offset and length of a blob that is in place, for reading at random.
+    ///
+    /// # Errors
+    /// If there is no such blob.
+    pub fn file_blob(&self, digest: &Digest) -> Result<(Arc<File>, u64, u64), Error> {
+        let (stored, store) = match &self.inner {
+            Inner::Layout(layout) => (layout.store().locate(digest)?, layout.store().name()),
+            Inner::Archive(archive) => (archive.locate(digest)?, archive.name()),
+        };
+        match stored {
+            Stored::Window { file, offset, len } => Ok((file, offset, len)),
+            Stored::Bytes(_) => Err(Error::MissingBlob { digest: *digest, store }),
         }
     }
 

@@ -26,19 +26,30 @@ pub struct BootstrapLayer {
     pub diff_id: Digest,
 }
 
+/// The chunk table of a blob, to be packed beside the bootstrap.
+#[derive(Debug, Clone, Copy)]
+pub struct Table<'a> {
+    /// The blob.
+    pub blob: Digest,
+    /// Its chunk table before compression.
+    pub table: &'a [u8],
+    /// The 4096-byte header behind it.
+    pub header: &'a [u8],
+}
+
 impl BootstrapLayer {
-    /// Packs a bootstrap and the chunk tables of its blobs: `(blob, table before compression, 4096-byte header)`.
+    /// Packs a bootstrap and the chunk tables of its blobs.
     ///
     /// # Errors
     /// What the compressor reports; writing to memory does not fail otherwise.
-    pub fn pack(bootstrap: &[u8], tables: &[(Digest, Vec<u8>, Vec<u8>)]) -> io::Result<Self> {
+    pub fn pack(bootstrap: &[u8], tables: &[Table<'_>]) -> io::Result<Self> {
         let mut tar = Hashing {
             inner: GzEncoder::new(Vec::new(), flate2::Compression::default()),
             hasher: crate::Hasher::new(),
         };
         entry(&mut tar, "image/", tar::EntryType::Directory, 0o755, 0)?;
         file(&mut tar, BOOTSTRAP, &[bootstrap])?;
-        for (blob, table, header) in tables {
+        for Table { blob, table, header } in tables {
             let padding = vec![0; table.len().next_multiple_of(META_ALIGNMENT) - table.len()];
             file(
                 &mut tar,
@@ -191,8 +202,8 @@ mod tests {
     #[test]
     fn a_bootstrap_comes_back_out_of_its_layer() {
         let boot = vec![7; 5000];
-        let table = (Digest::of(b"blob"), vec![1; 24], vec![2; 4096]);
-        let layer = BootstrapLayer::pack(&boot, std::slice::from_ref(&table)).unwrap();
+        let table = Table { blob: Digest::of(b"blob"), table: &[1; 24], header: &[2; 4096] };
+        let layer = BootstrapLayer::pack(&boot, &[table]).unwrap();
         let (read, diff_id) = unpack_bootstrap(&layer.bytes[..], "layer").unwrap();
         assert_eq!(read, boot);
         assert_eq!(diff_id, layer.diff_id);

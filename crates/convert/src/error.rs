@@ -1,0 +1,125 @@
+use image::Digest;
+use progress::Cancelled;
+
+/// Why an image cannot be converted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+    /// The source cannot be read, or the target cannot be written.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// One image of an index cannot be converted.
+    #[error("cannot convert the image for {platform} ({digest})")]
+    Entry {
+        /// Its platform.
+        platform: String,
+        /// Its manifest.
+        digest: Digest,
+        /// Why not.
+        source: Box<Error>,
+    },
+    /// A layer cannot be converted.
+    #[error("cannot convert layer {digest}")]
+    Layer {
+        /// The layer.
+        digest: Digest,
+        /// Why not.
+        source: LayerError,
+    },
+    /// The configuration is about other layers than the manifest.
+    #[error("manifest {manifest} has {layers} layers, its configuration {diff_ids} diff ids")]
+    LayerCount {
+        /// The manifest.
+        manifest: Digest,
+        /// Layers in the manifest.
+        layers: usize,
+        /// Diff ids in the configuration.
+        diff_ids: usize,
+    },
+    /// The layers cannot be laid over each other, or the result not be encoded.
+    #[error("cannot merge the layers of {manifest}")]
+    Merge {
+        /// The manifest.
+        manifest: Digest,
+        /// Why not.
+        source: builder::Error,
+    },
+    /// The bootstrap cannot be packed.
+    #[error("cannot pack the bootstrap of {manifest}")]
+    Pack {
+        /// The source's manifest.
+        manifest: Digest,
+        /// What the compressor said.
+        source: std::io::Error,
+    },
+    /// The new image could not be checked.
+    #[error("cannot check the new image of {manifest}")]
+    CheckFailed {
+        /// The source's manifest.
+        manifest: Digest,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The new image is not equal to its source.
+    #[error("the new image differs from its source {manifest}, nothing was tagged; {report}")]
+    Different {
+        /// The source's manifest.
+        manifest: Digest,
+        /// What differs.
+        report: String,
+    },
+    /// No threads could be started.
+    #[error("cannot start threads")]
+    Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The source holds no image.
+    #[error("the source holds no image")]
+    NoImage,
+}
+
+/// Why a layer cannot be converted.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// It cannot be read, or its blob not be written.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// It cannot be built.
+    #[error(transparent)]
+    Build(#[from] builder::Error),
+    /// Its content is not what the configuration says.
+    #[error("its diff id is {actual}, the configuration says {expected}")]
+    DiffId {
+        /// In the configuration.
+        expected: Digest,
+        /// Of the content.
+        actual: Digest,
+    },
+    /// The new blob cannot be read back.
+    #[error("cannot read the chunk table of the new blob")]
+    Table(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A thread ended early.
+    #[error("a stage of the conversion stopped without a reason; this is a bug")]
+    Stopped,
+}
+
+impl Error {
+    /// Whether it only says that something else went wrong, or that the caller asked to stop.
+    pub(crate) fn is_consequence(&self) -> bool {
+        use builder::Error as Build;
+        match self {
+            Self::Cancelled => true,
+            Self::Layer { source: LayerError::Build(source), .. } => {
+                matches!(source, Build::Cancelled | Build::Stopped | Build::LowerLayer)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl From<Cancelled> for Error {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
+    }
+}

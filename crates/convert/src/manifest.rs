@@ -1,0 +1,287 @@
+//! One image: its layers, then bootstrap, configuration and manifest.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use builder::{Budget, BuildOptions};
+use image::nydus::{self, BootstrapLayer};
+use image::{Descriptor, Digest, Manifest, Platform, Selected, Source, Target, media};
+use progress::{Cancel, Progress};
+use serde_json::Value;
+use tree::{Image, Tree};
+
+use crate::layer::{Blob, Places};
+use crate::{ConvertOptions, Error, TOTAL, layers};
+
+/// Version of the bootstraps that are written.
+const FS_VERSION: &str = "6";
+/// Layers that are inflated at the same time, at least: one often waits for the pool.
+const LANES_MIN: usize = 2;
+
+/// What all images of a conversion share.
+pub(crate) struct Context<'a> {
+    places: Places<'a>,
+    options: &'a ConvertOptions,
+    build: BuildOptions,
+    cancel: &'a Cancel,
+}
+
+/// An image of the result.
+pub(crate) struct Converted {
+    /// Its entry in the index.
+    pub descriptor: Descriptor,
+    /// Configuration and layers of the source, in bytes.
+    pub source_size: u64,
+    /// Configuration and layers of the result, in bytes.
+    pub target_size: u64,
+    /// Whether it is new, not a copy.
+    pub converted: bool,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(
+        source: &'a Source,
+        target: &'a Target,
+        options: &'a ConvertOptions,
+        progress: &'a dyn Progress,
+        cancel: &'a Cancel,
+    ) -> Result<Self, Error> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.get()).build();
+        let pool = Arc::new(pool.map_err(|error| Error::Threads(error.into()))?);
+        let mut build = BuildOptions::new(pool, Budget::new(options.memory));
+        build.compressor = options.compressor;
+        build.level = options.level;
+        build.chunk_size = options.chunk_size;
+        build.prefetch.clone_from(&options.prefetch);
+        build.cancel = cancel.clone();
+        Ok(Self { places: Places { source, target, progress }, options, build, cancel })
+    }
+
+    /// Converts or copies all chosen images, in their order.
+    pub(crate) fn convert_all(&self, selected: &[Selected]) -> Result<Vec<Converted>, Error> {
+        // Whatever can be refused by its name is, before any work.
+        for image in selected.iter().filter(|image| is_to_convert(image)) {
+            refuse(&image.manifest).map_err(|error| self.about(image, selected, error))?;
+        }
+        let size = selected.iter().filter(|image| is_to_convert(image)).map(|image| layer_size(&image.manifest)).sum();
+        self.places.progress.started(TOTAL, Some(size));
+        let mut converted = Vec::with_capacity(selected.len());
+        for image in selected {
+            self.cancel.check()?;
+            let result = if is_to_convert(image) { self.convert(image) } else { self.copy(image) };
+            converted.push(result.map_err(|error| self.about(image, selected, error))?);
+        }
+        let size: u64 = converted.iter().map(|image| image.target_size).sum();
+        self.places.progress.finished(TOTAL, &format!("{size} bytes"));
+        Ok(converted)
+    }
+
+    /// Says which image of an index an error is about.
+    fn about(&self, image: &Selected, selected: &[Selected], error: Error) -> Error {
+        if selected.len() == 1 || matches!(error, Error::Cancelled) {
+            return error;
+        }
+        let platform = image.descriptor.platform.as_ref();
+        Error::Entry {
+            platform: platform.map_or_else(|| "an unnamed platform".to_owned(), Platform::to_string),
+            digest: image.descriptor.digest,
+            source: Box::new(error),
+        }
+    }
+
+    /// Carries an image over as it is.
+    fn copy(&self, image: &Selected) -> Result<Converted, Error> {
+        for blob in std::iter::once(&image.manifest.config).chain(&image.manifest.layers) {
+            self.cancel.check()?;
+            self.places.target.copy(self.places.source, blob)?;
+        }
+        self.places.target.copy(self.places.source, &image.descriptor)?;
+        let size = image_size(&image.manifest);
+        Ok(Converted { descriptor: image.descriptor.clone(), source_size: size, target_size: size, converted: false })
+    }
+
+    fn convert(&self, image: &Selected) -> Result<Converted, Error> {
+        let (source, digest) = (&image.manifest, image.descriptor.digest);
+        let config = self.places.source.config(source)?;
+        let diff_ids = nydus::diff_ids(&config, &format!("configuration {}", source.config.digest))?;
+        if diff_ids.len() != source.layers.len() {
+            return Err(Error::LayerCount {
+                manifest: digest,
+                layers: source.layers.len(),
+                diff_ids: diff_ids.len(),
+            });
+        }
+        let layers = self.convert_layers(source, &diff_ids)?;
+        let bootstrap = self.bootstrap(layers.images, &layers.blobs, digest)?;
+        self.cancel.check()?;
+        let blobs = layers.positions.iter().map(|&position| &layers.blobs[position]);
+        let blobs = blobs.map(|blob| nydus::blob_descriptor(blob.digest, blob.size)).collect();
+        let manifest = self.put_documents(image, &config, blobs, &bootstrap)?;
+        let bytes = manifest.to_json();
+        let put = self.places.target.put(&bytes, &manifest.media_type)?;
+        if self.options.check {
+            self.check(image, &put, &manifest)?;
+        }
+        let mut descriptor = image.descriptor.clone();
+        (descriptor.media_type, descriptor.digest, descriptor.size) = (put.media_type, put.digest, put.size);
+        if descriptor.platform.is_none() {
+            descriptor.platform = platform(&config);
+        }
+        let (source_size, target_size) = (image_size(source), image_size(&manifest));
+        Ok(Converted { descriptor, source_size, target_size, converted: true })
+    }
+
+    fn convert_layers(&self, source: &Manifest, diff_ids: &[Digest]) -> Result<Layers, Error> {
+        let distinct = layers::distinct(&source.layers, diff_ids);
+        let lanes = if self.places.target.is_sequential() { 1 } else { self.options.threads.get().max(LANES_MIN) };
+        let converted = layers::convert(&self.places, &distinct.layers, &self.build, self.options.dedup, lanes)?;
+        let (images, blobs) = converted.into_iter().map(|layer| (layer.image, layer.blob)).unzip();
+        let images = spread(images, &distinct.positions);
+        Ok(Layers { images, blobs, positions: distinct.positions })
+    }
+
+    /// The bootstrap of all layers laid over each other, packed as a layer.
+    fn bootstrap(&self, images: Vec<Image>, blobs: &[Blob], manifest: Digest) -> Result<BootstrapLayer, Error> {
+        let failed = |source| Error::Merge { manifest, source };
+        let mut merged =
+            if images.is_empty() { self.empty_image() } else { builder::merge(images).map_err(failed)? };
+        merged.prefetch = builder::resolve_prefetch(&merged.tree, &self.options.prefetch);
+        let bootstrap = builder::encode_v6(&merged).map_err(failed)?;
+        drop(merged);
+        let mut tables: Vec<nydus::Table> = Vec::new();
+        for blob in blobs {
+            if let Some((table, header)) = &blob.table
+                && tables.iter().all(|known| known.blob != blob.digest)
+            {
+                tables.push(nydus::Table { blob: blob.digest, table, header });
+            }
+        }
+        BootstrapLayer::pack(&bootstrap, &tables).map_err(|source| Error::Pack { manifest, source })
+    }
+
+    /// An image of a root directory alone.
+    fn empty_image(&self) -> Image {
+        Image {
+            tree: Tree::new(),
+            blobs: Vec::new(),
+            chunks: Vec::new(),
+            chunk_size: self.build.chunk_size,
+            prefetch: Vec::new(),
+            compressor: self.build.compressor,
+            digester: self.build.digester,
+            explicit_owners: self.build.explicit_owners,
+        }
+    }
+
+    /// Writes bootstrap layer and configuration; gives the manifest over them.
+    fn put_documents(
+        &self,
+        image: &Selected,
+        config: &Value,
+        mut layers: Vec<Descriptor>,
+        bootstrap: &BootstrapLayer,
+    ) -> Result<Manifest, Error> {
+        let mut source = image.manifest.clone();
+        if self.options.oci {
+            nydus::to_oci(&mut source);
+        }
+        let target = self.places.target;
+        let size = bootstrap.bytes.len() as u64;
+        let last = nydus::bootstrap_layer_descriptor(&source.media_type, bootstrap.digest, size, FS_VERSION);
+        target.put(&bootstrap.bytes, &last.media_type)?;
+        let diff_ids: Vec<Digest> = layers.iter().map(|blob| blob.digest).chain([bootstrap.diff_id]).collect();
+        layers.push(last);
+        let config = nydus::target_config(config, &diff_ids, &format!("configuration {}", source.config.digest))?;
+        let config = serde_json::to_vec(&config).expect("a JSON value always serialises");
+        let config = target.put(&config, &source.config.media_type)?;
+        let name = self.options.source_name.as_deref();
+        Ok(nydus::target_manifest(&source, image.descriptor.digest, name, config, layers, FS_VERSION))
+    }
+
+    /// Compares the new image, not tagged yet, with its source.
+    fn check(&self, image: &Selected, put: &Descriptor, manifest: &Manifest) -> Result<(), Error> {
+        let digest = image.descriptor.digest;
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::CheckFailed { manifest: digest, source: error };
+        let side = |source: Source, name: String, manifest: &Manifest| {
+            verify::Side::image(&Arc::new(source), name, manifest.clone()).map_err(|error| failed(error.into()))
+        };
+        let source = side(self.places.source.clone(), digest.to_string(), &image.manifest)?;
+        let target = side(self.places.target.source(put)?, put.digest.to_string(), manifest)?;
+        let options = verify::Options {
+            threads: NonZeroUsize::new(self.options.threads.get()).unwrap_or(NonZeroUsize::MIN),
+            keep_trusted: self.build.layer.keep_trusted,
+            cancel: self.cancel,
+            progress: &progress::Silent,
+        };
+        let report = verify::check(Some(&source), &target, &options).map_err(|error| match error {
+            verify::Error::Cancelled(_) => Error::Cancelled,
+            error => failed(error.into()),
+        })?;
+        if report.verified { Ok(()) } else { Err(Error::Different { manifest: digest, report: report.to_string() }) }
+    }
+}
+
+/// The layers of an image, converted.
+struct Layers {
+    /// A tree for each layer of the manifest.
+    images: Vec<Image>,
+    /// Blobs of layers that differ.
+    blobs: Vec<Blob>,
+    /// Which blob each layer of the manifest is.
+    positions: Vec<usize>,
+}
+
+/// `images[position]` for each position; only images needed more than once are copied.
+fn spread(images: Vec<Image>, positions: &[usize]) -> Vec<Image> {
+    let mut images: Vec<Option<Image>> = images.into_iter().map(Some).collect();
+    let last = |number: usize| !positions[number + 1..].contains(&positions[number]);
+    (0..positions.len())
+        .filter_map(|number| {
+            let image = &mut images[positions[number]];
+            if last(number) { image.take() } else { image.clone() }
+        })
+        .collect()
+}
+
+fn is_to_convert(image: &Selected) -> bool {
+    !image.attestation && !nydus::is_nydus(&image.manifest)
+}
+
+/// Refuses layers that cannot be converted, by name.
+fn refuse(manifest: &Manifest) -> Result<(), Error> {
+    for layer in &manifest.layers {
+        let what = format!("layer {}", layer.digest);
+        if media::layer(&layer.media_type, &what)? == media::Layer::NydusBlob {
+            return Err(Error::Image(image::Error::MediaType {
+                media_type: layer.media_type.clone(),
+                what,
+                reason: "it is a Nydus blob in an image without a bootstrap",
+            }));
+        }
+    }
+    Ok(())
+}
+
+fn layer_size(manifest: &Manifest) -> u64 {
+    let mut seen = Vec::new();
+    let mut size = 0_u64;
+    for layer in &manifest.layers {
+        if !seen.contains(&layer.digest) {
+            seen.push(layer.digest);
+            size = size.saturating_add(layer.size);
+        }
+    }
+    size
+}
+
+fn image_size(manifest: &Manifest) -> u64 {
+    manifest.layers.iter().fold(manifest.config.size, |sum, layer| sum.saturating_add(layer.size))
+}
+
+/// The platform that a configuration states.
+fn platform(config: &Value) -> Option<Platform> {
+    let text = |key: &str| config.get(key).and_then(Value::as_str);
+    let mut platform = Platform::new(text("os")?, text("architecture")?);
+    platform.variant = text("variant").map(str::to_owned);
+    Some(platform)
+}

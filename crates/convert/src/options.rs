@@ -1,0 +1,67 @@
+//! What a conversion is asked for.
+
+use std::num::NonZeroUsize;
+
+use image::PlatformChoice;
+use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor};
+
+/// Where a chunk is looked for before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DedupScope {
+    /// In its own layer: a layer's blob depends on the layer and the options alone.
+    #[default]
+    Layer,
+    /// In its own layer and those below it: each chunk is stored in the lowest layer that has it.
+    Image,
+}
+
+/// Options of a conversion.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// Which images of an index.
+    pub platform: PlatformChoice,
+    /// Compressor of the chunks.
+    pub compressor: Compressor,
+    /// zstd level of the chunks.
+    pub level: i32,
+    /// Chunk size in bytes: a power of two from 4 KiB to 16 MiB.
+    pub chunk_size: u32,
+    /// Where chunks are shared.
+    pub dedup: DedupScope,
+    /// Absolute paths of files and directories to fetch first when the image is mounted.
+    pub prefetch: Vec<Vec<u8>>,
+    /// Docker's media types become OCI's.
+    pub oci: bool,
+    /// Threads that compress and digest chunks.
+    pub threads: NonZeroUsize,
+    /// Bound of the memory for file data, in bytes.
+    pub memory: usize,
+    /// Whether the new image is compared with its source before the tag is set.
+    pub check: bool,
+    /// Name of the source in the manifest's annotations.
+    pub source_name: Option<String>,
+}
+
+impl ConvertOptions {
+    /// Memory for file data per thread when nothing is asked for, in bytes.
+    pub const MEMORY_PER_THREAD: usize = 32 << 20;
+    /// Memory for file data when nothing is asked for is at least this, in bytes.
+    pub const MEMORY_MIN: usize = 64 << 20;
+
+    /// The defaults for this many threads.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        Self {
+            platform: PlatformChoice::Host,
+            compressor: Compressor::Zstd,
+            level: codec::Encoder::ZSTD_LEVEL_DEFAULT,
+            chunk_size: CHUNK_SIZE_DEFAULT,
+            dedup: DedupScope::Layer,
+            prefetch: vec![b"/".to_vec()],
+            oci: false,
+            threads,
+            memory: threads.get().saturating_mul(Self::MEMORY_PER_THREAD).max(Self::MEMORY_MIN),
+            check: false,
+            source_name: None,
+        }
+    }
+}

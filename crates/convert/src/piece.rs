@@ -1,0 +1,191 @@
+//! Moving a stream of bytes from one thread to others, in pieces whose buffers are used again.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+use progress::Cancel;
+
+/// Pieces that may wait for each receiver.
+const WAITING: usize = 4;
+
+/// A piece of the stream. Its buffer goes back to the sender when the last receiver drops it.
+pub(crate) struct Piece {
+    bytes: Vec<u8>,
+    home: Sender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        // The sender may be gone: then the buffer is, too.
+        let _ = self.home.send(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// What goes through a channel; a channel that closes without `End` or `Failed` was broken.
+pub(crate) enum Message {
+    Piece(Arc<Piece>),
+    End,
+    Failed(io::Error),
+}
+
+/// A channel for pieces.
+pub(crate) fn pipe() -> (SyncSender<Message>, Receiver<Message>) {
+    sync_channel(WAITING)
+}
+
+/// Reads `source` to its end in pieces of up to `size` bytes and sends each to all `receivers`. An error goes to the
+/// first. Ends early if a receiver is gone or the work is cancelled.
+pub(crate) fn pump(mut source: impl Read, size: usize, receivers: &[SyncSender<Message>], cancel: &Cancel) {
+    let (home, returned) = channel::<Vec<u8>>();
+    loop {
+        if cancel.is_cancelled() {
+            return fail(receivers, io::Error::other(progress::Cancelled));
+        }
+        let mut bytes = returned.try_recv().unwrap_or_default();
+        bytes.resize(size, 0);
+        let (filled, error) = fill(&mut source, &mut bytes);
+        bytes.truncate(filled);
+        if filled != 0 {
+            let piece = Arc::new(Piece { bytes, home: home.clone() });
+            for receiver in receivers {
+                if receiver.send(Message::Piece(Arc::clone(&piece))).is_err() {
+                    return;
+                }
+            }
+        }
+        match error {
+            Some(error) => return fail(receivers, error),
+            None if filled < size => {
+                for receiver in receivers {
+                    // A receiver that is gone needs no end.
+                    let _ = receiver.send(Message::End);
+                }
+                return;
+            }
+            None => {}
+        }
+    }
+}
+
+fn fail(receivers: &[SyncSender<Message>], error: io::Error) {
+    if let Some(receiver) = receivers.first() {
+        let _ = receiver.send(Message::Failed(error));
+    }
+}
+
+/// Reads until the buffer is full or the stream ends; what was read before an error counts.
+fn fill(source: &mut impl Read, buffer: &mut [u8]) -> (usize, Option<io::Error>) {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(got) => filled += got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (filled, Some(error)),
+        }
+    }
+    (filled, None)
+}
+
+/// Reads what comes out of a channel.
+pub(crate) struct Pipe {
+    receiver: Receiver<Message>,
+    piece: Option<Arc<Piece>>,
+    position: usize,
+    ended: bool,
+}
+
+impl Pipe {
+    pub(crate) fn new(receiver: Receiver<Message>) -> Self {
+        Self { receiver, piece: None, position: 0, ended: false }
+    }
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(piece) = &self.piece {
+                let rest = piece.bytes.get(self.position..).unwrap_or_default();
+                if !rest.is_empty() {
+                    let count = rest.len().min(buf.len());
+                    buf[..count].copy_from_slice(&rest[..count]);
+                    self.position += count;
+                    return Ok(count);
+                }
+            }
+            if self.ended {
+                return Ok(0);
+            }
+            (self.piece, self.position) = (None, 0);
+            match self.receiver.recv() {
+                Ok(Message::Piece(piece)) => self.piece = Some(piece),
+                Ok(Message::End) => self.ended = true,
+                Ok(Message::Failed(error)) => return Err(error),
+                Err(_) => return Err(io::Error::other("the stage before this one has failed")),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through(source: impl Read + Send, size: usize) -> (io::Result<Vec<u8>>, io::Result<Vec<u8>>) {
+        let ((first, a), (second, b)) = (pipe(), pipe());
+        std::thread::scope(|scope| {
+            scope.spawn(move || pump(source, size, &[first, second], &Cancel::default()));
+            let read = |receiver| {
+                let mut out = Vec::new();
+                Pipe::new(receiver).read_to_end(&mut out).map(|_| out)
+            };
+            let other = scope.spawn(move || read(b));
+            (read(a), other.join().unwrap())
+        })
+    }
+
+    #[test]
+    fn every_receiver_gets_every_byte() {
+        for len in [0, 1, 99, 100, 101, 1000, 5000] {
+            let data: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            let (a, b) = through(&data[..], 100);
+            assert!(a.unwrap() == data && b.unwrap() == data, "{len}");
+        }
+    }
+
+    #[test]
+    fn an_error_reaches_the_first_receiver_and_nobody_takes_the_rest_for_the_whole() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("broken"))
+            }
+        }
+        let (a, b) = through((&b"some"[..]).chain(Broken), 100);
+        assert_eq!(a.unwrap_err().to_string(), "broken");
+        assert!(b.is_err());
+    }
+
+    #[test]
+    fn a_receiver_that_goes_away_ends_the_pump() {
+        let (sender, receiver) = pipe();
+        drop(receiver);
+        pump(io::repeat(0), 10, &[sender], &Cancel::default());
+    }
+
+    #[test]
+    fn cancelling_ends_the_pump() {
+        let (sender, receiver) = pipe();
+        let cancel = Cancel::default();
+        cancel.cancel();
+        pump(io::repeat(0), 10, &[sender], &cancel);
+        assert!(Pipe::new(receiver).read(&mut [0]).is_err());
+    }
+}

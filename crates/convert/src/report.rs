@@ -1,0 +1,75 @@
+//! What a conversion did.
+
+use std::time::Duration;
+
+use image::{Descriptor, Digest};
+use serde::Serialize;
+
+use crate::manifest::Converted;
+
+/// What a conversion did. As JSON it has the keys of the deployed tool, and some more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConvertReport {
+    /// Name and version of this document's layout.
+    #[serde(rename = "Schema")]
+    pub schema: &'static str,
+    /// Sizes of the configurations and layers of the source images, in bytes.
+    #[serde(rename = "SourceImageSize")]
+    pub source_size: u64,
+    /// Sizes of the configurations and layers of the new images, in bytes.
+    #[serde(rename = "TargetImageSize")]
+    pub target_size: u64,
+    /// Time until the source's images were known, in nanoseconds; layers are fetched while they are converted.
+    #[serde(rename = "SourcePullElapsed")]
+    pub pull: u64,
+    /// Time for converting, in nanoseconds.
+    #[serde(rename = "ConversionElapsed")]
+    pub conversion: u64,
+    /// Time for bringing the result to stable storage and tagging it, in nanoseconds.
+    #[serde(rename = "TargetPushElapsed")]
+    pub push: u64,
+    /// The new image or index.
+    #[serde(rename = "TargetDigest")]
+    pub digest: Digest,
+    /// Its media type.
+    #[serde(rename = "TargetMediaType")]
+    pub media_type: String,
+    /// Images that were converted.
+    #[serde(rename = "ConvertedImages")]
+    pub converted: usize,
+    /// Images and attestations that were carried over as they are.
+    #[serde(rename = "CopiedImages")]
+    pub copied: usize,
+}
+
+/// Layout of [`ConvertReport`] as JSON.
+const SCHEMA: &str = "nydusify-convert/1";
+
+impl ConvertReport {
+    /// The report about `root`; times count from the beginning.
+    pub(crate) fn new(
+        root: &Descriptor,
+        images: &[Converted],
+        pulled: Duration,
+        converted: Duration,
+        pushed: Duration,
+    ) -> Self {
+        let count = images.iter().filter(|image| image.converted).count();
+        Self {
+            schema: SCHEMA,
+            source_size: images.iter().map(|image| image.source_size).sum(),
+            target_size: images.iter().map(|image| image.target_size).sum(),
+            pull: nanoseconds(pulled),
+            conversion: nanoseconds(converted.saturating_sub(pulled)),
+            push: nanoseconds(pushed.saturating_sub(converted)),
+            digest: root.digest,
+            media_type: root.media_type.clone(),
+            converted: count,
+            copied: images.len() - count,
+        }
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
