@@ -33,13 +33,21 @@ impl Encoder {
         let zstd = match compressor {
             Compressor::Zstd if !zstd::compression_level_range().contains(&level) => {
                 let range = zstd::compression_level_range();
-                return invalid(format!("zstd knows the levels {} to {}, not {level}", range.start(), range.end()));
+                return invalid(format!(
+                    "zstd knows the levels {} to {}, not {level}",
+                    range.start(),
+                    range.end()
+                ));
             }
             Compressor::Zstd => Some(zstd::bulk::Compressor::new(level)?),
             Compressor::None | Compressor::Lz4Block => None,
             Compressor::Gzip => return invalid("chunks are never written with gzip".to_owned()),
         };
-        Ok(Self { compressor, zstd, scratch: Vec::new() })
+        Ok(Self {
+            compressor,
+            zstd,
+            scratch: Vec::new(),
+        })
     }
 
     /// The compressed form of `chunk`; `None` if there is no compressor or if it would not be smaller.
@@ -87,17 +95,27 @@ mod tests {
 
     #[test]
     fn what_is_encoded_decodes_whatever_the_compressor() {
-        let text: Vec<u8> = (0..100_000_u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
+        let text: Vec<u8> = (0..100_000_u32)
+            .flat_map(|i| (i / 7).to_le_bytes())
+            .collect();
         for compressor in [Compressor::None, Compressor::Lz4Block, Compressor::Zstd] {
             let mut encoder = Encoder::new(compressor, Encoder::ZSTD_LEVEL_DEFAULT).unwrap();
             for chunk in [&text[..], &text[..5000], b"abc", &text[..40_000]] {
                 let mut out = b"before".to_vec();
                 let stored = encoder.encode(chunk, &mut out).unwrap();
                 let mut back = vec![0; chunk.len()];
-                let how = if stored == Stored::Compressed { compressor } else { Compressor::None };
+                let how = if stored == Stored::Compressed {
+                    compressor
+                } else {
+                    Compressor::None
+                };
                 decompress(how, &out[6..], &mut back).unwrap();
                 assert_eq!(back, chunk, "{compressor}");
-                assert_eq!(stored == Stored::Raw, compressor == Compressor::None || chunk.len() == 3, "{compressor}");
+                assert_eq!(
+                    stored == Stored::Raw,
+                    compressor == Compressor::None || chunk.len() == 3,
+                    "{compressor}"
+                );
             }
         }
     }

@@ -1,0 +1,94 @@
+//! Tests that need root.
+
+#[path = "../storage/image.rs"]
+#[allow(dead_code, reason = "these tests need less of it")]
+mod image;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use storage::ChunkStore;
+
+use image::{Image, Kind, Source, cached, some_chunks};
+
+/// A tmpfs of so many bytes; unmounted when dropped.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn new(size: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = std::ffi::CString::new(format!("size={size}")).unwrap();
+        mount("none", dir.path(), "tmpfs", MountFlags::empty(), &*options).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = unmount(self.0.path(), UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn privileged_a_full_disk_keeps_nobody_from_reading() {
+    if !testkit::oracle::is_root() {
+        return testkit::skip(
+            "privileged_a_full_disk_keeps_nobody_from_reading",
+            "not root",
+        );
+    }
+    let image = Image::new(some_chunks(60, 50_000), Kind::default());
+    let disk = Tmpfs::new(400_000);
+    let source = image.source();
+    let store = ChunkStore::open(
+        &image.bootstrap,
+        Arc::new(Source(source)),
+        cached(disk.path()),
+    )
+    .unwrap();
+    image.check(&store).unwrap();
+    image.check(&store).unwrap();
+    let stats = store.stats();
+    assert!(
+        stats.cache_errors > 0 && stats.errors == 0 && stats.hits > 0,
+        "{stats}"
+    );
+    assert!(!store.is_complete(0));
+    drop(store);
+    // What fitted is still there and sound; the rest is fetched again.
+    let store = ChunkStore::open(
+        &image.bootstrap,
+        Arc::new(Source(image.source())),
+        cached(disk.path()),
+    )
+    .unwrap();
+    image.check(&store).unwrap();
+    assert!(store.stats().hits > 0);
+}
+
+#[test]
+fn privileged_a_disk_without_any_room_still_lets_read() {
+    if !testkit::oracle::is_root() {
+        return testkit::skip(
+            "privileged_a_disk_without_any_room_still_lets_read",
+            "not root",
+        );
+    }
+    let image = Image::new(some_chunks(10, 5000), Kind::default());
+    let disk = Tmpfs::new(8192);
+    let _ = fs::write(disk.path().join("filler"), [1; 8192]);
+    let store = ChunkStore::open(
+        &image.bootstrap,
+        Arc::new(Source(image.source())),
+        cached(disk.path()),
+    )
+    .unwrap();
+    image.check(&store).unwrap();
+    assert!(store.stats().cache_errors > 0);
+}

@@ -1,0 +1,597 @@
+//! What the store fetches, what it keeps, and what it refuses to serve.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use rafs_format::{ChunkPointer, Compressor};
+use storage::{ChunkError, ChunkStore, Error, ReadCause, StoreOptions, cache_file};
+
+use crate::image::{Image, Kind, Source, cached, id, some_chunks};
+
+/// Requests that open a blob: its chunk table and the header.
+const OPEN: u64 = 2;
+
+fn open(image: &Image, source: &Arc<crate::image::Counting>, options: StoreOptions) -> ChunkStore {
+    ChunkStore::open(
+        &image.bootstrap,
+        Arc::new(Source(Arc::clone(source))),
+        options,
+    )
+    .unwrap()
+}
+
+#[test]
+fn every_kind_of_blob_reads_back() {
+    for compressor in [Compressor::None, Compressor::Lz4Block, Compressor::Zstd] {
+        for (encrypted, batch) in [(false, 0), (true, 0), (false, 5), (true, 5)] {
+            let kind = Kind {
+                compressor,
+                encrypted,
+                batch,
+                ..Kind::default()
+            };
+            let image = Image::new(some_chunks(23, 9000), kind);
+            let dir = tempfile::tempdir().unwrap();
+            for options in [
+                StoreOptions::default(),
+                cached(dir.path()),
+                cached(dir.path()),
+            ] {
+                let store = open(&image, &image.source(), options);
+                image.check(&store).unwrap_or_else(|error| {
+                    panic!("{compressor} {encrypted} {batch}: {:?}", error)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn many_readers_of_a_chunk_make_one_request() {
+    for batch in [0, 4] {
+        let image = Image::new(
+            some_chunks(8, 60_000),
+            Kind {
+                batch,
+                ..Kind::default()
+            },
+        );
+        let dir = tempfile::tempdir().unwrap();
+        for options in [cached(dir.path()), StoreOptions::default()] {
+            let source = image.source();
+            *source.delay.lock().unwrap() = Duration::from_millis(10);
+            let store = open(&image, &source, options);
+            let start = Barrier::new(16);
+            thread::scope(|scope| {
+                for _ in 0..16 {
+                    scope.spawn(|| {
+                        let mut bytes = vec![0; image.chunks[2].len()];
+                        start.wait();
+                        store.read(image.pointers[2], 0, &mut bytes, &[]).unwrap();
+                        assert_eq!(bytes, image.chunks[2]);
+                    });
+                }
+            });
+            assert_eq!(source.reads(), OPEN + 1);
+        }
+    }
+}
+
+#[test]
+fn many_readers_of_everything_fetch_nothing_twice() {
+    let chunks = some_chunks(300, 30_000);
+    let image = Image::new(chunks, Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let source = image.source();
+    let store = open(
+        &image,
+        &source,
+        StoreOptions {
+            request_max: 100_000,
+            memory: 300_000,
+            ..cached(dir.path())
+        },
+    );
+    store.prefetch(&image.pointers);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| image.check(&store).unwrap());
+        }
+    });
+    store.wait_prefetch();
+    let stats = store.stats();
+    assert_eq!(stats.chunks_verified, 300, "{stats}");
+    assert!(stats.fetches < 150, "{stats}");
+    assert!(store.is_complete(0));
+}
+
+#[test]
+fn neighbours_come_along_up_to_the_limit() {
+    let image = Image::new(
+        (0..64).map(|at| testkit::noise(at, 50_000)).collect(),
+        Kind::default(),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let source = image.source();
+    let store = open(
+        &image,
+        &source,
+        StoreOptions {
+            request_max: 1 << 20,
+            ..cached(dir.path())
+        },
+    );
+    image.check(&store).unwrap();
+    // 20 chunks of 50,000 bytes fit in a request.
+    assert_eq!(store.stats().fetches, 4, "{}", store.stats());
+    let longest = source.ranges().into_values().max().unwrap();
+    assert!((900_000..=1 << 20).contains(&longest), "{longest}");
+}
+
+#[test]
+fn wide_gaps_are_not_fetched() {
+    let image = Image::new(
+        (0..10).map(|at| testkit::noise(at, 50_000)).collect(),
+        Kind::default(),
+    );
+    let source = image.source();
+    let store = open(
+        &image,
+        &source,
+        StoreOptions {
+            gap_max: 60_000,
+            ..StoreOptions::default()
+        },
+    );
+    let want = [2, 6, 7].map(|at| image.pointers[at]);
+    store
+        .read(image.pointers[0], 0, &mut [0; 10], &want)
+        .unwrap();
+    store.wait_prefetch();
+    // Chunk 1 is a gap worth fetching; 3 to 5 are not.
+    assert_eq!(source.ranges().get(&0), Some(&150_000));
+    assert_eq!(store.stats().fetches, 1);
+}
+
+#[test]
+fn a_range_of_a_file_reads_as_its_bytes() {
+    let mut chunks: Vec<_> = (0..40).map(|at| testkit::prose(at, 8192)).collect();
+    chunks.push(testkit::noise(99, 5000));
+    let content = chunks.concat();
+    let image = Image::new(
+        chunks,
+        Kind {
+            chunk_size: 8192,
+            ..Kind::default()
+        },
+    );
+    let dir = tempfile::tempdir().unwrap();
+    for options in [
+        cached(dir.path()),
+        StoreOptions {
+            recent: 20_000,
+            ..StoreOptions::default()
+        },
+    ] {
+        let store = open(&image, &image.source(), options);
+        let mut seed = 12345_usize;
+        let mut next = |below: usize| {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        for _ in 0..400 {
+            let start = next(content.len());
+            let len = 1 + next((content.len() - start).min(70_000));
+            let mut bytes = vec![0xEE; len];
+            store
+                .read_file_range(&image.pointers, 8192, start as u64, &mut bytes)
+                .unwrap();
+            assert!(
+                bytes == content[start..start + len],
+                "{len} bytes at {start}"
+            );
+        }
+        let beyond =
+            store.read_file_range(&image.pointers, 8192, content.len() as u64 - 1, &mut [0; 2]);
+        assert!(matches!(
+            *beyond.unwrap_err().cause,
+            ReadCause::Bounds { .. }
+        ));
+        let beyond = store.read_file_range(&image.pointers, 8192, 1 << 40, &mut [0; 2]);
+        assert!(matches!(*beyond.unwrap_err().cause, ReadCause::Unknown));
+    }
+}
+
+#[test]
+fn a_cached_range_is_one_hit() {
+    let image = Image::new(
+        (0..16).map(|at| testkit::noise(at, 4096)).collect(),
+        Kind {
+            chunk_size: 4096,
+            ..Kind::default()
+        },
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&image, &image.source(), cached(dir.path()));
+    image.check(&store).unwrap();
+    let before = store.stats().hits;
+    store
+        .read_file_range(&image.pointers, 4096, 100, &mut [0; 60_000])
+        .unwrap();
+    assert_eq!(store.stats().hits, before + 1);
+}
+
+#[test]
+fn a_flipped_byte_is_an_error_that_names_its_chunk() {
+    for kind in [
+        Kind {
+            compressor: Compressor::None,
+            ..Kind::default()
+        },
+        Kind::default(),
+        Kind {
+            encrypted: true,
+            ..Kind::default()
+        },
+    ] {
+        let image = Image::new((0..8).map(|at| testkit::noise(at, 10_000)).collect(), kind);
+        let source = image.source();
+        source.flip(35_000);
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&image, &source, cached(dir.path()));
+        for at in [2, 3, 4, 3] {
+            let mut bytes = vec![0; 10_000];
+            // Good neighbours do not suffer.
+            let read = store.read(image.pointers[at], 0, &mut bytes, &image.pointers);
+            if at == 3 {
+                let error = read.unwrap_err();
+                assert!(
+                    matches!(*error.cause, ReadCause::Decode(ChunkError::Digest { .. })),
+                    "{:?}",
+                    error.cause
+                );
+                let expected = format!(
+                    "cannot read chunk 3 of blob {} (uncompressed offset 0x9000)",
+                    id()
+                );
+                assert_eq!(error.to_string(), expected);
+            } else {
+                read.unwrap();
+                assert_eq!(bytes, image.chunks[at]);
+            }
+        }
+        assert!(!store.is_complete(0));
+        assert!(store.stats().verify_failures >= 1);
+    }
+}
+
+#[test]
+fn no_flipped_byte_of_a_small_blob_gives_wrong_bytes() {
+    for (encrypted, batch) in [(false, 0), (true, 0), (false, 3), (true, 2)] {
+        let image = Image::new(
+            some_chunks(6, 300),
+            Kind {
+                encrypted,
+                batch,
+                ..Kind::default()
+            },
+        );
+        // Most of the header of the chunk table is reserved, and changes there do not matter.
+        let header = image.blob.len() - 4096;
+        let reserved = header + 64..image.blob.len() - 4;
+        let (mut refused, mut served) = (0, 0);
+        for at in (0..reserved.start)
+            .chain(reserved.step_by(100))
+            .chain(image.blob.len() - 4..image.blob.len())
+        {
+            let source = image.source();
+            source.flip(at);
+            let store = open(&image, &source, StoreOptions::default());
+            *(if image.check(&store).is_ok() {
+                &mut served
+            } else {
+                &mut refused
+            }) += 1;
+        }
+        // In the header only the magics, the sizes and the contexts count.
+        assert!(
+            refused >= header + 8 && served > 0,
+            "{refused} of {header} are refused, {served} served"
+        );
+    }
+}
+
+#[test]
+fn a_blob_that_fails_is_asked_again_later() {
+    let image = Image::new(some_chunks(4, 1000), Kind::default());
+    let source = image.source();
+    source.fail.store(true, Ordering::SeqCst);
+    let store = open(&image, &source, StoreOptions::default());
+    assert!(matches!(
+        *image.check(&store).unwrap_err().cause,
+        ReadCause::Meta(_)
+    ));
+    source.fail.store(false, Ordering::SeqCst);
+    store.read(image.pointers[0], 0, &mut [0], &[]).unwrap();
+    source.fail.store(true, Ordering::SeqCst);
+    let error = store.read(image.pointers[1], 0, &mut [0], &[]).unwrap_err();
+    assert!(matches!(*error.cause, ReadCause::Fetch { .. }));
+    source.fail.store(false, Ordering::SeqCst);
+    image.check(&store).unwrap();
+    assert_eq!(store.stats().errors, 2);
+}
+
+#[test]
+fn a_truncated_blob_serves_what_is_left() {
+    let image = Image::new(
+        (0..6).map(|at| testkit::noise(at, 10_000)).collect(),
+        Kind::default(),
+    );
+    // The chunk table has been read by the time that the blob shrinks.
+    let source = image.source();
+    let store = open(&image, &source, StoreOptions::default());
+    store.read(image.pointers[5], 0, &mut [0], &[]).unwrap();
+    source.truncate(25_000);
+    let mut bytes = vec![0; 10_000];
+    store
+        .read(image.pointers[0], 0, &mut bytes, &image.pointers)
+        .unwrap();
+    assert_eq!(bytes, image.chunks[0]);
+    store
+        .read(image.pointers[1], 0, &mut bytes, &image.pointers)
+        .unwrap();
+    assert!(
+        store
+            .read(image.pointers[2], 0, &mut bytes, &image.pointers)
+            .is_err()
+    );
+}
+
+#[test]
+fn what_was_prefetched_is_there() {
+    let image = Image::new(
+        some_chunks(100, 20_000),
+        Kind {
+            batch: 7,
+            ..Kind::default()
+        },
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let source = image.source();
+    let store = open(
+        &image,
+        &source,
+        StoreOptions {
+            request_max: 50_000,
+            ..cached(dir.path())
+        },
+    );
+    store.prefetch(&image.pointers[..50]);
+    store.wait_prefetch();
+    source.fail.store(true, Ordering::SeqCst);
+    for at in 0..50 {
+        store.read(image.pointers[at], 0, &mut [0], &[]).unwrap();
+    }
+    store.prefetch(&image.pointers);
+    store.wait_prefetch();
+    let stats = store.stats();
+    assert_eq!((stats.prefetch_asked, stats.errors), (150, 0));
+    assert!(
+        stats.prefetch_errors > 0 && stats.prefetch_fetched >= 50,
+        "{stats}"
+    );
+}
+
+#[test]
+fn prefetching_can_be_cancelled() {
+    let image = Image::new(some_chunks(200, 2000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let source = image.source();
+    *source.delay.lock().unwrap() = Duration::from_millis(5);
+    let store = open(
+        &image,
+        &source,
+        StoreOptions {
+            request_max: 1,
+            ..cached(dir.path())
+        },
+    );
+    store.prefetch(&image.pointers);
+    store.cancel_prefetch();
+    store.wait_prefetch();
+    assert!(store.stats().chunks_verified < 100, "{}", store.stats());
+    store.prefetch(&image.pointers);
+    // Dropping does not wait for all of it.
+    drop(store);
+    assert!(source.reads() < 150);
+}
+
+#[test]
+fn requests_that_do_not_fit_are_refused() {
+    let image = Image::new(some_chunks(3, 1000), Kind::default());
+    let store = open(&image, &image.source(), StoreOptions::default());
+    let size = image.chunks[1].len() as u32;
+    let good = image.pointers[1];
+    store.read(good, size - 1, &mut [0], &[]).unwrap();
+    store.read(good, size, &mut [], &[]).unwrap();
+    for (offset, len) in [(size, 1), (0, size as usize + 1), (u32::MAX, 1)] {
+        let error = store
+            .read(good, offset, &mut vec![0; len], &[])
+            .unwrap_err();
+        assert!(matches!(*error.cause, ReadCause::Bounds { .. }));
+    }
+    let strange = [
+        ChunkPointer {
+            blob_index: 1,
+            ..good
+        },
+        ChunkPointer { index: 3, ..good },
+        ChunkPointer {
+            uncompressed_offset: 0,
+            ..good
+        },
+    ];
+    for pointer in strange {
+        assert!(matches!(
+            *store.read(pointer, 0, &mut [0], &[]).unwrap_err().cause,
+            ReadCause::Unknown
+        ));
+    }
+}
+
+#[test]
+fn memory_bounds_are_kept_by_chunks_that_exceed_them() {
+    let image = Image::new(some_chunks(30, 100_000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(
+        &image,
+        &image.source(),
+        StoreOptions {
+            memory: 1,
+            ..cached(dir.path())
+        },
+    );
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| image.check(&store).unwrap());
+        }
+    });
+    let store = open(
+        &image,
+        &image.source(),
+        StoreOptions {
+            recent: 0,
+            memory: 1,
+            ..StoreOptions::default()
+        },
+    );
+    image.check(&store).unwrap();
+}
+
+#[test]
+fn a_cache_of_a_newer_release_is_refused_and_left_alone() {
+    let image = Image::new(some_chunks(3, 1000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    image
+        .check(&open(&image, &image.source(), cached(dir.path())))
+        .unwrap();
+    let map = dir.path().join(format!("{}.blob.map", id()));
+    let mut bytes = std::fs::read(&map).unwrap();
+    bytes[8] = 9;
+    std::fs::write(&map, &bytes).unwrap();
+    let error = ChunkStore::open(
+        &image.bootstrap,
+        Arc::new(Source(image.source())),
+        cached(dir.path()),
+    )
+    .err()
+    .unwrap();
+    assert!(
+        matches!(error, Error::CacheVersion { version: 9, .. }),
+        "{error}"
+    );
+    assert_eq!(std::fs::read(&map).unwrap(), bytes);
+}
+
+#[test]
+fn an_image_that_disagrees_about_a_blob_gets_none_of_its_cache() {
+    let one = Image::new(
+        (0..4).map(|at| testkit::noise(at, 9000)).collect(),
+        Kind::default(),
+    );
+    // Same blob id and size; other bytes in one chunk, or the same bytes elsewhere.
+    let other = Image::new(
+        (0..4).map(|at| testkit::noise(at + at / 3, 9000)).collect(),
+        Kind::default(),
+    );
+    let moved = Image::new(
+        [4096, 12_288, 9000, 9000]
+            .into_iter()
+            .zip(0..)
+            .map(|(len, at)| testkit::noise(at, len))
+            .collect(),
+        Kind::default(),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    for image in [&one, &other, &one, &moved, &one] {
+        let store = open(image, &image.source(), cached(dir.path()));
+        image.check(&store).unwrap();
+        assert_ne!(store.stats().fetches, 0);
+        drop(store);
+        let store = open(image, &image.source(), cached(dir.path()));
+        image.check(&store).unwrap();
+        assert_eq!(store.stats().fetches, 0);
+    }
+}
+
+#[test]
+fn a_damaged_cache_is_filled_again() {
+    let image = Image::new(some_chunks(40, 9000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let map = dir.path().join(format!("{}.blob.map", id()));
+    let data = cache_file(dir.path(), &id());
+    image
+        .check(&open(&image, &image.source(), cached(dir.path())))
+        .unwrap();
+    let good = std::fs::read(&map).unwrap();
+    for damage in 0..6 {
+        let mut bytes = good.clone();
+        match damage {
+            0 => bytes.truncate(3000),
+            1 => bytes.truncate(5000),
+            2 => bytes.clear(),
+            3 => bytes[4096..]
+                .iter_mut()
+                .step_by(7)
+                .for_each(|byte| *byte ^= 0x55),
+            4 => bytes[20] ^= 1,
+            _ => std::fs::File::options()
+                .write(true)
+                .open(&data)
+                .unwrap()
+                .set_len(4096)
+                .unwrap(),
+        }
+        std::fs::write(&map, bytes).unwrap();
+        let store = open(&image, &image.source(), cached(dir.path()));
+        image.check(&store).unwrap();
+        assert_ne!(store.stats().fetches, 0, "damage {damage}");
+    }
+    std::fs::remove_file(&data).unwrap();
+    image
+        .check(&open(&image, &image.source(), cached(dir.path())))
+        .unwrap();
+}
+
+#[test]
+fn cache_files_that_shrink_under_a_mount_are_noticed() {
+    let image = Image::new(some_chunks(10, 9000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&image, &image.source(), cached(dir.path()));
+    image.check(&store).unwrap();
+    let data = std::fs::File::options()
+        .write(true)
+        .open(cache_file(dir.path(), &id()))
+        .unwrap();
+    data.set_len(0).unwrap();
+    image.check(&store).unwrap();
+    assert_ne!(store.stats().cache_errors, 0);
+}
+
+#[test]
+fn statistics_are_text_and_json() {
+    let image = Image::new(some_chunks(2, 1000), Kind::default());
+    let store = open(&image, &image.source(), StoreOptions::default());
+    store.read(image.pointers[0], 0, &mut [0; 1], &[]).unwrap();
+    let stats = store.stats();
+    assert!(
+        stats.to_json().starts_with(
+            "{\"requests\":1,\"bytes_served\":1,\"hits\":0,\"misses\":1,\"errors\":0,"
+        )
+    );
+    assert!(stats.to_string().starts_with("requests=1 bytes_served=1 "));
+}
