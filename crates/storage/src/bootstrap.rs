@@ -133,8 +133,7 @@ fn checked_size(inline: &InlineBootstrap) -> Result<usize, Error> {
     let limit = inline
         .compressed_size
         .saturating_mul(EXPANSION_MAX)
-        .max(EXPANSION_FREE)
-        .min(BOOTSTRAP_MAX);
+        .clamp(EXPANSION_FREE, BOOTSTRAP_MAX);
     let fits = usize::try_from(size).ok().filter(|_| size <= limit);
     fits.ok_or(Error::TooLarge {
         what: "the bootstrap",

@@ -79,12 +79,13 @@ impl Inner {
 
     /// One barrier for each blob; the first error after all were tried.
     pub fn sync(&self) -> io::Result<()> {
-        let caches = self.blobs.iter().filter_map(|blob| blob.cache.as_ref());
-        caches.fold(Ok(()), |result, cache| {
+        let mut result = Ok(());
+        for cache in self.blobs.iter().filter_map(|blob| blob.cache.as_ref()) {
             let outcome = cache
                 .barrier()
                 .inspect_err(|_| add(&self.counters.cache_errors, 1));
-            result.and(outcome)
-        })
+            result = result.and(outcome);
+        }
+        result
     }
 }

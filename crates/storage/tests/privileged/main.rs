@@ -1,4 +1,5 @@
 //! Tests that need root.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../storage/image.rs"]
 #[allow(dead_code, reason = "these tests need less of it")]

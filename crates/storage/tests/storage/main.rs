@@ -1,4 +1,5 @@
 //! Reading images through the public interface.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crash;
 mod golden;
