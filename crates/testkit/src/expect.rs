@@ -61,12 +61,21 @@ pub fn compare(root: &Path, expect: &Path) -> Vec<String> {
 /// # Panics
 /// When either cannot be read.
 pub fn compare_trees(left: &Path, right: &Path) -> Vec<String> {
+    compare_trees_but(left, right, |_| {})
+}
+
+/// Like [`compare_trees`], with `forget` applied to every file first: it resets the facts that may differ.
+///
+/// # Panics
+/// When either cannot be read.
+pub fn compare_trees_but(left: &Path, right: &Path, forget: impl Fn(&mut Found)) -> Vec<String> {
     let read =
         |root: &Path| scan(root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
     let (mut left, mut right) = (read(left), read(right));
     let mut out = Vec::new();
     for tree in [&mut left, &mut right] {
         name_inodes(tree);
+        tree.values_mut().for_each(&forget);
     }
     for path in left.keys().chain(right.keys()).collect::<BTreeSet<_>>() {
         match (left.get(path), right.get(path)) {
@@ -121,7 +130,11 @@ impl Expect {
     /// # Panics
     /// When the tree cannot be listed.
     pub fn compare(&self, root: &Path) -> Vec<String> {
-        let mut have = scan(root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
+        self.compare_found(scan(root).unwrap_or_else(|error| panic!("{}: {error}", root.display())))
+    }
+
+    /// Compares a tree that was read by other means than [`scan`] with this; one line per difference.
+    pub fn compare_found(&self, mut have: BTreeMap<Vec<u8>, Found>) -> Vec<String> {
         if !self.entries.contains_key(b"".as_slice()) {
             have.remove(b"".as_slice());
         }

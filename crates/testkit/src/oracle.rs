@@ -129,20 +129,29 @@ impl Drop for KernelMount {
 /// What the kernel says, with its log of the mount where it keeps one.
 pub fn kernel_mount(bootstrap: &Path, devices: &[PathBuf], at: &Path) -> io::Result<KernelMount> {
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let mounted = (|| {
-        fsconfig_set_string(&context, "source", bootstrap)?;
-        for device in devices {
-            fsconfig_set_string(&context, "device", device)?;
-        }
-        fsconfig_create(&context)?;
+    fsconfig_set_string(&context, "source", bootstrap)?;
+    for device in devices {
+        fsconfig_set_string(&context, "device", device)?;
+    }
+    attach(&context, at)
+}
+
+/// Makes the file system of a configured context and mounts it read-only at `at`.
+fn attach(context: &OwnedFd, at: &Path) -> io::Result<KernelMount> {
+    let mounted = fsconfig_create(context).and_then(|()| {
         let mount = fsmount(
-            &context,
+            context,
             FsMountFlags::FSMOUNT_CLOEXEC,
             MountAttrFlags::MOUNT_ATTR_RDONLY,
         )?;
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&mount, "", rustix::fs::CWD, at, flags)
-    })();
+        move_mount(
+            &mount,
+            "",
+            rustix::fs::CWD,
+            at,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    });
     match mounted {
         Ok(()) => Ok(KernelMount {
             at: at.to_path_buf(),
@@ -152,11 +161,120 @@ pub fn kernel_mount(bootstrap: &Path, devices: &[PathBuf], at: &Path) -> io::Res
 }
 
 /// What the kernel has to say about a file system context, one message per read.
-fn mount_log(context: OwnedFd) -> String {
+fn mount_log(context: &OwnedFd) -> String {
     let mut out = String::new();
     let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = rustix::io::read(&context, &mut buffer) {
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
         out.push_str(&String::from_utf8_lossy(&buffer[..length]));
     }
     out
+}
+
+/// The extra devices that an EROFS superblock lists, in slot order: (tag, blocks of 4096 bytes).
+///
+/// # Panics
+/// When `bootstrap` is too short for what it says.
+pub fn device_slots(bootstrap: &[u8]) -> Vec<(String, u64)> {
+    let number = |at: usize, width: usize| {
+        bootstrap[at..at + width]
+            .iter()
+            .rev()
+            .fold(0_u64, |value, byte| value << 8 | u64::from(*byte))
+    };
+    let small = |at: usize| usize::try_from(number(at, 2)).expect("two bytes");
+    let (count, first) = (small(1024 + 86), small(1024 + 88));
+    let slot = |index: usize| {
+        let at = (first + index) * 128;
+        let tag = String::from_utf8_lossy(&bootstrap[at..at + 64])
+            .trim_end_matches('\0')
+            .to_owned();
+        (tag, number(at + 64, 4))
+    };
+    (0..count).map(slot).collect()
+}
+
+/// Layers unpacked by GNU tar and stacked by overlayfs at `root`; ends with this value.
+#[derive(Debug)]
+pub struct Stack {
+    mount: KernelMount,
+}
+
+impl Stack {
+    /// Unpacks `layers` (tars, compressed or not, lowest first) below `scratch` and mounts the stack. Needs root.
+    ///
+    /// # Errors
+    /// What failed.
+    pub fn new(layers: &[PathBuf], scratch: &Path) -> io::Result<Self> {
+        // Overlayfs wants at least two lower directories.
+        let mut lower = vec![scratch.join("nothing")];
+        std::fs::create_dir_all(&lower[0])?;
+        for (index, layer) in layers.iter().enumerate() {
+            let directory = scratch.join(format!("layer{index}"));
+            std::fs::create_dir(&directory)?;
+            let mut tar = Command::new("tar");
+            tar.args(["--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf"])
+                .arg(layer)
+                .arg("-C");
+            let output = tar.arg(&directory).output()?;
+            if !output.status.success() {
+                return Err(io::Error::other(
+                    String::from_utf8_lossy(&output.stderr).into_owned(),
+                ));
+            }
+            whiteouts(&directory)?;
+            lower.push(directory);
+        }
+        let root = scratch.join("stack");
+        std::fs::create_dir(&root)?;
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let names: Vec<_> = lower
+            .iter()
+            .rev()
+            .map(|path| path.display().to_string())
+            .collect();
+        fsconfig_set_string(&context, "lowerdir", names.join(":"))?;
+        let mount = attach(&context, &root)
+            .map_err(|error| io::Error::other(format!("overlay: {error}")))?;
+        Ok(Self { mount })
+    }
+
+    /// The root of the stack.
+    pub fn path(&self) -> &Path {
+        self.mount.path()
+    }
+}
+
+/// Turns the whiteouts of an unpacked layer into those of overlayfs.
+fn whiteouts(directory: &Path) -> io::Result<()> {
+    use rustix::fs::{FileType, Mode, XattrFlags, makedev, mknodat, setxattr};
+    use std::os::unix::ffi::OsStrExt;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type()?.is_dir() {
+            whiteouts(&entry.path())?;
+        } else if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
+            let times = std::fs::metadata(directory)?.modified()?;
+            std::fs::remove_file(entry.path())?;
+            if hidden == b".wh..opq" {
+                setxattr(
+                    directory,
+                    "trusted.overlay.opaque",
+                    b"y",
+                    XattrFlags::empty(),
+                )?;
+            } else {
+                let node = directory.join(std::ffi::OsStr::from_bytes(hidden));
+                mknodat(
+                    rustix::fs::CWD,
+                    node,
+                    FileType::CharacterDevice,
+                    Mode::empty(),
+                    makedev(0, 0),
+                )?;
+            }
+            File::open(directory)?.set_modified(times)?;
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,142 @@
+//! Help, messages, progress, signals.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use testkit::layout::Packing;
+use testkit::noise;
+use testkit::run::{Ran, output, run};
+use testkit::tar::{Entry, Tar};
+
+use crate::support::*;
+
+/// Help and error texts word for word: `TRYCMD=overwrite` writes them anew.
+#[test]
+fn help_and_messages() {
+    trycmd::TestCases::new().env("COLUMNS", "100").case("tests/cmd/*.trycmd");
+}
+
+#[test]
+fn flags_that_are_not_built_are_refused_before_any_work() {
+    let place = Place::new();
+    let flags: [&[&str]; 12] = [
+        &["--oci-ref"],
+        &["--merge-platform"],
+        &["--with-referrer"],
+        &["--reverse"],
+        &["--chunk-dict", "x"],
+        &["--build-cache", "x"],
+        &["--backend-type", "oss"],
+        &["--encrypt-recipients", "x"],
+        &["--fs-version", "5"],
+        &["--batch-size", "0x1000"],
+        &["--source-insecure"],
+        &["--target-suffix", "x"],
+    ];
+    for flag in flags {
+        let ran = convert(&fixture(), &place.oci("nydus", "v6"), flag).exits(2);
+        assert!(ran.stderr.contains("not supported yet"), "{ran}");
+        assert!(ran.stderr.contains(flag[0]), "{ran}");
+        assert!(!place.path("nydus").exists());
+    }
+    let registry = convert("registry.example/name:tag", &place.oci("nydus", "v6"), &[]);
+    assert!(registry.stderr.contains("not supported yet"), "{registry}");
+    assert!(registry.code == 1 || registry.code == 2, "{registry}");
+}
+
+#[test]
+fn nothing_is_printed_when_piped() {
+    let place = Place::new();
+    let ran = convert(&fixture(), &place.oci("nydus", "v6"), &["--log-level", "warn"]);
+    let ran = ran_or_without_level(ran, &place);
+    assert!(!ran.stderr.contains('\r') && !ran.stderr.contains('\u{1b}'), "no bars: {ran}");
+}
+
+fn ran_or_without_level(ran: Ran, place: &Place) -> Ran {
+    if ran.code == 0 { ran } else { convert(&fixture(), &place.oci("nydus", "v6"), &[]).ok() }
+}
+
+#[test]
+fn progress_comes_as_json_lines() {
+    let place = Place::new();
+    let ran = convert(&fixture(), &place.oci("nydus", "v6"), &["--progress", "json"]).ok();
+    let events: Vec<Value> = ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for name in ["started", "finished"] {
+        assert!(events.iter().filter(|event| event["event"] == name).count() >= 3, "{name}: {ran}");
+    }
+    assert!(events.iter().all(|event| event["schema"].is_string()), "{ran}");
+    assert!(events.iter().any(|event| event["task"] == "total"), "{ran}");
+}
+
+#[test]
+fn the_report_has_the_keys_of_the_contract() {
+    let place = Place::new();
+    let report = place.path("report.json");
+    convert(&fixture(), &place.oci("nydus", "v6"), &["--output-json", report.to_str().unwrap()]).ok();
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    for key in ["SourceImageSize", "TargetImageSize", "SourcePullElapsed", "ConversionElapsed", "TargetPushElapsed"] {
+        assert!(report[key].is_u64(), "{key} in {report}");
+    }
+    let manifest = manifest(&place.path("nydus"), "v6");
+    let layers = manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]);
+    let size: u64 = layers.map(|part| part["size"].as_u64().unwrap()).sum();
+    assert_eq!(report["TargetImageSize"], size);
+}
+
+#[test]
+fn prefetch_patterns_come_from_standard_input() {
+    let place = Place::new();
+    let target = place.oci("nydus", "v6");
+    let mut child = Command::new(NYDUSIFY)
+        .args(["convert", "--source", &fixture(), "--target", &target, "--prefetch-patterns"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"/etc/motd\n/app\n").unwrap();
+    Ran::new("convert".into(), child.wait_with_output().unwrap()).ok();
+    check(&fixture(), &target).ok();
+}
+
+/// Both signals end a conversion soon, with the shell's code, and leave nothing half-written.
+#[test]
+fn an_interrupted_conversion_leaves_nothing() {
+    let place = Place::new();
+    let mut tar = Tar::new();
+    for i in 0..24 {
+        tar.add(Entry::file(format!("noise{i}"), noise(i, 2 << 20)));
+    }
+    testkit::layout::write(&place.path("source"), &[tar.finish()], Packing::None);
+    for (signal, code) in [(rustix::process::Signal::INT, 130), (rustix::process::Signal::TERM, 143)] {
+        let target = place.oci("nydus", "v6");
+        let mut child = Command::new(NYDUSIFY)
+            .args(["convert", "--source", &place.oci("source", "latest"), "--target", &target])
+            .args(["--threads", "1", "--compression-level", "19"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It has begun when it writes to the target.
+        testkit::run::wait_until("the conversion to begin", || {
+            child.try_wait().unwrap().is_some() || place.path("nydus").exists()
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let asked = Instant::now();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        let ran = Ran::new("convert".into(), child.wait_with_output().unwrap()).exits(code);
+        assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}: {ran}", asked.elapsed());
+        assert_clean(&place.path("nydus"), "v6");
+        let _ = std::fs::remove_dir_all(place.path("nydus"));
+    }
+}
+
+#[test]
+fn the_program_names_its_version() {
+    let ran = run(NYDUSIFY, ["--version"]).ok();
+    assert!(ran.stdout.contains("Version: v"), "{ran}");
+    let ran = output(Command::new(NYDUSIFY).env("LOG_LEVEL", "nonsense").arg("--version"));
+    assert!(ran.code == 0 || ran.code == 2, "{ran}");
+}

@@ -1,0 +1,6 @@
+//! The program with real mounts: needs root, FUSE, the kernel's EROFS and erofs-utils.
+
+mod damage;
+mod life;
+mod support;
+mod trees;
