@@ -1,0 +1,174 @@
+//! `nydusify mount`: arguments, and the life of the serving process.
+
+mod detach;
+mod image;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use mount::{Options, Prefetch, Signals};
+use storage::{ChunkStore, StoreOptions};
+
+use crate::args::{Usage, switch};
+
+/// Arguments of `nydusify mount`.
+#[derive(Debug, clap::Args)]
+pub struct MountArgs {
+    /// Nydus image to mount: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    #[arg(long, env = "TARGET", value_name = "IMAGE", required_unless_present = "bootstrap")]
+    target: Option<String>,
+
+    /// Bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
+    #[arg(long, value_name = "FILE")]
+    bootstrap: Option<PathBuf>,
+
+    /// Directory with the blobs of --bootstrap, each named by its id
+    #[arg(long, value_name = "DIR", requires = "bootstrap")]
+    blob_dir: Option<PathBuf>,
+
+    /// Directory to mount on; made if absent
+    #[arg(long, env = "MOUNT_PATH", value_name = "DIR", default_value = "./image-fs")]
+    mount_path: PathBuf,
+
+    /// Directory of the chunk cache [default: one per image below $XDG_CACHE_HOME/nydusify or ~/.cache/nydusify]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+
+    /// Fetch the whole image in the background, not just what the image lists
+    #[arg(long, env = "PREFETCH", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    prefetch: bool,
+
+    /// Fetch nothing in the background
+    #[arg(long)]
+    no_prefetch: bool,
+
+    /// Which image of an index to mount, as OS/ARCHITECTURE [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+
+    /// Threads that answer file system requests
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    fuse_threads: u16,
+
+    /// Return as soon as the mount is ready; a process in the background serves it
+    #[arg(long)]
+    detach: bool,
+
+    /// Not supported yet: images whose chunks cannot be verified are refused
+    #[arg(long, hide = true)]
+    allow_unverified: bool,
+
+    /// Accepted and ignored: there is no temporary data
+    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true)]
+    work_dir: Option<PathBuf>,
+
+    /// Accepted and ignored: no second program is needed
+    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true)]
+    nydusd: Option<PathBuf>,
+
+    /// Not supported yet
+    #[arg(long, env = "TARGET_INSECURE", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    target_insecure: bool,
+
+    /// Not supported yet
+    #[arg(long, env = "BACKEND_TYPE", value_name = "TYPE", hide = true)]
+    backend_type: Option<String>,
+
+    /// Not supported yet
+    #[arg(long, env = "BACKEND_CONFIG", value_name = "JSON", hide = true)]
+    backend_config: Option<String>,
+
+    /// Not supported yet
+    #[arg(long, env = "BACKEND_CONFIG_FILE", value_name = "FILE", hide = true)]
+    backend_config_file: Option<PathBuf>,
+
+    /// This is the process in the background
+    #[arg(long, hide = true)]
+    detached: bool,
+}
+
+impl MountArgs {
+    /// A flag that is given but has no meaning yet.
+    pub fn unsupported(&self) -> Option<&'static str> {
+        let given = [
+            ("--target-insecure", self.target_insecure),
+            ("--backend-type", self.backend_type.is_some()),
+            ("--backend-config", self.backend_config.is_some()),
+            ("--allow-unverified", self.allow_unverified),
+            ("--backend-config-file", self.backend_config_file.is_some()),
+        ];
+        given.into_iter().find_map(|(flag, given)| given.then_some(flag))
+    }
+
+    fn prefetch(&self) -> Prefetch {
+        match (self.no_prefetch, self.prefetch) {
+            (true, _) => Prefetch::Nothing,
+            (false, true) => Prefetch::Everything,
+            (false, false) => Prefetch::Listed,
+        }
+    }
+
+    /// Two images at once. The variable alone does not count: it may be set for other commands.
+    fn names_two_images(&self) -> bool {
+        let variable = std::env::var("TARGET").ok();
+        self.bootstrap.is_some() && self.target.is_some() && self.target != variable
+    }
+}
+
+/// Mounts and serves; with `--detach` until the mount is ready, else until it ends. `log_file` takes what the process
+/// in the background has to say.
+pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
+    if args.names_two_images() {
+        return Err(Usage("--target and --bootstrap both name an image: give one".to_owned()).into());
+    }
+    if args.detach && !args.detached {
+        return detach::spawn();
+    }
+    let signals = Signals::listen()?;
+    if args.detached {
+        detach::leave_terminal()?;
+    }
+    let image = image::open(args)?;
+    let (store, cache) = open_store(args, &image)?;
+    let options = Options { threads: args.fuse_threads.into(), prefetch: args.prefetch() };
+    let mounted = mount::mount(image.bootstrap, Arc::new(store), &args.mount_path, &options)?;
+    tracing::info!("mounted on {}, cache in {}", mounted.mountpoint().display(), cache.display());
+    if args.detached {
+        detach::ready(log_file)?;
+    }
+    let ending = mounted.serve(signals, |stats| eprintln!("nydusify mount: {stats}"))?;
+    eprintln!("nydusify mount: {}", ending.stats);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the chunk store in the directory asked for, else in the first free one of the image's own.
+fn open_store(args: &MountArgs, image: &image::Image) -> Result<(ChunkStore, PathBuf)> {
+    let open = |dir: &Path| {
+        let options = StoreOptions {
+            cache_dir: Some(dir.to_owned()),
+            ..StoreOptions::default()
+        };
+        ChunkStore::open(&image.bootstrap, image.blobs.clone(), options)
+    };
+    if let Some(dir) = &args.cache_dir {
+        let dir = std::path::absolute(dir).with_context(|| dir.display().to_string())?;
+        return Ok((open(&dir)?, dir));
+    }
+    let own = image::default_cache(&image.bootstrap)?;
+    let mut number = 1;
+    loop {
+        let dir = if number == 1 { own.clone() } else { own.with_extension(number.to_string()) };
+        match open(&dir) {
+            // Another mount of the same image fills it.
+            Err(storage::Error::CacheBusy { .. }) if number < MOUNTS_OF_ONE_IMAGE => number += 1,
+            other => return Ok((other?, dir)),
+        }
+    }
+}
+
+/// Mounts of one image that may run at once without a `--cache-dir` each.
+const MOUNTS_OF_ONE_IMAGE: u32 = 16;

@@ -1,0 +1,79 @@
+//! What `nydusify mount` mounts, and where its cache lies.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use image::{Digest, Location, PlatformChoice, Source, nydus};
+use rafs_format::Bootstrap;
+use storage::{BlobReader, BlobSource, DirSource, FileBlob, load_bootstrap};
+
+use super::MountArgs;
+
+/// An image ready to be mounted.
+pub(super) struct Image {
+    pub(super) bootstrap: Arc<Bootstrap<Vec<u8>>>,
+    pub(super) blobs: Arc<dyn BlobSource>,
+}
+
+/// Opens what the arguments name.
+pub(super) fn open(args: &MountArgs) -> Result<Image> {
+    match (&args.target, &args.bootstrap) {
+        (_, Some(bootstrap)) => bare(bootstrap, args.blob_dir.as_deref()),
+        (Some(target), None) => in_layout(target, args.platform.as_deref()),
+        (None, None) => bail!("name an image with --target, or a bootstrap with --bootstrap"),
+    }
+}
+
+fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
+    let absolute = std::path::absolute(path).with_context(|| path.display().to_string())?;
+    let loaded = load_bootstrap(&absolute)?;
+    let rest = match blob_dir {
+        Some(dir) => {
+            let dir = std::path::absolute(dir).with_context(|| dir.display().to_string())?;
+            Some(Arc::new(DirSource(dir)) as Arc<dyn BlobSource>)
+        }
+        None => None,
+    };
+    let blobs = loaded.source(rest)?;
+    Ok(Image { bootstrap: Arc::new(loaded.bootstrap), blobs })
+}
+
+fn in_layout(target: &str, platform: Option<&str>) -> Result<Image> {
+    let location: Location = target.parse()?;
+    let choice = match platform {
+        Some(platform) => PlatformChoice::Only(vec![platform.parse()?]),
+        None => PlatformChoice::Host,
+    };
+    let source = Source::open(&location)?;
+    let (_, manifest) = source
+        .manifests(&choice)?
+        .into_iter()
+        .find(|(_, manifest)| nydus::is_nydus(manifest))
+        .ok_or_else(|| anyhow!("{target}: not a Nydus image; convert it first: nydusify convert --source {target} --target oci:DIR:TAG"))?;
+    let bytes = nydus::read_bootstrap(&source, &manifest).with_context(|| target.to_owned())?;
+    let bootstrap = Bootstrap::parse(bytes).with_context(|| format!("{target}: the bootstrap"))?;
+    Ok(Image { bootstrap: Arc::new(bootstrap), blobs: Arc::new(LayoutBlobs(source)) })
+}
+
+/// The blobs of an image, where they lie in its layout or archive.
+struct LayoutBlobs(Source);
+
+impl BlobSource for LayoutBlobs {
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
+        let digest = Digest::from_hex(id)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("blob id {id:?} is no SHA-256")))?;
+        let (file, offset, len) = self.0.file_blob(&digest).map_err(io::Error::other)?;
+        Ok(Arc::new(FileBlob::window(file, offset, len)))
+    }
+}
+
+/// The image's own directory below the user's cache directory.
+pub(super) fn default_cache(bootstrap: &Bootstrap<Vec<u8>>) -> Result<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .ok_or_else(|| anyhow!("no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir"))?;
+    Ok(base.join("nydusify").join("mount").join(Digest::of(bootstrap.data()).hex()))
+}
