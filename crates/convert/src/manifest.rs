@@ -211,7 +211,7 @@ impl<'a> Context<'a> {
             threads: NonZeroUsize::new(self.options.threads.get()).unwrap_or(NonZeroUsize::MIN),
             keep_trusted: self.build.layer.keep_trusted,
             cancel: self.cancel,
-            progress: &progress::Silent,
+            progress: self.places.progress,
         };
         let report = verify::check(Some(&source), &target, &options).map_err(|error| match error {
             verify::Error::Cancelled(_) => Error::Cancelled,

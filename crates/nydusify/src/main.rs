@@ -1,2 +1,54 @@
-//! nydusify
-fn main() {}
+//! `nydusify`: converts OCI images to Nydus images, checks and mounts them.
+#![forbid(unsafe_code)]
+
+mod args;
+mod check;
+mod convert;
+mod interrupt;
+mod logging;
+mod mount;
+mod progress;
+mod umount;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Arguments, Command, Usage};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse_from(args::normalise(std::env::args_os()));
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line, whatever the causes say.
+            let text = format!("{error:#}").replace('\n', " ");
+            eprintln!("error: {text}");
+            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+/// Whether the command line is at fault, or asks for what is not built yet.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.is::<Usage>() || matches!(error.downcast_ref(), Some(image::Error::Registry(_)))
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let terminal = indicatif::MultiProgress::new();
+    let log_file = arguments.log_file.as_deref();
+    logging::init(arguments.level(), log_file, &terminal)?;
+    match &arguments.command {
+        Command::Convert(options) => convert::run(options, terminal),
+        Command::Check(options) => check::run(options),
+        Command::Mount(options) => {
+            args::refuse(options.unsupported())?;
+            mount::run(options, log_file)
+        }
+        Command::Umount(options) => umount::run(options),
+        Command::Unbuilt(words) => {
+            let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+            Err(Usage(format!("not supported yet: nydusify {name}")).into())
+        }
+    }
+}

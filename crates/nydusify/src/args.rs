@@ -1,0 +1,196 @@
+//! The command line: global options, commands, and what both share.
+
+pub mod unsupported;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use tracing::Level;
+
+/// Convert OCI images to lazily loadable Nydus images, prove them equal, mount them.
+#[derive(Debug, Parser)]
+#[command(name = "nydusify", version = VERSION, long_version = VERSION, arg_required_else_help = true)]
+pub struct Arguments {
+    /// Log at level debug
+    #[arg(short = 'D', long, env = "DEBUG_LOG_LEVEL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false", hide_default_value = true,
+          hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    debug: bool,
+
+    /// What to log: panic, fatal, error, warn, info, debug or trace
+    #[arg(short, long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = level)]
+    log_level: Level,
+
+    /// Append the log to this file instead of writing it to standard error
+    #[arg(long, env = "LOG_FILE", value_name = "FILE", value_parser = some_path())]
+    pub log_file: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Convert an OCI image to a Nydus image
+    Convert(Box<crate::convert::ConvertArgs>),
+    /// Check a Nydus image, and whether it equals its source
+    Check(Box<crate::check::CheckArgs>),
+    /// Mount a Nydus image lazily
+    #[command(visible_alias = "view")]
+    Mount(Box<crate::mount::MountArgs>),
+    /// Unmount an image mounted before
+    Umount(crate::umount::UmountArgs),
+    /// Commands of the deployed tool that this one does not have yet
+    #[command(external_subcommand)]
+    Unbuilt(Vec<OsString>),
+}
+
+/// Commands that are known but not built.
+const UNBUILT: [&str; 7] = ["build", "pack", "copy", "optimize", "commit", "chunkdict", "generate"];
+
+const VERSION: &str = concat!("Version: v", env!("CARGO_PKG_VERSION"));
+
+impl Arguments {
+    /// The level to log at.
+    pub fn level(&self) -> Level {
+        if self.debug { Level::DEBUG.max(self.log_level) } else { self.log_level }
+    }
+}
+
+/// A mistake on the command line, or something asked for that is not supported: exit status 2.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Ends with "not supported yet" if a flag without a meaning was given.
+pub fn refuse(flag: Option<&str>) -> Result<(), Usage> {
+    match flag {
+        Some(flag) => Err(Usage(format!("not supported yet: {flag}"))),
+        None => Ok(()),
+    }
+}
+
+/// Reads a switch that may come from the environment: empty is off.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "t" | "true" => Ok(true),
+        "" | "0" | "f" | "false" => Ok(false),
+        _ => Err("neither true nor false".to_owned()),
+    }
+}
+
+/// Reads a path; an empty one, as an empty variable gives, is refused with a hint.
+pub fn some_path() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
+    use clap::builder::TypedValueParser as _;
+    clap::builder::OsStringValueParser::new().try_map(|text| {
+        if text.is_empty() { Err("it is empty: leave the option or variable away") } else { Ok(PathBuf::from(text)) }
+    })
+}
+
+fn level(text: &str) -> Result<Level, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "panic" | "fatal" | "error" => Ok(Level::ERROR),
+        "warn" | "warning" => Ok(Level::WARN),
+        "info" | "" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        "trace" => Ok(Level::TRACE),
+        _ => Err("the levels are panic, fatal, error, warn, info, debug and trace".to_owned()),
+    }
+}
+
+/// Gives long options that begin with one dash, as the deployed tool allows, their second one. Also ends the
+/// program for a command that does not exist at all.
+pub fn normalise(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let command = Arguments::command();
+    let mut names = Vec::new();
+    long_names(&command, &mut names);
+    let mut options = true;
+    let normal: Vec<OsString> = arguments
+        .map(|argument| {
+            options &= argument != "--";
+            if options && is_long_with_one_dash(&argument, &names) {
+                let mut doubled = OsString::from("-");
+                doubled.push(argument);
+                return doubled;
+            }
+            argument
+        })
+        .collect();
+    check_command(command, &normal);
+    normal
+}
+
+fn check_command(mut command: clap::Command, arguments: &[OsString]) {
+    let known = |word: &OsStr| {
+        let unbuilt = UNBUILT.iter().any(|name| word == *name);
+        unbuilt || command.get_subcommands().any(|sub| sub.get_name_and_visible_aliases().iter().any(|name| word == *name))
+    };
+    // Only the first word: what comes after options may be their value.
+    if let Some(word) = arguments.get(1)
+        && !word.to_string_lossy().starts_with('-')
+        && word != "help"
+        && !known(word)
+    {
+        let message = format!("unrecognized subcommand '{}'\n", word.to_string_lossy());
+        command.error(clap::error::ErrorKind::InvalidSubcommand, message).exit();
+    }
+}
+
+fn long_names(command: &clap::Command, names: &mut Vec<String>) {
+    for argument in command.get_arguments() {
+        names.extend(argument.get_long().map(str::to_owned));
+        names.extend(argument.get_all_aliases().unwrap_or_default().into_iter().map(str::to_owned));
+    }
+    names.extend(["help".to_owned(), "version".to_owned()]);
+    for subcommand in command.get_subcommands() {
+        long_names(subcommand, names);
+    }
+}
+
+fn is_long_with_one_dash(argument: &OsStr, names: &[String]) -> bool {
+    let Some(text) = argument.to_str() else { return false };
+    let Some(name) = text.strip_prefix('-') else { return false };
+    let name = name.split('=').next().unwrap_or(name);
+    name.len() > 1 && names.iter().any(|known| known == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normal(arguments: &[&str]) -> Vec<String> {
+        normalise(arguments.iter().map(OsString::from)).into_iter().map(|a| a.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn one_dash_is_enough_for_long_options() {
+        assert_eq!(
+            normal(&["nydusify", "-debug", "convert", "-source", "a", "-target=b", "-D", "--check", "--", "-source"]),
+            ["nydusify", "--debug", "convert", "--source", "a", "--target=b", "-D", "--check", "--", "-source"]
+        );
+    }
+
+    #[test]
+    fn switches_read_what_go_reads() {
+        assert_eq!(switch("True"), Ok(true));
+        assert_eq!(switch("0"), Ok(false));
+        assert_eq!(switch(""), Ok(false));
+        assert!(switch("maybe").is_err());
+    }
+}

@@ -1,0 +1,397 @@
+//! `nydusify convert`: arguments, and what becomes of them.
+
+use std::io::Read as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use convert::{ConvertOptions, ConvertReport, DedupScope, Error};
+use image::{Location, Platform, PlatformChoice, Source};
+use indicatif::MultiProgress;
+use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor};
+
+use crate::args::unsupported::{Flag, Table, Unsupported};
+use crate::args::{Usage, refuse, some_path, switch};
+use crate::interrupt::Interrupt;
+use crate::progress::{Mode, renderer};
+
+/// Most bytes of prefetch patterns that are read from standard input.
+const PATTERNS_MAX: u64 = 16 << 20;
+
+/// Arguments of `nydusify convert`.
+#[derive(Debug, clap::Args)]
+pub struct ConvertArgs {
+    /// Image to convert: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]; with --source-archive
+    /// the name of the image in it
+    #[arg(long, env = "SOURCE", value_name = "IMAGE", required = true)]
+    source: String,
+
+    /// OCI or docker archive that holds the image
+    #[arg(long, env = "SOURCE_ARCHIVE", value_name = "FILE", value_parser = some_path())]
+    source_archive: Option<PathBuf>,
+
+    /// Where the new image goes: oci:DIR[:TAG] or oci-archive:FILE[:TAG]; with --target-archive its name in there
+    #[arg(long, env = "TARGET", value_name = "IMAGE", required_unless_present = "target_archive")]
+    target: Option<String>,
+
+    /// OCI archive to write the new image to
+    #[arg(long, env = "TARGET_ARCHIVE", value_name = "FILE", value_parser = some_path())]
+    target_archive: Option<PathBuf>,
+
+    /// Which images of an index to convert, as OS/ARCHITECTURE[/VARIANT], separated by commas
+    /// [default: linux on this machine's architecture]
+    #[arg(long, value_name = "PLATFORMS", value_delimiter = ',')]
+    platform: Vec<Platform>,
+
+    /// Convert the images of all platforms
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    all_platforms: bool,
+
+    /// Turn Docker's media types into OCI's
+    #[arg(long, env = "OCI", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
+          value_parser = switch)]
+    oci: bool,
+
+    /// Keep Docker's media types; wins over --oci
+    #[arg(long, env = "DOCKER_V2_FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", hide = true, value_parser = switch)]
+    docker_v2_format: bool,
+
+    /// Version of the RAFS format
+    #[arg(long, env = "FS_VERSION", value_name = "VERSION", default_value = "6", value_parser = ["5", "6"])]
+    fs_version: String,
+
+    /// How to compress file data
+    #[arg(long, env = "COMPRESSOR", value_name = "NAME", default_value = "zstd",
+          value_parser = ["none", "lz4_block", "zstd"])]
+    compressor: String,
+
+    /// zstd level, up to 22
+    #[arg(long, value_name = "LEVEL", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-131_072..=22))]
+    compression_level: Option<i32>,
+
+    /// Size of the pieces files are cut into: a power of two from 0x1000 to 0x1000000
+    #[arg(long, alias = "chunk-size", env = "FS_CHUNK_SIZE", value_name = "BYTES", default_value = "0x100000",
+          value_parser = chunk_size)]
+    fs_chunk_size: u32,
+
+    /// Where to look for a chunk before it is stored
+    #[arg(long, value_enum, value_name = "SCOPE", default_value_t = Scope::Layer)]
+    dedup: Scope,
+
+    /// Directory to fetch first when the image is mounted
+    #[arg(long, env = "PREFETCH_DIR", value_name = "DIR")]
+    prefetch_dir: Option<String>,
+
+    /// Read the files and directories to fetch first from standard input, one absolute path per line [default: /]
+    #[arg(long, env = "PREFETCH_PATTERNS", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
+          value_parser = switch)]
+    prefetch_patterns: bool,
+
+    /// Prove the new image equal to its source before it is tagged
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    check: bool,
+
+    /// Threads that compress and digest [default: one per processor]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+
+    /// Memory for file data, such as 256MiB [default: 32 MiB per thread, at least 64 MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<usize>,
+
+    /// How to show progress
+    #[arg(long, value_enum, default_value_t = Mode::Auto, value_name = "MODE")]
+    progress: Mode,
+
+    /// Write sizes and times as JSON to this file
+    #[arg(long, env = "OUTPUT_JSON", value_name = "FILE")]
+    output_json: Option<PathBuf>,
+
+    /// Accepted and without effect: chunks are always aligned
+    #[arg(long, alias = "backend-aligned-chunk", env = "FS_ALIGN_CHUNK", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", hide = true, value_parser = switch)]
+    fs_align_chunk: Option<bool>,
+
+    /// Accepted and ignored: there is no temporary data
+    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true)]
+    work_dir: Option<PathBuf>,
+
+    /// Accepted and ignored: no second program is needed
+    #[arg(long, env = "NYDUS_IMAGE", value_name = "FILE", hide = true)]
+    nydus_image: Option<PathBuf>,
+
+    /// Accepted and ignored: no second program is needed
+    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true)]
+    nydusd: Option<PathBuf>,
+
+    #[command(flatten)]
+    unsupported: Unsupported<Unbuilt>,
+}
+
+/// Where a chunk is looked for before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Scope {
+    /// In its own layer
+    Layer,
+    /// In its own layer and those below it
+    Image,
+}
+
+/// Flags of the deployed tool that are not built.
+#[derive(Debug, Clone, Copy)]
+struct Unbuilt;
+
+impl Table for Unbuilt {
+    const FLAGS: &'static [Flag] = &[
+        Flag::value("target-suffix", "TARGET_SUFFIX"),
+        Flag::switch("source-insecure", "SOURCE_INSECURE"),
+        Flag::switch("target-insecure", "TARGET_INSECURE"),
+        Flag::value("source-backend-type", "SOURCE_BACKEND_TYPE").without_variable(),
+        Flag::value("source-backend-config", "SOURCE_BACKEND_CONFIG").without_variable(),
+        Flag::value("backend-type", "BACKEND_TYPE"),
+        Flag::value("backend-config", "BACKEND_CONFIG"),
+        Flag::value("backend-config-file", "BACKEND_CONFIG_FILE"),
+        Flag::switch("backend-force-push", "BACKEND_FORCE_PUSH"),
+        Flag::value("build-cache", "BUILD_CACHE"),
+        Flag::value("build-cache-tag", "BUILD_CACHE_TAG"),
+        Flag::value("build-cache-version", "BUILD_CACHE_VERSION"),
+        Flag::switch("build-cache-insecure", "BUILD_CACHE_INSECURE"),
+        Flag::value("build-cache-max-records", "BUILD_CACHE_MAX_RECORDS"),
+        Flag::value("chunk-dict", "CHUNK_DICT"),
+        Flag::switch("chunk-dict-insecure", "CHUNK_DICT_INSECURE"),
+        Flag::switch("merge-platform", "MERGE_PLATFORM").or("multi-platform"),
+        Flag::switch("oci-ref", "OCI_REF"),
+        Flag::switch("with-referrer", "WITH_REFERRER"),
+        Flag::switch("reverse", "REVERSE"),
+        Flag::value("batch-size", "BATCH_SIZE").harmless(&["", "0", "0x0"]),
+        Flag::switch("plain-http", "PLAIN_HTTP"),
+        Flag::value("push-retry-count", "PUSH_RETRY_COUNT"),
+        Flag::value("push-retry-delay", "PUSH_RETRY_DELAY"),
+    ];
+}
+
+/// Converts.
+pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
+    refuse(args.unsupported.given())?;
+    if args.fs_version == "5" {
+        return Err(Usage("not supported yet: --fs-version 5".to_owned()).into());
+    }
+    let source_location = source_location(args)?;
+    let target = target_location(args)?;
+    if let Some(path) = &args.output_json {
+        check_directory(path)?;
+    }
+    let options = options(args)?;
+    let interrupt = Interrupt::watch()?;
+    let progress = renderer(args.progress, terminal);
+    let source = match &source_location {
+        Some(location) => Source::open(location),
+        None => Source::open_archive(args.source_archive.as_deref().unwrap_or(Path::new("")), &args.source),
+    }?;
+    let options = ConvertOptions { source_name: source_name(args, &source), ..options };
+    match convert::convert_image(&source, &target, &options, &*progress, interrupt.cancel()) {
+        Ok(report) => {
+            drop(progress);
+            if let Some(path) = &args.output_json {
+                write_report(path, &report)?;
+            }
+            tracing::debug!("wrote {} as {target}", report.digest);
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            drop(progress);
+            match (&error, interrupt.exit_code()) {
+                (Error::Cancelled, Some(code)) => {
+                    eprintln!("error: {error}");
+                    Ok(code)
+                }
+                _ => Err(error.into()),
+            }
+        }
+    }
+}
+
+/// `None` if the source is an archive of either kind.
+fn source_location(args: &ConvertArgs) -> Result<Option<Location>> {
+    let location: Location = args.source.parse()?;
+    match (&args.source_archive, location) {
+        (None, Location::Registry(reference)) => Err(image::Error::Registry(reference).into()),
+        (None, location) => Ok(Some(location)),
+        (Some(_), Location::Registry(_)) => Ok(None),
+        (Some(_), _) => Err(Usage("with --source-archive, --source is the name of the image in it".to_owned()).into()),
+    }
+}
+
+fn target_location(args: &ConvertArgs) -> Result<Location> {
+    let named: Option<Location> = args.target.as_deref().filter(|t| !t.is_empty()).map(str::parse).transpose()?;
+    match (&args.target_archive, named) {
+        (None, Some(Location::Registry(reference))) => Err(image::Error::Registry(reference).into()),
+        (None, Some(location @ Location::DockerArchive { .. })) => Err(Usage(format!(
+            "docker archives can only be read: write an oci-archive: instead of {location}"
+        ))
+        .into()),
+        (None, Some(location)) => Ok(location),
+        (Some(file), None) => Ok(Location::OciArchive { file: file.clone(), tag: None }),
+        (Some(file), Some(Location::Registry(name))) => {
+            Ok(Location::OciArchive { file: file.clone(), tag: Some(name) })
+        }
+        (Some(_), Some(_)) => {
+            Err(Usage("with --target-archive, --target is the name of the image in it".to_owned()).into())
+        }
+        (None, None) => Err(Usage("--target is empty".to_owned()).into()),
+    }
+}
+
+/// What the manifest calls its source: never a path, so that the result does not depend on where things lie.
+fn source_name(args: &ConvertArgs, source: &Source) -> Option<String> {
+    match args.source_archive {
+        Some(_) => Some(args.source.clone()),
+        None => source.name().map(str::to_owned),
+    }
+}
+
+fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
+    let compressor: Compressor = args.compressor.parse()?;
+    if args.compression_level.is_some() && compressor != Compressor::Zstd {
+        return Err(Usage("--compression-level is for zstd only".to_owned()).into());
+    }
+    let threads = match args.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().context("cannot count the processors; use --threads")?,
+    };
+    let defaults = ConvertOptions::new(threads);
+    Ok(ConvertOptions {
+        platform: match (args.all_platforms, &*args.platform) {
+            (true, _) => PlatformChoice::All,
+            (false, []) => PlatformChoice::Host,
+            (false, platforms) => PlatformChoice::Only(platforms.to_vec()),
+        },
+        compressor,
+        level: args.compression_level.unwrap_or(defaults.level),
+        chunk_size: args.fs_chunk_size,
+        dedup: match args.dedup {
+            Scope::Layer => DedupScope::Layer,
+            Scope::Image => DedupScope::Image,
+        },
+        prefetch: prefetch(args)?,
+        oci: args.oci && !args.docker_v2_format,
+        memory: args.memory.unwrap_or(defaults.memory),
+        check: args.check,
+        ..defaults
+    })
+}
+
+fn prefetch(args: &ConvertArgs) -> Result<Vec<Vec<u8>>> {
+    let dir = args.prefetch_dir.as_deref().filter(|dir| !dir.is_empty());
+    match (dir, args.prefetch_patterns) {
+        (Some(_), true) => Err(Usage("--prefetch-dir and --prefetch-patterns exclude one another".to_owned()).into()),
+        (Some(dir), false) if dir.starts_with('/') => Ok(vec![dir.as_bytes().to_vec()]),
+        (Some(dir), false) => Err(Usage(format!("--prefetch-dir {dir:?} is not absolute")).into()),
+        (None, false) => Ok(vec![b"/".to_vec()]),
+        (None, true) => {
+            let mut text = Vec::new();
+            std::io::stdin().take(PATTERNS_MAX).read_to_end(&mut text).context("cannot read standard input")?;
+            Ok(patterns(&text))
+        }
+    }
+}
+
+/// One pattern per line; without any, everything.
+fn patterns(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut patterns = Vec::new();
+    for line in text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
+        if line.starts_with(b"/") {
+            patterns.push(line.to_vec());
+        } else {
+            tracing::warn!("prefetch pattern {:?} is not absolute, it is skipped", String::from_utf8_lossy(line));
+        }
+    }
+    if patterns.is_empty() { vec![b"/".to_vec()] } else { patterns }
+}
+
+/// A path that cannot be written is better known before the work than after.
+fn check_directory(path: &Path) -> Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if dir.is_dir() && !path.is_dir() {
+        return Ok(());
+    }
+    Err(Usage(format!("--output-json {}: its directory does not exist, or it is one", path.display())).into())
+}
+
+fn write_report(path: &Path, report: &ConvertReport) -> Result<()> {
+    let mut json = serde_json::to_vec_pretty(report)?;
+    json.push(b'\n');
+    std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads a decimal or `0x` number.
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+fn chunk_size(text: &str) -> Result<u32, String> {
+    number(text)
+        .and_then(|size| u32::try_from(size).ok())
+        .filter(|size| size.is_power_of_two() && (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(size))
+        .ok_or_else(|| "it must be a power of two from 0x1000 to 0x1000000".to_owned())
+}
+
+/// Reads a size such as `64MiB`, `1g` or `0x100000`; all suffixes are powers of 1024.
+fn size(text: &str) -> Result<usize, String> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches("ib").trim_end_matches('b');
+    let (digits, shift) = match digits.as_bytes().last() {
+        _ if lower.starts_with("0x") => (&*lower, 0),
+        Some(b'k') => (&digits[..digits.len() - 1], 10),
+        Some(b'm') => (&digits[..digits.len() - 1], 20),
+        Some(b'g') => (&digits[..digits.len() - 1], 30),
+        _ => (digits, 0),
+    };
+    number(digits.trim())
+        .and_then(|size| size.checked_mul(1 << shift))
+        .and_then(|size| usize::try_from(size).ok())
+        .filter(|&size| size != 0)
+        .ok_or_else(|| "it must be a size such as 256MiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_suffixes() {
+        for (text, want) in
+            [("64MiB", 64 << 20), ("1g", 1 << 30), ("512K", 512 << 10), ("0x100", 256), ("7", 7), ("3 mb", 3 << 20)]
+        {
+            assert_eq!(size(text), Ok(want), "{text}");
+        }
+        for bad in ["", "0", "x", "-1", "1T", "99999999999999999999", "99999999999G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn chunk_sizes_are_powers_of_two() {
+        assert_eq!(chunk_size("0x100000"), Ok(1 << 20));
+        assert_eq!(chunk_size("4096"), Ok(4096));
+        for bad in ["0", "0x800", "0x2000000", "5000", "1MiB", "0x1_0000"] {
+            assert!(chunk_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_absolute_paths() {
+        assert_eq!(patterns(b"/usr/bin\nrelative\n\n /etc \r\n"), [b"/usr/bin".to_vec(), b"/etc".to_vec()]);
+        assert_eq!(patterns(b""), [b"/".to_vec()]);
+    }
+}

@@ -1,0 +1,44 @@
+//! Ctrl-C and SIGTERM: the first asks the work to stop and clean up, the second ends the process at once.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::Context as _;
+use progress::Cancel;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// What came of the signals so far.
+#[derive(Debug)]
+pub struct Interrupt {
+    signal: Arc<AtomicUsize>,
+    cancel: Cancel,
+}
+
+impl Interrupt {
+    /// Watches for signals from now on.
+    pub fn watch() -> anyhow::Result<Self> {
+        let flag = Arc::new(AtomicBool::new(false));
+        let signal = Arc::new(AtomicUsize::new(0));
+        for number in [SIGINT, SIGTERM] {
+            let code = 128 + number;
+            // Order matters: the shutdown sees whether an earlier signal has set the flag.
+            signal_hook::flag::register_conditional_shutdown(number, code, Arc::clone(&flag))
+                .and_then(|_| signal_hook::flag::register(number, Arc::clone(&flag)))
+                .and_then(|_| signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize))
+                .context("cannot watch for signals")?;
+        }
+        Ok(Self { signal, cancel: Cancel::from_flag(flag) })
+    }
+
+    /// Asks the work to stop once a signal has come.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
+    /// The exit status, 128 + signal, if a signal has come.
+    pub fn exit_code(&self) -> Option<ExitCode> {
+        let signal = self.signal.load(Ordering::SeqCst);
+        (signal != 0).then(|| ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX))))
+    }
+}
