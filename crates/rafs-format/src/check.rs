@@ -45,7 +45,7 @@ pub struct CheckError {
     /// What is wrong, with the value found and the one expected.
     pub what: String,
     /// Why, if something could not be decoded.
-    pub source: Option<Error>,
+    pub source: Option<Box<Error>>,
 }
 
 impl CheckError {
@@ -69,7 +69,7 @@ impl CheckError {
             nid: None,
             offset: None,
             what: what.to_owned(),
-            source: Some(source),
+            source: Some(Box::new(source)),
         }
     }
 }
@@ -91,7 +91,7 @@ impl fmt::Display for CheckError {
 
 impl std::error::Error for CheckError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| source as _)
+        self.source.as_deref().map(|source| source as _)
     }
 }
 

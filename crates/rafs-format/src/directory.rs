@@ -140,12 +140,12 @@ pub struct Entries<'a, D> {
 impl<'a, D: Deref<Target = [u8]>> Entries<'a, D> {
     fn step(&mut self) -> Result<Option<DirEntry<'a>>, Error> {
         loop {
-            if let Some(block) = self.block {
-                if self.index < block.count {
-                    let entry = block.get(self.index)?;
-                    self.index += 1;
-                    return Ok(Some(entry));
-                }
+            if let Some(block) = self.block
+                && self.index < block.count
+            {
+                let entry = block.get(self.index)?;
+                self.index += 1;
+                return Ok(Some(entry));
             }
             if self.next_block >= self.bootstrap.dir_blocks(&self.dir) {
                 return Ok(None);

@@ -182,7 +182,7 @@ impl Superblock {
                 format!("at most {BOOTSTRAP_SIZE_MAX}"),
             ));
         }
-        if len < 4096 || len % (1 << block_bits) != 0 {
+        if len < 4096 || !len.is_multiple_of(1 << block_bits) {
             return Err(Error::field(
                 "bootstrap length",
                 0,

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use rafs_format::blob_meta::{self, BlobMeta, Header, Placement};
 use rafs_format::layout::{Allocator, Regions, map_devices};
 use rafs_format::{
     BlobFeatures, Bootstrap, Compressor, Error, FileType, Inode, Layout, Nid, SuperFlags, toc,
@@ -500,4 +501,74 @@ fn allocator_puts_inodes_where_the_deployed_builder_does() {
             "{name}"
         );
     }
+}
+
+/// The chunk tables in blobs agree with the chunk table of the bootstrap, and are encoded to the same bytes.
+#[test]
+fn chunk_tables_of_blobs_agree_with_bootstraps() {
+    let Some(shared) = testkit::shared_or_skip("chunk_tables_of_blobs_agree_with_bootstraps")
+    else {
+        return;
+    };
+    let mut checked = 0;
+    for name in [
+        "v6-separate",
+        "v6-none",
+        "v6-zstd",
+        "v6-zstd-64k",
+        "v6-batch",
+        "v6-upper",
+        "v6-zran",
+    ] {
+        let blob = fs::read(shared.join(format!("golden/{name}.blob"))).unwrap();
+        let boot = inlined(&blob)
+            .unwrap_or_else(|| fs::read(shared.join(format!("golden/{name}.boot"))).unwrap());
+        let bootstrap = Bootstrap::parse(boot).unwrap();
+        let info = &bootstrap.blobs()[0];
+        let start = info.meta_offset as usize;
+        let end = start + info.meta_compressed_size as usize;
+        let table = match info.meta_compressor {
+            Compressor::None => blob[start..end].to_vec(),
+            Compressor::Zstd => {
+                zstd::bulk::decompress(&blob[start..end], info.meta_uncompressed_size as usize)
+                    .unwrap()
+            }
+            other => panic!("{name}: {other}"),
+        };
+        let header: &[u8; 4096] = blob[end..end + 4096].try_into().unwrap();
+        let meta = BlobMeta::parse(&table, header, info).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(&Header::parse(header).unwrap().encode(), header, "{name}");
+        let mut again = Vec::new();
+        for chunk in meta.chunks() {
+            if info.features.contains(BlobFeatures::CHUNK_INFO_V2) {
+                blob_meta::encode_v2(&chunk, &mut again).unwrap();
+            } else {
+                blob_meta::encode_v1(&chunk, &mut again).unwrap();
+            }
+        }
+        (0..)
+            .map_while(|i| meta.batch(i))
+            .filter(|_| name == "v6-batch")
+            .for_each(|b| blob_meta::encode_batch(&b, &mut again));
+        (0..)
+            .map_while(|i| meta.zran(i))
+            .filter(|_| name == "v6-zran")
+            .for_each(|z| blob_meta::encode_zran(&z, &mut again));
+        assert_eq!(again, table[..again.len()], "{name}");
+        assert!(name == "v6-zran" || again.len() == table.len(), "{name}");
+        for record in bootstrap.chunk_table().map(Result::unwrap) {
+            let stored = meta.chunk(record.index).unwrap();
+            assert_eq!(
+                stored.uncompressed_offset, record.uncompressed_offset,
+                "{name}"
+            );
+            assert_eq!(stored.uncompressed_size, record.uncompressed_size, "{name}");
+            if stored.placement == Placement::Plain {
+                assert_eq!(stored.compressed_offset, record.compressed_offset, "{name}");
+                assert_eq!(stored.compressed_size, record.compressed_size, "{name}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 1000);
 }

@@ -338,7 +338,7 @@ impl<'a, D: Deref<Target = [u8]>> Walk<'a, D> {
             nid: Some(nid),
             offset,
             what,
-            source,
+            source: source.map(Box::new),
         }
     }
 
