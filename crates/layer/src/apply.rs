@@ -30,8 +30,6 @@ pub struct Options {
     pub fraction: bool,
     /// Leave out the index and landmarks that eStargz puts into the root.
     pub drop_estargz: bool,
-    /// Read on behind the end marker of an archive, where another may follow. containerd stops there.
-    pub concatenated: bool,
     /// Most inodes a layer may have.
     pub max_inodes: u32,
 }
@@ -42,7 +40,6 @@ impl Default for Options {
             keep_trusted: true,
             fraction: true,
             drop_estargz: false,
-            concatenated: false,
             max_inodes: i32::MAX as u32,
         }
     }
@@ -73,7 +70,7 @@ pub fn read_tree(
     sink: &mut dyn DataSink,
     options: &Options,
 ) -> Result<Tree, Error> {
-    let mut reader = Reader::new(stream).concatenated(options.concatenated);
+    let mut reader = Reader::new(stream);
     let mut layer = Layer {
         tree: Tree::new(),
         options,

@@ -4,7 +4,8 @@
 //! layers need more than it gives: sub-second and negative times, binary attributes, PAX sparse files, blank device
 //! numbers, and the exact rules of the readers that container engines use for sizes and names.
 //!
-//! An archive ends at two zero blocks or at the end of the stream; a single zero block is skipped.
+//! Zero blocks are skipped, so archives may follow one another. Behind the two that end an archive, anything but a
+//! header is read and ignored, as container engines do.
 
 use tree::Xattrs;
 

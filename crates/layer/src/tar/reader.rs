@@ -10,6 +10,8 @@ use crate::error::{Error, show};
 
 /// Bytes taken from the stream at a time; larger reads of file data pass through.
 const BUFFER: usize = 256 << 10;
+/// Zero blocks that end an archive.
+const END_MARK: u32 = 2;
 /// Longest PAX extended header, in bytes.
 const PAX_MAX: u64 = 1 << 20;
 /// Longest path or link target, in bytes.
@@ -41,7 +43,6 @@ pub struct Reader<R: Read> {
     /// Zero bytes between those and the next header.
     padding: u64,
     sparse: Option<Map>,
-    concatenated: bool,
     ended: bool,
 }
 
@@ -55,16 +56,8 @@ impl<R: Read> Reader<R> {
             remaining: 0,
             padding: 0,
             sparse: None,
-            concatenated: false,
             ended: false,
         }
-    }
-
-    /// Whether to read on behind the end marker of an archive, as some tools do when archives were concatenated.
-    /// Container engines stop there, which is the default.
-    pub fn concatenated(mut self, yes: bool) -> Self {
-        self.concatenated = yes;
-        self
     }
 
     /// Moves to the next entry, past what was not read of the current one; `None` at the end of the archive.
@@ -162,16 +155,17 @@ impl<R: Read> Reader<R> {
             match self.read_full(&mut block)? {
                 0 => break,
                 BLOCK => {}
+                _ if zeros >= END_MARK => break,
                 _ => return Err(self.truncated("a header block")),
             }
             if block == [0; BLOCK] {
                 zeros += 1;
-                if zeros == 2 && !self.concatenated {
-                    break;
-                }
                 continue;
             }
             if !header::checksum_fits(&block) {
+                if zeros >= END_MARK {
+                    break;
+                }
                 let reason = "the checksum does not fit: corrupt, or not a tar archive".to_owned();
                 return Err(Error::Header {
                     offset: start,
