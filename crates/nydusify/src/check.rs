@@ -110,7 +110,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
         None => std::thread::available_parallelism().context("cannot count the processors; use --threads")?,
     };
     let options =
-        Options { threads, keep_trusted: true, cancel: interrupt.cancel(), progress: &*progress };
+        Options { threads, layers: layer::Options::default(), cancel: interrupt.cancel(), progress: &*progress };
     let mut verified = true;
     for (source, target) in &pairs {
         let report = match verify::check(source.as_ref(), target, &options) {

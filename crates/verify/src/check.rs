@@ -21,8 +21,8 @@ use crate::{bootstrap, manifest};
 pub struct Options<'a> {
     /// Threads for reading layers and for decoding chunks.
     pub threads: NonZeroUsize,
-    /// Whether `trusted.*` attributes of layers count. Container runtimes drop them.
-    pub keep_trusted: bool,
+    /// What of the layers counts: the options with which the target was made of them.
+    pub layers: layer::Options,
     /// Stops the check.
     pub cancel: &'a Cancel,
     /// Told how far the check is.
@@ -107,10 +107,10 @@ fn chunking(side: &Side) -> Option<Chunking> {
     }
 }
 
-fn replay_context<'a>(chunking: Chunking, options: &Options<'a>) -> source::Context<'a> {
+fn replay_context<'a>(chunking: Chunking, options: &'a Options<'_>) -> source::Context<'a> {
     source::Context {
         chunking,
-        keep_trusted: options.keep_trusted,
+        options: &options.layers,
         threads: options.threads,
         cancel: options.cancel,
         progress: options.progress,

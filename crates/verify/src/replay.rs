@@ -15,3 +15,5 @@ pub(crate) use stack::Stack;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod reference;

@@ -28,7 +28,8 @@ pub struct ReplayError {
 #[derive(Clone, Copy)]
 pub(crate) struct Context<'a> {
     pub(crate) chunking: Chunking,
-    pub(crate) keep_trusted: bool,
+    /// What of a layer counts.
+    pub(crate) options: &'a layer::Options,
     /// Layers that are read side by side.
     pub(crate) threads: NonZeroUsize,
     pub(crate) cancel: &'a Cancel,
@@ -76,7 +77,7 @@ fn replay_file(file: &LayerFile, context: Context<'_>) -> Result<Layer, LayerErr
     let (compression, stored) = layer::detecting(file.open()?)?;
     let stream = ReadAhead::new(layer::decompress(stored, compression)?)?;
     let counting = Counting { inner: stream, file, progress: context.progress, seen: 0 };
-    let layer = replay(counting, context.chunking, context.keep_trusted, context.cancel)?;
+    let layer = replay(counting, context.chunking, context.options, context.cancel)?;
     context.progress.finished(&file.name, &format!("{} inodes", layer.tree.inodes.len()));
     Ok(layer)
 }

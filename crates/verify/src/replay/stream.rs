@@ -8,6 +8,7 @@ use rafs_format::{Digest, Digester};
 use tree::Xattrs;
 
 use super::layer::{Entry, Kind, Layer, Refusal};
+use super::path::clean_below_root;
 use crate::model::Contents;
 
 /// How file data is cut and digested.
@@ -41,7 +42,7 @@ pub enum LayerError {
 pub(crate) fn replay(
     stream: impl Read,
     chunking: Chunking,
-    keep_trusted: bool,
+    options: &layer::Options,
     cancel: &Cancel,
 ) -> Result<Layer, LayerError> {
     let mut reader = tar::Reader::new(stream);
@@ -50,6 +51,9 @@ pub(crate) fn replay(
     let mut buffer = Vec::new();
     while let Some(entry) = reader.next()? {
         cancel.check()?;
+        if options.drop_estargz && is_estargz(&entry.path) {
+            continue;
+        }
         let kind = match &entry.kind {
             EntryKind::Regular => {
                 let first_chunk = digests.len();
@@ -71,8 +75,8 @@ pub(crate) fn replay(
             gid: entry.gid,
             rdev: entry.rdev,
             mtime: entry.mtime,
-            mtime_nsec: entry.mtime_nsec,
-            xattrs: kept(entry.xattrs, keep_trusted),
+            mtime_nsec: if options.fraction { entry.mtime_nsec } else { 0 },
+            xattrs: kept(entry.xattrs, options.keep_trusted),
         })?;
     }
     reader.finish()?;
@@ -100,6 +104,12 @@ fn digest_chunks(
         left -= want;
     }
     Ok(())
+}
+
+/// Whether it is one of the files that eStargz adds for its own use.
+fn is_estargz(path: &[u8]) -> bool {
+    let names = clean_below_root(path);
+    matches!(names[..], [b"stargz.index.json" | b".prefetch.landmark" | b".no.prefetch.landmark"])
 }
 
 /// The attributes that a container runtime would set: those of namespaces that files in a container image can have.

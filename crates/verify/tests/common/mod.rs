@@ -26,7 +26,7 @@ pub fn check(source: Option<&Side>, target: &Side) -> Report {
     let cancel = Cancel::default();
     let options = Options {
         threads: NonZeroUsize::new(2).unwrap(),
-        keep_trusted: true,
+        layers: layer::Options::default(),
         cancel: &cancel,
         progress: &Silent,
     };
