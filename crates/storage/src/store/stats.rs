@@ -43,7 +43,7 @@ stats! {
     chunks_verified,
     /// Chunks whose bytes were not what the image records, on the wire or in the cache.
     verify_failures,
-    /// Chunks that were found in the cache of an earlier boot and verified again.
+    /// Chunks in the cache that were verified once more, mostly those of an earlier boot.
     reverified,
     /// Chunks, chunk maps or barriers that the cache directory failed to take.
     cache_errors,

@@ -44,6 +44,10 @@ pub struct Image {
     pub blob: Vec<u8>,
     pub chunks: Vec<Vec<u8>>,
     pub pointers: Vec<ChunkPointer>,
+    /// The blob table entry.
+    pub info: BlobInfo,
+    /// The chunk table.
+    pub records: Vec<ChunkRecord>,
 }
 
 /// The id of the blob.
@@ -222,12 +226,14 @@ impl Image {
                 Cipher::None
             },
         };
-        let bootstrap = Bootstrap::parse(bootstrap(&info, &records)).unwrap();
+        let bootstrap = bootstrap(&info, &records);
         Self {
             bootstrap,
             blob,
             chunks,
             pointers,
+            info,
+            records,
         }
     }
 
@@ -256,7 +262,7 @@ pub fn cached(dir: &Path) -> StoreOptions {
 }
 
 /// A bootstrap with those tables and no more; its tree is empty bytes.
-fn bootstrap(info: &BlobInfo, records: &[ChunkRecord]) -> Vec<u8> {
+pub fn bootstrap(info: &BlobInfo, records: &[ChunkRecord]) -> Bootstrap<Vec<u8>> {
     let mut tables = Vec::new();
     encode::blob_info(info, &mut tables);
     let meta = 8192_u64;
@@ -298,7 +304,7 @@ fn bootstrap(info: &BlobInfo, records: &[ChunkRecord]) -> Vec<u8> {
     out.resize((meta + 8192) as usize, 0);
     out.extend_from_slice(&chunk_table);
     out.resize(out.len().next_multiple_of(4096), 0);
-    out
+    Bootstrap::parse(out).unwrap()
 }
 
 /// A source of one blob that counts, waits and fails as told.

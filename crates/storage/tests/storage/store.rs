@@ -5,15 +5,15 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use rafs_format::{ChunkPointer, Compressor};
+use rafs_format::{ChunkPointer, ChunkRecord, Compressor};
 use storage::{ChunkError, ChunkStore, Error, ReadCause, StoreOptions, cache_file};
 
-use crate::image::{Image, Kind, Source, cached, id, some_chunks};
+use crate::image::{Counting, Image, Kind, Source, bootstrap, cached, id, some_chunks};
 
 /// Requests that open a blob: its chunk table and the header.
 const OPEN: u64 = 2;
 
-fn open(image: &Image, source: &Arc<crate::image::Counting>, options: StoreOptions) -> ChunkStore {
+fn open(image: &Image, source: &Arc<Counting>, options: StoreOptions) -> ChunkStore {
     ChunkStore::open(
         &image.bootstrap,
         Arc::new(Source(Arc::clone(source))),
@@ -526,6 +526,130 @@ fn an_image_that_disagrees_about_a_blob_gets_none_of_its_cache() {
         image.check(&store).unwrap();
         assert_eq!(store.stats().fetches, 0);
     }
+}
+
+#[test]
+fn images_share_the_cache_of_a_blob() {
+    let image = Image::new(some_chunks(9, 9000), Kind::default());
+    let part = |keep: fn(u32) -> bool| {
+        let records: Vec<_> = image
+            .records
+            .iter()
+            .filter(|record| keep(record.index))
+            .copied()
+            .collect();
+        let bootstrap = bootstrap(&image.info, &records);
+        (bootstrap, records)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for (bootstrap, records) in [
+        part(|index| index % 2 == 0),
+        part(|index| index % 3 == 1),
+        part(|_| true),
+    ] {
+        let store = ChunkStore::open(
+            &bootstrap,
+            Arc::new(Source(image.source())),
+            cached(dir.path()),
+        )
+        .unwrap();
+        for record in records {
+            let at = record.index as usize;
+            let mut bytes = vec![0; image.chunks[at].len()];
+            store.read(image.pointers[at], 0, &mut bytes, &[]).unwrap();
+            assert_eq!(bytes, image.chunks[at]);
+        }
+        assert!(store.is_complete(0));
+    }
+    let store = open(&image, &image.source(), cached(dir.path()));
+    image.check(&store).unwrap();
+    assert_eq!(store.stats().fetches, 0);
+    drop(store);
+
+    // An image that puts its only chunk over others must not write there and leave the promises of the others.
+    let mut record = image.records[3];
+    record.uncompressed_offset = 0;
+    let liar = bootstrap(&image.info, &[record]);
+    drop(ChunkStore::open(&liar, Arc::new(Source(image.source())), cached(dir.path())).unwrap());
+    let store = open(&image, &image.source(), cached(dir.path()));
+    image.check(&store).unwrap();
+    assert_ne!(store.stats().fetches, 0);
+}
+
+#[test]
+fn impossible_chunk_tables_are_refused() {
+    let image = Image::new(some_chunks(4, 9000), Kind::default());
+    let refused = |change: fn(&mut Vec<ChunkRecord>)| {
+        let mut records = image.records.clone();
+        change(&mut records);
+        let bootstrap = bootstrap(&image.info, &records);
+        ChunkStore::open(
+            &bootstrap,
+            Arc::new(Source(image.source())),
+            StoreOptions::default(),
+        )
+        .err()
+        .unwrap()
+    };
+    let changes: [(fn(&mut Vec<ChunkRecord>), &str); 7] = [
+        (
+            |records| records[1].uncompressed_offset = 0,
+            "another chunk lies at the same uncompressed offset",
+        ),
+        (|records| records[1].index = 0, "it has two entries"),
+        (|records| records[1].index = 4, "the blob has 4 chunks"),
+        (
+            |records| records[1].uncompressed_size = 0,
+            "its size of 0 bytes",
+        ),
+        (|records| records[3].uncompressed_size = 5000, "ends beyond"),
+        (
+            |records| records[1].uncompressed_offset = u64::MAX << 12,
+            "ends beyond",
+        ),
+        (
+            |records| records[1].uncompressed_offset += 1,
+            "no multiple of 4096",
+        ),
+    ];
+    for (change, word) in changes {
+        let error = refused(change);
+        assert!(
+            matches!(error, Error::Invalid { .. }) && error.to_string().contains(word),
+            "{error}"
+        );
+    }
+    assert!(matches!(
+        refused(|records| records[1].digest = [0; 32]),
+        Error::Unsupported { .. }
+    ));
+    assert!(matches!(
+        refused(|records| records[1].blob_index = 7),
+        Error::Invalid { .. } | Error::Format { .. }
+    ));
+}
+
+#[test]
+fn a_blob_that_disagrees_with_the_bootstrap_is_not_believed() {
+    let image = Image::new(some_chunks(4, 9000), Kind::default());
+    let mut records = image.records.clone();
+    records.truncate(1);
+    records[0].uncompressed_offset = 4096;
+    let bootstrap = bootstrap(&image.info, &records);
+    let store = ChunkStore::open(
+        &bootstrap,
+        Arc::new(Source(image.source())),
+        StoreOptions::default(),
+    )
+    .unwrap();
+    let pointer = ChunkPointer {
+        uncompressed_offset: 4096,
+        ..image.pointers[0]
+    };
+    assert!(matches!(
+        *store.read(pointer, 0, &mut [0], &[]).unwrap_err().cause,
+        ReadCause::Mismatch { .. }
+    ));
 }
 
 #[test]
