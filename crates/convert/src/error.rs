@@ -110,8 +110,14 @@ impl Error {
         use builder::Error as Build;
         match self {
             Self::Cancelled => true,
-            Self::Layer { source: LayerError::Build(source), .. } => {
-                matches!(source, Build::Cancelled | Build::Stopped | Build::LowerLayer)
+            Self::Layer {
+                source: LayerError::Build(source),
+                ..
+            } => {
+                matches!(
+                    source,
+                    Build::Cancelled | Build::Stopped | Build::LowerLayer
+                )
             }
             _ => false,
         }

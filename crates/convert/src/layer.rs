@@ -62,7 +62,11 @@ pub(crate) fn convert(
             return Err(error);
         }
     };
-    let summary = format!("blob {}, {} bytes", &layer.blob.digest.hex()[..12], layer.blob.size);
+    let summary = format!(
+        "blob {}, {} bytes",
+        &layer.blob.digest.hex()[..12],
+        layer.blob.size
+    );
     places.progress.finished(&task, &summary);
     Ok(layer)
 }
@@ -75,7 +79,11 @@ fn build(
     options: &BuildOptions,
     dedup: Dedup,
 ) -> Result<ConvertedLayer, LayerError> {
-    let stored = Counted { inner: places.source.open_blob(descriptor)?, progress: places.progress, task };
+    let stored = Counted {
+        inner: places.source.open_blob(descriptor)?,
+        progress: places.progress,
+        task,
+    };
     let mut writer = places.target.blob_writer()?;
     let (built, actual) = std::thread::scope(|scope| {
         let stream = stream::open(scope, stored, &options.cancel);
@@ -83,12 +91,22 @@ fn build(
         Ok::<_, LayerError>((built, stream.diff_id.wait()?))
     })?;
     if actual != diff_id {
-        return Err(LayerError::DiffId { expected: diff_id, actual });
+        return Err(LayerError::DiffId {
+            expected: diff_id,
+            actual,
+        });
     }
     let digest = Digest::from(built.blob_digest);
     let size = writer.finish(digest)?;
     let table = read_table(places.target, &built, digest, &options.cancel)?;
-    Ok(ConvertedLayer { image: built.image, blob: Blob { digest, size, table } })
+    Ok(ConvertedLayer {
+        image: built.image,
+        blob: Blob {
+            digest,
+            size,
+            table,
+        },
+    })
 }
 
 /// Reads the chunk table of a new blob back.
@@ -99,16 +117,24 @@ fn read_table(
     cancel: &Cancel,
 ) -> Result<Option<(Vec<u8>, Vec<u8>)>, LayerError> {
     let id = blob.hex();
-    let own = built.image.blobs.iter().find(|info| built.has_data && info.id.as_str() == id);
-    let Some(info) = own.filter(|info| info.meta_uncompressed_size != 0) else { return Ok(None) };
+    let own = built
+        .image
+        .blobs
+        .iter()
+        .find(|info| built.has_data && info.id.as_str() == id);
+    let Some(info) = own.filter(|info| info.meta_uncompressed_size != 0) else {
+        return Ok(None);
+    };
     cancel.check().map_err(builder::Error::from)?;
     let (file, offset, len) = target.file_blob(&blob)?;
     let stored = stored_table(info, len)?;
     let mut bytes = vec![0; stored];
-    file.read_exact_at(&mut bytes, offset + info.meta_offset).map_err(|error| LayerError::Table(error.into()))?;
+    file.read_exact_at(&mut bytes, offset + info.meta_offset)
+        .map_err(|error| LayerError::Table(error.into()))?;
     let header = bytes.split_off(stored - TABLE_HEADER);
     let mut table = vec![0; usize::try_from(info.meta_uncompressed_size).unwrap_or_default()];
-    codec::decompress(info.meta_compressor, &bytes, &mut table).map_err(|error| LayerError::Table(error.into()))?;
+    codec::decompress(info.meta_compressor, &bytes, &mut table)
+        .map_err(|error| LayerError::Table(error.into()))?;
     Ok(Some((table, header)))
 }
 

@@ -19,7 +19,10 @@ pub(crate) struct Distinct<'a> {
 /// Finds the layers that occur more than once. Both slices have the same length.
 pub(crate) fn distinct<'a>(layers: &'a [Descriptor], diff_ids: &[Digest]) -> Distinct<'a> {
     let mut known: HashMap<(Digest, Digest), usize> = HashMap::new();
-    let mut out = Distinct { layers: Vec::new(), positions: Vec::new() };
+    let mut out = Distinct {
+        layers: Vec::new(),
+        positions: Vec::new(),
+    };
     for (layer, &diff_id) in std::iter::zip(layers, diff_ids) {
         let position = *known.entry((layer.digest, diff_id)).or_insert_with(|| {
             out.layers.push((layer, diff_id));
@@ -39,10 +42,16 @@ pub(crate) fn convert(
     dedup: DedupScope,
     lanes: usize,
 ) -> Result<Vec<ConvertedLayer>, Error> {
-    let options = BuildOptions { cancel: options.cancel.child(), ..options.clone() };
+    let options = BuildOptions {
+        cancel: options.cancel.child(),
+        ..options.clone()
+    };
     let turns: Vec<Dedup> = match dedup {
         DedupScope::Layer => layers.iter().map(|_| Dedup::Layer).collect(),
-        DedupScope::Image => Turn::for_layers(layers.len()).into_iter().map(Dedup::Image).collect(),
+        DedupScope::Image => Turn::for_layers(layers.len())
+            .into_iter()
+            .map(Dedup::Image)
+            .collect(),
     };
     let queue = Mutex::new(layers.iter().zip(turns).enumerate());
     let results: Mutex<Vec<Option<Result<ConvertedLayer, Error>>>> =
@@ -50,9 +59,16 @@ pub(crate) fn convert(
     let work = || {
         while !options.cancel.is_cancelled() {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((number, ((descriptor, diff_id), turn))) = next else { return };
-            let result = layer::convert(places, descriptor, *diff_id, &options, turn)
-                .map_err(|source| Error::Layer { digest: descriptor.digest, source });
+            let Some((number, ((descriptor, diff_id), turn))) = next else {
+                return;
+            };
+            let result =
+                layer::convert(places, descriptor, *diff_id, &options, turn).map_err(|source| {
+                    Error::Layer {
+                        digest: descriptor.digest,
+                        source,
+                    }
+                });
             if result.is_err() {
                 options.cancel.cancel();
             }
@@ -68,12 +84,18 @@ pub(crate) fn convert(
 }
 
 /// All layers, or the failure that the others are consequences of.
-fn collect(results: Vec<Option<Result<ConvertedLayer, Error>>>) -> Result<Vec<ConvertedLayer>, Error> {
+fn collect(
+    results: Vec<Option<Result<ConvertedLayer, Error>>>,
+) -> Result<Vec<ConvertedLayer>, Error> {
     let (mut layers, mut failure) = (Vec::with_capacity(results.len()), None::<Error>);
     for result in results {
         match result.unwrap_or(Err(Error::Cancelled)) {
             Ok(layer) => layers.push(layer),
-            Err(error) if failure.as_ref().is_none_or(|known| known.is_consequence() && !error.is_consequence()) => {
+            Err(error)
+                if failure
+                    .as_ref()
+                    .is_none_or(|known| known.is_consequence() && !error.is_consequence()) =>
+            {
                 failure = Some(error);
             }
             Err(_) => {}

@@ -73,12 +73,22 @@ pub fn convert_image(
     let converted = begun.elapsed();
     cancel.check()?;
     target.commit(&root)?;
-    Ok(ConvertReport::new(&root, &images, pulled, converted, begun.elapsed()))
+    Ok(ConvertReport::new(
+        &root,
+        &images,
+        pulled,
+        converted,
+        begun.elapsed(),
+    ))
 }
 
 /// A descriptor without what only says something in an index.
 fn unplaced(descriptor: &Descriptor) -> Descriptor {
-    Descriptor::new(descriptor.media_type.clone(), descriptor.digest, descriptor.size)
+    Descriptor::new(
+        descriptor.media_type.clone(),
+        descriptor.digest,
+        descriptor.size,
+    )
 }
 
 /// Writes the index over all images: the source's, with other entries.
@@ -89,7 +99,10 @@ fn put_index(
     options: &ConvertOptions,
 ) -> Result<Descriptor, Error> {
     let mut index = source;
-    index.manifests = images.iter().map(|image| image.descriptor.clone()).collect();
+    index.manifests = images
+        .iter()
+        .map(|image| image.descriptor.clone())
+        .collect();
     if options.oci {
         media::OCI_INDEX.clone_into(&mut index.media_type);
     }

@@ -46,7 +46,9 @@ impl<'a> Context<'a> {
         progress: &'a dyn Progress,
         cancel: &'a Cancel,
     ) -> Result<Self, Error> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.get()).build();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads.get())
+            .build();
         let pool = Arc::new(pool.map_err(|error| Error::Threads(error.into()))?);
         let mut build = BuildOptions::new(pool, Budget::new(options.memory));
         build.compressor = options.compressor;
@@ -54,7 +56,16 @@ impl<'a> Context<'a> {
         build.chunk_size = options.chunk_size;
         build.prefetch.clone_from(&options.prefetch);
         build.cancel = cancel.clone();
-        Ok(Self { places: Places { source, target, progress }, options, build, cancel })
+        Ok(Self {
+            places: Places {
+                source,
+                target,
+                progress,
+            },
+            options,
+            build,
+            cancel,
+        })
     }
 
     /// Converts or copies all chosen images, in their order.
@@ -63,16 +74,26 @@ impl<'a> Context<'a> {
         for image in selected.iter().filter(|image| is_to_convert(image)) {
             refuse(&image.manifest).map_err(|error| self.about(image, selected, error))?;
         }
-        let size = selected.iter().filter(|image| is_to_convert(image)).map(|image| layer_size(&image.manifest)).sum();
+        let size = selected
+            .iter()
+            .filter(|image| is_to_convert(image))
+            .map(|image| layer_size(&image.manifest))
+            .sum();
         self.places.progress.started(TOTAL, Some(size));
         let mut converted = Vec::with_capacity(selected.len());
         for image in selected {
             self.cancel.check()?;
-            let result = if is_to_convert(image) { self.convert(image) } else { self.copy(image) };
+            let result = if is_to_convert(image) {
+                self.convert(image)
+            } else {
+                self.copy(image)
+            };
             converted.push(result.map_err(|error| self.about(image, selected, error))?);
         }
         let size: u64 = converted.iter().map(|image| image.target_size).sum();
-        self.places.progress.finished(TOTAL, &format!("{size} bytes"));
+        self.places
+            .progress
+            .finished(TOTAL, &format!("{size} bytes"));
         Ok(converted)
     }
 
@@ -83,7 +104,8 @@ impl<'a> Context<'a> {
         }
         let platform = image.descriptor.platform.as_ref();
         Error::Entry {
-            platform: platform.map_or_else(|| "an unnamed platform".to_owned(), Platform::to_string),
+            platform: platform
+                .map_or_else(|| "an unnamed platform".to_owned(), Platform::to_string),
             digest: image.descriptor.digest,
             source: Box::new(error),
         }
@@ -95,15 +117,23 @@ impl<'a> Context<'a> {
             self.cancel.check()?;
             self.places.target.copy(self.places.source, blob)?;
         }
-        self.places.target.copy(self.places.source, &image.descriptor)?;
+        self.places
+            .target
+            .copy(self.places.source, &image.descriptor)?;
         let size = image_size(&image.manifest);
-        Ok(Converted { descriptor: image.descriptor.clone(), source_size: size, target_size: size, converted: false })
+        Ok(Converted {
+            descriptor: image.descriptor.clone(),
+            source_size: size,
+            target_size: size,
+            converted: false,
+        })
     }
 
     fn convert(&self, image: &Selected) -> Result<Converted, Error> {
         let (source, digest) = (&image.manifest, image.descriptor.digest);
         let config = self.places.source.config(source)?;
-        let diff_ids = nydus::diff_ids(&config, &format!("configuration {}", source.config.digest))?;
+        let diff_ids =
+            nydus::diff_ids(&config, &format!("configuration {}", source.config.digest))?;
         if diff_ids.len() != source.layers.len() {
             return Err(Error::LayerCount {
                 manifest: digest,
@@ -114,8 +144,13 @@ impl<'a> Context<'a> {
         let layers = self.convert_layers(source, &diff_ids)?;
         let bootstrap = self.bootstrap(layers.images, &layers.blobs, digest)?;
         self.cancel.check()?;
-        let blobs = layers.positions.iter().map(|&position| &layers.blobs[position]);
-        let blobs = blobs.map(|blob| nydus::blob_descriptor(blob.digest, blob.size)).collect();
+        let blobs = layers
+            .positions
+            .iter()
+            .map(|&position| &layers.blobs[position]);
+        let blobs = blobs
+            .map(|blob| nydus::blob_descriptor(blob.digest, blob.size))
+            .collect();
         let manifest = self.put_documents(image, &config, blobs, &bootstrap)?;
         let bytes = manifest.to_json();
         let put = self.places.target.put(&bytes, &manifest.media_type)?;
@@ -123,28 +158,59 @@ impl<'a> Context<'a> {
             self.check(image, &put, &manifest)?;
         }
         let mut descriptor = image.descriptor.clone();
-        (descriptor.media_type, descriptor.digest, descriptor.size) = (put.media_type, put.digest, put.size);
+        (descriptor.media_type, descriptor.digest, descriptor.size) =
+            (put.media_type, put.digest, put.size);
         if descriptor.platform.is_none() {
             descriptor.platform = platform(&config);
         }
         let (source_size, target_size) = (image_size(source), image_size(&manifest));
-        Ok(Converted { descriptor, source_size, target_size, converted: true })
+        Ok(Converted {
+            descriptor,
+            source_size,
+            target_size,
+            converted: true,
+        })
     }
 
     fn convert_layers(&self, source: &Manifest, diff_ids: &[Digest]) -> Result<Layers, Error> {
         let distinct = layers::distinct(&source.layers, diff_ids);
-        let lanes = if self.places.target.is_sequential() { 1 } else { self.options.threads.get().max(LANES_MIN) };
-        let converted = layers::convert(&self.places, &distinct.layers, &self.build, self.options.dedup, lanes)?;
-        let (images, blobs) = converted.into_iter().map(|layer| (layer.image, layer.blob)).unzip();
+        let lanes = if self.places.target.is_sequential() {
+            1
+        } else {
+            self.options.threads.get().max(LANES_MIN)
+        };
+        let converted = layers::convert(
+            &self.places,
+            &distinct.layers,
+            &self.build,
+            self.options.dedup,
+            lanes,
+        )?;
+        let (images, blobs) = converted
+            .into_iter()
+            .map(|layer| (layer.image, layer.blob))
+            .unzip();
         let images = spread(images, &distinct.positions);
-        Ok(Layers { images, blobs, positions: distinct.positions })
+        Ok(Layers {
+            images,
+            blobs,
+            positions: distinct.positions,
+        })
     }
 
     /// The bootstrap of all layers laid over each other, packed as a layer.
-    fn bootstrap(&self, images: Vec<Image>, blobs: &[Blob], manifest: Digest) -> Result<BootstrapLayer, Error> {
+    fn bootstrap(
+        &self,
+        images: Vec<Image>,
+        blobs: &[Blob],
+        manifest: Digest,
+    ) -> Result<BootstrapLayer, Error> {
         let failed = |source| Error::Merge { manifest, source };
-        let mut merged =
-            if images.is_empty() { self.empty_image() } else { builder::merge(images).map_err(failed)? };
+        let mut merged = if images.is_empty() {
+            self.empty_image()
+        } else {
+            builder::merge(images).map_err(failed)?
+        };
         merged.prefetch = builder::resolve_prefetch(&merged.tree, &self.options.prefetch);
         let bootstrap = builder::encode_v6(&merged).map_err(failed)?;
         drop(merged);
@@ -153,7 +219,11 @@ impl<'a> Context<'a> {
             if let Some((table, header)) = &blob.table
                 && tables.iter().all(|known| known.blob != blob.digest)
             {
-                tables.push(nydus::Table { blob: blob.digest, table, header });
+                tables.push(nydus::Table {
+                    blob: blob.digest,
+                    table,
+                    header,
+                });
             }
         }
         BootstrapLayer::pack(&bootstrap, &tables).map_err(|source| Error::Pack { manifest, source })
@@ -187,37 +257,77 @@ impl<'a> Context<'a> {
         }
         let target = self.places.target;
         let size = bootstrap.bytes.len() as u64;
-        let last = nydus::bootstrap_layer_descriptor(&source.media_type, bootstrap.digest, size, FS_VERSION);
+        let last = nydus::bootstrap_layer_descriptor(
+            &source.media_type,
+            bootstrap.digest,
+            size,
+            FS_VERSION,
+        );
         target.put(&bootstrap.bytes, &last.media_type)?;
-        let diff_ids: Vec<Digest> = layers.iter().map(|blob| blob.digest).chain([bootstrap.diff_id]).collect();
+        let diff_ids: Vec<Digest> = layers
+            .iter()
+            .map(|blob| blob.digest)
+            .chain([bootstrap.diff_id])
+            .collect();
         layers.push(last);
-        let config = nydus::target_config(config, &diff_ids, &format!("configuration {}", source.config.digest))?;
+        let config = nydus::target_config(
+            config,
+            &diff_ids,
+            &format!("configuration {}", source.config.digest),
+        )?;
         let config = serde_json::to_vec(&config).expect("a JSON value always serialises");
         let config = target.put(&config, &source.config.media_type)?;
         let name = self.options.source_name.as_deref();
-        Ok(nydus::target_manifest(&source, image.descriptor.digest, name, config, layers, FS_VERSION))
+        Ok(nydus::target_manifest(
+            &source,
+            image.descriptor.digest,
+            name,
+            config,
+            layers,
+            FS_VERSION,
+        ))
     }
 
     /// Compares the new image, not tagged yet, with its source.
     fn check(&self, image: &Selected, put: &Descriptor, manifest: &Manifest) -> Result<(), Error> {
         let digest = image.descriptor.digest;
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::CheckFailed { manifest: digest, source: error };
-        let side = |source: Source, name: String, manifest: &Manifest| {
-            verify::Side::image(&Arc::new(source), name, manifest.clone()).map_err(|error| failed(error.into()))
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::CheckFailed {
+            manifest: digest,
+            source: error,
         };
-        let source = side(self.places.source.clone(), digest.to_string(), &image.manifest)?;
-        let target = side(self.places.target.source(put)?, put.digest.to_string(), manifest)?;
+        let side = |source: Source, name: String, manifest: &Manifest| {
+            verify::Side::image(&Arc::new(source), name, manifest.clone())
+                .map_err(|error| failed(error.into()))
+        };
+        let source = side(
+            self.places.source.clone(),
+            digest.to_string(),
+            &image.manifest,
+        )?;
+        let target = side(
+            self.places.target.source(put)?,
+            put.digest.to_string(),
+            manifest,
+        )?;
         let options = verify::Options {
             threads: NonZeroUsize::new(self.options.threads.get()).unwrap_or(NonZeroUsize::MIN),
-            keep_trusted: self.build.layer.keep_trusted,
+            layers: self.build.layer.clone(),
             cancel: self.cancel,
             progress: self.places.progress,
         };
-        let report = verify::check(Some(&source), &target, &options).map_err(|error| match error {
-            verify::Error::Cancelled(_) => Error::Cancelled,
-            error => failed(error.into()),
-        })?;
-        if report.verified { Ok(()) } else { Err(Error::Different { manifest: digest, report: report.to_string() }) }
+        let report =
+            verify::check(Some(&source), &target, &options).map_err(|error| match error {
+                verify::Error::Cancelled(_) => Error::Cancelled,
+                error => failed(error.into()),
+            })?;
+        if report.verified {
+            Ok(())
+        } else {
+            Err(Error::Different {
+                manifest: digest,
+                report: report.to_string(),
+            })
+        }
     }
 }
 
@@ -238,7 +348,11 @@ fn spread(images: Vec<Image>, positions: &[usize]) -> Vec<Image> {
     (0..positions.len())
         .filter_map(|number| {
             let image = &mut images[positions[number]];
-            if last(number) { image.take() } else { image.clone() }
+            if last(number) {
+                image.take()
+            } else {
+                image.clone()
+            }
         })
         .collect()
 }
@@ -275,7 +389,12 @@ fn layer_size(manifest: &Manifest) -> u64 {
 }
 
 fn image_size(manifest: &Manifest) -> u64 {
-    manifest.layers.iter().fold(manifest.config.size, |sum, layer| sum.saturating_add(layer.size))
+    manifest
+        .layers
+        .iter()
+        .fold(manifest.config.size, |sum, layer| {
+            sum.saturating_add(layer.size)
+        })
 }
 
 /// The platform that a configuration states.

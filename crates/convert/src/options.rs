@@ -59,7 +59,10 @@ impl ConvertOptions {
             prefetch: vec![b"/".to_vec()],
             oci: false,
             threads,
-            memory: threads.get().saturating_mul(Self::MEMORY_PER_THREAD).max(Self::MEMORY_MIN),
+            memory: threads
+                .get()
+                .saturating_mul(Self::MEMORY_PER_THREAD)
+                .max(Self::MEMORY_MIN),
             check: false,
             source_name: None,
         }

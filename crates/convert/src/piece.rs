@@ -42,7 +42,12 @@ pub(crate) fn pipe() -> (SyncSender<Message>, Receiver<Message>) {
 
 /// Reads `source` to its end in pieces of up to `size` bytes and sends each to all `receivers`. An error goes to the
 /// first. Ends early if a receiver is gone or the work is cancelled.
-pub(crate) fn pump(mut source: impl Read, size: usize, receivers: &[SyncSender<Message>], cancel: &Cancel) {
+pub(crate) fn pump(
+    mut source: impl Read,
+    size: usize,
+    receivers: &[SyncSender<Message>],
+    cancel: &Cancel,
+) {
     let (home, returned) = channel::<Vec<u8>>();
     loop {
         if cancel.is_cancelled() {
@@ -53,7 +58,10 @@ pub(crate) fn pump(mut source: impl Read, size: usize, receivers: &[SyncSender<M
         let (filled, error) = fill(&mut source, &mut bytes);
         bytes.truncate(filled);
         if filled != 0 {
-            let piece = Arc::new(Piece { bytes, home: home.clone() });
+            let piece = Arc::new(Piece {
+                bytes,
+                home: home.clone(),
+            });
             for receiver in receivers {
                 if receiver.send(Message::Piece(Arc::clone(&piece))).is_err() {
                     return;
@@ -104,7 +112,12 @@ pub(crate) struct Pipe {
 
 impl Pipe {
     pub(crate) fn new(receiver: Receiver<Message>) -> Self {
-        Self { receiver, piece: None, position: 0, ended: false }
+        Self {
+            receiver,
+            piece: None,
+            position: 0,
+            ended: false,
+        }
     }
 }
 
@@ -138,7 +151,10 @@ impl Read for Pipe {
 mod tests {
     use super::*;
 
-    fn through(source: impl Read + Send, size: usize) -> (io::Result<Vec<u8>>, io::Result<Vec<u8>>) {
+    fn through(
+        source: impl Read + Send,
+        size: usize,
+    ) -> (io::Result<Vec<u8>>, io::Result<Vec<u8>>) {
         let ((first, a), (second, b)) = (pipe(), pipe());
         std::thread::scope(|scope| {
             scope.spawn(move || pump(source, size, &[first, second], &Cancel::default()));

@@ -65,5 +65,8 @@ pub(crate) fn open<'scope>(
             }
         }
     });
-    LayerStream { tar: Pipe::new(tar), diff_id: DiffId(digest) }
+    LayerStream {
+        tar: Pipe::new(tar),
+        diff_id: DiffId(digest),
+    }
 }

@@ -142,7 +142,10 @@ impl Target {
         };
         match stored {
             Stored::Window { file, offset, len } => Ok((file, offset, len)),
-            Stored::Bytes(_) => Err(Error::MissingBlob { digest: *digest, store }),
+            Stored::Bytes(_) => Err(Error::MissingBlob {
+                digest: *digest,
+                store,
+            }),
         }
     }
 

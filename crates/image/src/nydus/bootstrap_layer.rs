@@ -49,7 +49,12 @@ impl BootstrapLayer {
         };
         entry(&mut tar, "image/", tar::EntryType::Directory, 0o755, 0)?;
         file(&mut tar, BOOTSTRAP, &[bootstrap])?;
-        for Table { blob, table, header } in tables {
+        for Table {
+            blob,
+            table,
+            header,
+        } in tables
+        {
             let padding = vec![0; table.len().next_multiple_of(META_ALIGNMENT) - table.len()];
             file(
                 &mut tar,
@@ -202,7 +207,11 @@ mod tests {
     #[test]
     fn a_bootstrap_comes_back_out_of_its_layer() {
         let boot = vec![7; 5000];
-        let table = Table { blob: Digest::of(b"blob"), table: &[1; 24], header: &[2; 4096] };
+        let table = Table {
+            blob: Digest::of(b"blob"),
+            table: &[1; 24],
+            header: &[2; 4096],
+        };
         let layer = BootstrapLayer::pack(&boot, &[table]).unwrap();
         let (read, diff_id) = unpack_bootstrap(&layer.bytes[..], "layer").unwrap();
         assert_eq!(read, boot);
