@@ -139,9 +139,10 @@ impl Drop for Layout {
     }
 }
 
+/// Fields drop in this order: the file has to go before a layout that may be given up.
 pub(super) struct Writer {
-    layout: Arc<Layout>,
     file: NamedTempFile,
+    layout: Arc<Layout>,
     size: u64,
 }
 
