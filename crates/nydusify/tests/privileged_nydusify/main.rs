@@ -2,5 +2,6 @@
 
 mod damage;
 mod life;
+mod serving;
 mod support;
 mod trees;
