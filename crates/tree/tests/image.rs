@@ -435,5 +435,5 @@ fn three_layers_of_20000_inodes_merge_quickly() {
     let took = begun.elapsed();
     eprintln!("merged in {took:?}");
     assert_eq!(image.tree.name_count(), 1 + 500 + 40_000);
-    assert!(took.as_millis() < 500, "{took:?}");
+    assert!(took.as_millis() < 2000, "{took:?}");
 }
