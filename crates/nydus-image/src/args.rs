@@ -49,6 +49,10 @@ pub enum Command {
     Create(Box<Create>),
     /// Merge the bootstraps of layers into that of an image, the lowest layer first
     Merge(Box<Merge>),
+    /// Walk everything in a bootstrap that a kernel or daemon relies on, and say what is wrong
+    Check(crate::check::Check),
+    /// Look around in a bootstrap
+    Inspect(crate::inspect::Inspect),
     /// Not built yet: statistics, compaction, optimisation, export, unpacking, dictionaries
     #[command(external_subcommand)]
     Other(Vec<String>),

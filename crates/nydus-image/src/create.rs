@@ -127,7 +127,7 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         blob_id,
         explicit_owners: !args.repeatable,
         prefetch: prefetch::read(args.prefetch_policy)?,
-        layer: layer::Options { drop_estargz: true, concatenated: true, ..layer::Options::default() },
+        layer: layer::Options { drop_estargz: true, ..layer::Options::default() },
         cancel: interrupt.cancel.clone(),
         ..BuildOptions::new(Arc::new(pool), Budget::new(memory))
     })

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod create;
+mod inspect;
 mod interrupt;
 mod logging;
 mod merge;
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:?}");
+            report(&error);
             ExitCode::from(exit_status(&error))
         }
     }
@@ -61,7 +63,17 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
     match command {
         Command::Create(args) => create::run(args, interrupt),
         Command::Merge(args) => merge::run(args, interrupt),
+        Command::Check(args) => check::run(args, interrupt),
+        Command::Inspect(args) => inspect::run(args),
         Command::Other(words) => Err(Unsupported::flag(words.first().map_or("", String::as_str)).into()),
+    }
+}
+
+/// The error and what caused it, one cause a line.
+fn report(error: &anyhow::Error) {
+    eprintln!("Error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("  caused by: {cause}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! `merge`: the bootstraps of layers into that of an image.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};

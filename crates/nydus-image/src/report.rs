@@ -47,4 +47,10 @@ impl Report {
         let text = serde_json::to_vec_pretty(self).context("cannot encode the report")?;
         output::write(path, &text, unfinished)
     }
+
+    /// The same on one line, as `check` does it.
+    pub fn write_compact(&self, path: &Path, unfinished: &Unfinished) -> anyhow::Result<()> {
+        let text = serde_json::to_vec(self).context("cannot encode the report")?;
+        output::write(path, &text, unfinished)
+    }
 }

@@ -1,0 +1,14 @@
+//! What `nydus-image check` and `nydus-image inspect` say of a bootstrap. Nothing is changed and nothing is printed:
+//! text goes to a [`std::io::Write`] of the caller.
+#![forbid(unsafe_code)]
+
+mod blobs;
+mod error;
+mod report;
+mod shell;
+mod walk;
+
+pub use blobs::check_blobs;
+pub use error::Error;
+pub use report::{write_blobs, write_files, write_valid};
+pub use shell::{Next, PROMPT, Shell};

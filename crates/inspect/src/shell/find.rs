@@ -1,0 +1,108 @@
+//! Searches over the whole tree.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::{ControlFlow, Deref};
+
+use rafs_format::{Bootstrap, Nid};
+
+use super::show;
+use crate::Error;
+use crate::report::{ChunkRecords, file_chunks};
+use crate::walk::walk;
+
+/// All names of the inodes that are to be fetched first, in the order of the table.
+pub(super) fn prefetch<D: Deref<Target = [u8]>>(
+    bootstrap: &Bootstrap<D>,
+) -> Result<Vec<(Nid, Vec<Vec<u8>>)>, Error> {
+    let mut paths: BTreeMap<Nid, Vec<Vec<u8>>> =
+        bootstrap.prefetch().map(|nid| (nid, Vec::new())).collect();
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    walk(bootstrap, |path, inode| {
+        if let Some(found) = paths.get_mut(&inode.nid) {
+            found.push(path.to_vec());
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(bootstrap
+        .prefetch()
+        .map(|nid| (nid, paths.get(&nid).cloned().unwrap_or_default()))
+        .collect())
+}
+
+/// Files with a chunk that is stored at `offset` of its blob.
+pub(super) fn chunk<D: Deref<Target = [u8]>>(
+    bootstrap: &Bootstrap<D>,
+    offset: u64,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let records = ChunkRecords::load(bootstrap)?;
+    walk(bootstrap, |path, inode| {
+        if inode.is_regular() {
+            for chunk in file_chunks(bootstrap, path, inode, &records)? {
+                let Some(record) = chunk
+                    .record
+                    .filter(|record| record.compressed_offset == offset)
+                else {
+                    continue;
+                };
+                let blob = bootstrap
+                    .blobs()
+                    .get(chunk.blob_index as usize)
+                    .map_or("?", |info| info.id.as_str());
+                write!(
+                    out,
+                    "{}    file offset {}, chunk index {}",
+                    path.escape_ascii(),
+                    chunk.file_offset,
+                    chunk.index
+                )?;
+                writeln!(
+                    out,
+                    ", compressed size {}, blob {blob}, chunk id {}",
+                    record.compressed_size,
+                    hex::encode(record.digest)
+                )?;
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// All paths of an inode, and what is known of it.
+pub(super) fn inode<D: Deref<Target = [u8]>>(
+    bootstrap: &Bootstrap<D>,
+    nid: Nid,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let mut found = None;
+    let mut directories = BTreeMap::new();
+    walk(bootstrap, |path, inode| {
+        if inode.is_dir() {
+            directories.insert(path.to_vec(), inode.nid);
+        }
+        if inode.nid == nid {
+            writeln!(out, "{}", path.escape_ascii())?;
+            found.get_or_insert_with(|| (path.to_vec(), *inode));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let Some((path, inode)) = found else {
+        return Ok(writeln!(out, "inode {nid} is not there")?);
+    };
+    let cut = path.iter().rposition(|&b| b == b'/').unwrap_or(0);
+    let (dir, name) = path.split_at(cut);
+    let name = if path == b"/" {
+        b"/"
+    } else {
+        name.get(1..).unwrap_or_default()
+    };
+    let dir: &[u8] = if dir.is_empty() { b"/" } else { dir };
+    let parent = directories
+        .get(dir)
+        .copied()
+        .unwrap_or_else(|| bootstrap.root());
+    show::inode(bootstrap, name, &inode, parent, out)
+}

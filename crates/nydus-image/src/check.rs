@@ -1,0 +1,99 @@
+//! `check`: walks a bootstrap and says what is wrong, or which blobs it needs.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::Args;
+use rafs_format::Bootstrap;
+use serde_json::Map;
+use storage::{DirSource, load_bootstrap};
+
+use crate::interrupt::Interrupt;
+use crate::report::Report;
+use crate::unsupported::Unsupported;
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub input: Input,
+    /// List every file and every chunk
+    #[arg(short = 'v', long)]
+    pub verbose: bool,
+    /// Write a report to FILE
+    #[arg(short = 'J', long, value_name = "FILE")]
+    pub output_json: Option<PathBuf>,
+}
+
+/// The bootstrap that `check` and `inspect` look at.
+#[derive(Debug, Args)]
+pub struct Input {
+    /// Bootstrap, or native layer blob with a bootstrap inside
+    #[arg(value_name = "BOOTSTRAP", required_unless_present = "bootstrap_flag")]
+    bootstrap: Option<PathBuf>,
+    /// The same; the blobs are then taken as unreachable
+    #[arg(short = 'B', long = "bootstrap", value_name = "BOOTSTRAP", conflicts_with = "bootstrap")]
+    bootstrap_flag: Option<PathBuf>,
+    /// Configuration of a storage backend
+    #[arg(short = 'C', long, value_name = "FILE", conflicts_with = "blob_dir")]
+    config: Option<PathBuf>,
+    /// Directory of the blobs, each named by its id
+    #[arg(short = 'D', long, value_name = "DIR")]
+    blob_dir: Option<PathBuf>,
+}
+
+impl Input {
+    /// Path of the bootstrap.
+    pub fn path(&self) -> anyhow::Result<&Path> {
+        let path = self.bootstrap.as_deref().or(self.bootstrap_flag.as_deref());
+        path.context("there is no bootstrap to look at")
+    }
+
+    pub fn load(&self) -> anyhow::Result<Bootstrap<Vec<u8>>> {
+        if self.config.is_some() {
+            return Err(Unsupported::flag("--config").into());
+        }
+        Ok(load_bootstrap(self.path()?)?.bootstrap)
+    }
+
+    /// Where blobs can be looked at.
+    fn blobs(&self) -> Option<DirSource> {
+        let dir = self.blob_dir.as_ref().filter(|_| self.bootstrap_flag.is_none())?;
+        Some(DirSource(dir.clone()))
+    }
+}
+
+pub fn run(args: &Check, interrupt: &Interrupt) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let bootstrap = args.input.load()?;
+    let path = args.input.path()?;
+    bootstrap.check().with_context(|| format!("{} is not valid", path.display()))?;
+    if let Some(source) = args.input.blobs() {
+        inspect::check_blobs(&bootstrap, &source)
+            .with_context(|| format!("{} and its blobs do not fit together", path.display()))?;
+    }
+    let checked = start.elapsed().as_secs_f64();
+    if let Err(error) = print(args, &bootstrap)
+        && !error.is_broken_pipe()
+    {
+        return Err(error.into());
+    }
+    if let Some(json) = &args.output_json {
+        let blobs = bootstrap.blobs().iter().map(|info| info.id.to_string()).collect();
+        Report::new(Some(path), blobs, bootstrap.compressor())
+            .trace([("load_tree_from_bootstrap", checked)], Map::new())
+            .write_compact(json, &interrupt.unfinished)?;
+    }
+    Ok(())
+}
+
+fn print(args: &Check, bootstrap: &Bootstrap<Vec<u8>>) -> Result<(), inspect::Error> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if args.verbose {
+        inspect::write_files(bootstrap, &mut out)?;
+    }
+    inspect::write_valid(&mut out)?;
+    inspect::write_blobs(bootstrap, &mut out)?;
+    Ok(out.flush()?)
+}
