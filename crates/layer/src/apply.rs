@@ -14,6 +14,8 @@ mod attribute;
 
 /// Longest target of a symbolic link that Linux takes, in bytes.
 const TARGET_MAX: usize = 4095;
+/// Inodes that a layer may have unless asked otherwise.
+const INODES_MAX: u32 = 1 << 24;
 /// Files that eStargz adds to the root of a layer for its own use.
 const ESTARGZ: [&[u8]; 3] = [
     b"stargz.index.json",
@@ -30,7 +32,7 @@ pub struct Options {
     pub fraction: bool,
     /// Leave out the index and landmarks that eStargz puts into the root.
     pub drop_estargz: bool,
-    /// Most inodes a layer may have.
+    /// Most inodes a layer may have. By default 2^24: no bootstrap of 2 GiB, the largest there is, holds more.
     pub max_inodes: u32,
 }
 
@@ -40,7 +42,7 @@ impl Default for Options {
             keep_trusted: true,
             fraction: true,
             drop_estargz: false,
-            max_inodes: i32::MAX as u32,
+            max_inodes: INODES_MAX,
         }
     }
 }

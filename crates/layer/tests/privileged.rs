@@ -100,10 +100,10 @@ fn compare(tree: &Tree, sink: &Keep, root: &Path) -> Vec<String> {
                     wrong.push(format!("{show}: content"));
                 }
             }
-            Content::Symlink(target) => {
-                if fs::read_link(&host).expect("a link").as_os_str().as_bytes() != &target[..] {
-                    wrong.push(format!("{show}: target"));
-                }
+            Content::Symlink(target)
+                if fs::read_link(&host).expect("a link").as_os_str().as_bytes() != &target[..] =>
+            {
+                wrong.push(format!("{show}: target"));
             }
             Content::Special if u64::from(inode.rdev) != meta.rdev() => wrong.push(format!(
                 "{show}: rdev {:#x}, on disk {:#x}",

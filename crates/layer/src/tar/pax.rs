@@ -65,7 +65,7 @@ impl Sparse {
     }
 
     fn segments(&self, map: &[u64]) -> Result<MapVersion, String> {
-        if map.len() % 2 != 0
+        if !map.len().is_multiple_of(2)
             || self
                 .blocks
                 .is_some_and(|blocks| blocks != map.len() as u64 / 2)
