@@ -1,6 +1,7 @@
 //! Chores of the project: `cargo xtask help` lists them.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod fixtures;
 mod lint;
@@ -38,6 +39,12 @@ enum Chore {
     },
     /// Checks formatting, clippy, the direction of dependencies and that sources are ASCII
     Lint,
+    /// Measures the release binaries and writes docs/benchmarks.md
+    Bench {
+        /// What the benchmark program takes: `--only NAME`, `--runs N`, `--big LAYOUT`, `--print`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Makes the fixtures in tests/fixtures anew
     Fixtures {
         /// A static busybox binary; by default that of Debian's package busybox-static, which is downloaded
@@ -53,6 +60,7 @@ fn main() -> ExitCode {
             privileged,
             no_skips,
         } => test::run(privileged, no_skips),
+        Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Lint => lint::run(),
         Chore::Fixtures { busybox } => fixtures::run(busybox),
     };
