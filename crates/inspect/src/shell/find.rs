@@ -11,10 +11,13 @@ use crate::Error;
 use crate::report::{ChunkRecords, file_chunks};
 use crate::walk::walk;
 
-/// All names of the inodes that are to be fetched first, in the order of the table.
+/// An inode that is to be fetched first, and all its paths.
+pub(super) type Prefetched = (Nid, Vec<Vec<u8>>);
+
+/// What is to be fetched first, in the order of the table.
 pub(super) fn prefetch<D: Deref<Target = [u8]>>(
     bootstrap: &Bootstrap<D>,
-) -> Result<Vec<(Nid, Vec<Vec<u8>>)>, Error> {
+) -> Result<Vec<Prefetched>, Error> {
     let mut paths: BTreeMap<Nid, Vec<Vec<u8>>> =
         bootstrap.prefetch().map(|nid| (nid, Vec::new())).collect();
     if paths.is_empty() {
