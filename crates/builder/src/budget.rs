@@ -13,9 +13,6 @@ use std::time::Duration;
 
 use progress::{Cancel, Cancelled};
 
-/// Smallest buffer that is handed out, in bytes.
-pub(crate) const BUFFER_MIN: usize = 256 << 10;
-
 /// A budget of bytes, shared by every layer that is built at the same time.
 #[derive(Debug)]
 pub struct Budget {
@@ -37,7 +34,11 @@ struct State {
 impl Budget {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default(), freed: Condvar::new() })
+        Arc::new(Self {
+            limit,
+            state: Mutex::default(),
+            freed: Condvar::new(),
+        })
     }
 
     /// The budget in bytes.
@@ -47,7 +48,11 @@ impl Budget {
 
     /// A lane for one more layer.
     pub(crate) fn lane(self: &Arc<Self>) -> Lane {
-        Lane { budget: Arc::clone(self), held: Arc::default(), waits: Arc::default() }
+        Lane {
+            budget: Arc::clone(self),
+            held: Arc::default(),
+            waits: Arc::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -64,7 +69,13 @@ impl State {
             return buffer;
         }
         while self.used + self.idle > limit {
-            let Some((other, buffers)) = self.free.iter_mut().find(|(_, buffers)| !buffers.is_empty()) else { break };
+            let Some((other, buffers)) = self
+                .free
+                .iter_mut()
+                .find(|(_, buffers)| !buffers.is_empty())
+            else {
+                break;
+            };
             buffers.pop();
             self.idle -= other;
         }
@@ -83,23 +94,34 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    /// Waits for a buffer of at least `size` bytes.
+    /// Waits for a buffer of `size` bytes.
     ///
     /// # Errors
     /// [`Cancelled`] if that was asked for in the meantime.
     pub(crate) fn acquire(&self, size: usize, cancel: &Cancel) -> Result<Buffer, Cancelled> {
-        let size = size.max(BUFFER_MIN).next_power_of_two();
         let mut state = self.budget.lock();
         loop {
             cancel.check()?;
-            let limit = if self.waits.load(Ordering::Relaxed) { self.budget.limit / 2 } else { self.budget.limit };
+            let limit = if self.waits.load(Ordering::Relaxed) {
+                self.budget.limit / 2
+            } else {
+                self.budget.limit
+            };
             if self.held.load(Ordering::Relaxed) == 0 || state.used + size <= limit {
                 self.held.fetch_add(size, Ordering::Relaxed);
                 let bytes = state.take(size, self.budget.limit);
-                return Ok(Buffer { bytes, used: 0, size, lane: self.clone() });
+                return Ok(Buffer {
+                    bytes,
+                    used: 0,
+                    size,
+                    lane: self.clone(),
+                });
             }
             // The timeout is for the cancel flag, which wakes nobody.
-            let wait = self.budget.freed.wait_timeout(state, Duration::from_millis(100));
+            let wait = self
+                .budget
+                .freed
+                .wait_timeout(state, Duration::from_millis(100));
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -146,11 +168,15 @@ impl Buffer {
 
     /// Adds `count` bytes (at most [`Buffer::room`]) of unspecified content, for the caller to fill.
     pub(crate) fn extend(&mut self, count: usize) -> &mut [u8] {
-        assert!(count <= self.room(), "a buffer is never filled beyond what the budget admitted");
+        assert!(
+            count <= self.room(),
+            "a buffer is never filled beyond what the budget admitted"
+        );
         let start = self.used;
         self.used += count;
         if self.bytes.len() < self.used {
-            self.bytes.reserve_exact(self.used.max(self.size) - self.bytes.len());
+            self.bytes
+                .reserve_exact(self.used.max(self.size) - self.bytes.len());
             self.bytes.resize(self.used, 0);
         }
         &mut self.bytes[start..self.used]
@@ -181,7 +207,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.lane.release(self.size, std::mem::take(&mut self.bytes));
+        self.lane
+            .release(self.size, std::mem::take(&mut self.bytes));
     }
 }
 
@@ -207,11 +234,14 @@ mod tests {
         let budget = Budget::new(2 << 20);
         let cancel = Cancel::default();
         let lane = budget.lane();
-        let held: Vec<_> = (0..2).map(|_| lane.acquire(1 << 20, &cancel).unwrap()).collect();
+        let held: Vec<_> = (0..2)
+            .map(|_| lane.acquire(1 << 20, &cancel).unwrap())
+            .collect();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| lane.acquire(1 << 20, &cancel).map(|buffer| buffer.size));
             std::thread::sleep(Duration::from_millis(20));
             assert!(!waiter.is_finished());
+            drop(held);
             assert_eq!(waiter.join().unwrap(), Ok(1 << 20));
         });
     }

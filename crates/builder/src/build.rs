@@ -53,7 +53,9 @@ pub fn build_tar(
     options: &BuildOptions,
     dedup: Dedup,
 ) -> Result<BuiltLayer, Error> {
-    build(out, options, dedup, |cutter| Ok(layer::read_tree(source, cutter, &options.layer)?))
+    build(out, options, dedup, |cutter| {
+        Ok(layer::read_tree(source, cutter, &options.layer)?)
+    })
 }
 
 /// Builds from whatever `produce` feeds the cutter with; its tree has the cutter's provisional chunk ids.
@@ -65,9 +67,17 @@ pub(crate) fn build(
 ) -> Result<BuiltLayer, Error> {
     options.validate()?;
     let mut output = pipeline::run(options, dedup, out, produce)?;
-    let finished = output.finish.take().map(|finish| finish.wait(&options.cancel)).transpose()?;
+    let finished = output
+        .finish
+        .take()
+        .map(|finish| finish.wait(&options.cancel))
+        .transpose()?;
     let stats = Stats {
-        chunks: output.chunks.iter().filter(|(home, _)| *home == Home::Own).count() as u64,
+        chunks: output
+            .chunks
+            .iter()
+            .filter(|(home, _)| *home == Home::Own)
+            .count() as u64,
         uncompressed_size: output.uncompressed_size,
         duplicate_chunks: output.duplicates.0,
         duplicate_size: output.duplicates.1,
@@ -93,17 +103,26 @@ fn assemble<W>(
     lower: Option<&Finished>,
     options: &BuildOptions,
 ) -> Result<(Image, Option<usize>), Error> {
-    let mut blobs = Blobs { own: None, table: Vec::new(), known: HashMap::new() };
+    let mut blobs = Blobs {
+        own: None,
+        table: Vec::new(),
+        known: HashMap::new(),
+    };
     let mut chunks = Vec::with_capacity(output.chunks.len());
     for &(home, record) in &output.chunks {
         let (blob, mut record) = match home {
             Home::Own => (None, record),
             Home::Dictionary => {
                 let dictionary = options.dictionary.as_ref().ok_or(Error::Stopped)?;
-                (Some(dictionary.blob(record.blob_index).ok_or(Error::Stopped)?), record)
+                (
+                    Some(dictionary.blob(record.blob_index).ok_or(Error::Stopped)?),
+                    record,
+                )
             }
             Home::Lower(place) => {
-                let (blob, record) = lower.and_then(|lower| lower.chunk(place)).ok_or(Error::LowerLayer)?;
+                let (blob, record) = lower
+                    .and_then(|lower| lower.chunk(place))
+                    .ok_or(Error::LowerLayer)?;
                 (Some(blob), record)
             }
         };
@@ -117,12 +136,19 @@ fn assemble<W>(
     for id in (0..tree.len() as u32).map(InodeId) {
         if let Content::Regular { chunks, .. } = &mut tree.inode_mut(id).content {
             for chunk in chunks {
-                *chunk = *output.ids.get(chunk.0 as usize).ok_or(Error::Panicked { stage: "dedup" })?;
+                *chunk = *output
+                    .ids
+                    .get(chunk.0 as usize)
+                    .ok_or(Error::Panicked { stage: "dedup" })?;
             }
         }
     }
     if let Some(own) = blobs.own {
-        blobs.table[own].chunk_count = output.chunks.iter().filter(|(home, _)| *home == Home::Own).count() as u32;
+        blobs.table[own].chunk_count = output
+            .chunks
+            .iter()
+            .filter(|(home, _)| *home == Home::Own)
+            .count() as u32;
         blobs.table[own].uncompressed_size = output.uncompressed_size;
     }
     let image = Image {
@@ -152,7 +178,11 @@ impl Blobs {
         *self.known.entry(blob.id.clone()).or_insert_with(|| {
             // Its id is final, not one that is to be replaced by a file name.
             let features = blob.features - BlobFeatures::INLINED_FS_META;
-            self.table.push(BlobInfo { index: next, features, ..blob.clone() });
+            self.table.push(BlobInfo {
+                index: next,
+                features,
+                ..blob.clone()
+            });
             next
         })
     }
@@ -174,7 +204,9 @@ fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
         features |= BlobFeatures::INLINED_FS_META | BlobFeatures::HAS_TAR_HEADER;
     }
     if options.blob_toc {
-        features |= BlobFeatures::HAS_TOC | BlobFeatures::HAS_TAR_HEADER | BlobFeatures::INLINED_CHUNK_DIGEST;
+        features |= BlobFeatures::HAS_TOC
+            | BlobFeatures::HAS_TAR_HEADER
+            | BlobFeatures::INLINED_CHUNK_DIGEST;
     }
     BlobInfo {
         id: BlobId::placeholder(),
@@ -205,10 +237,16 @@ fn lower_layer(image: &Image, own: Option<usize>) -> LowerLayer {
         Some(own) => own_chunks(image, own).copied().collect(),
         None => Vec::new(),
     };
-    LowerLayer { blob: own.map(|own| image.blobs[own].clone()), chunks }
+    LowerLayer {
+        blob: own.map(|own| image.blobs[own].clone()),
+        chunks,
+    }
 }
 
 /// The chunks of the new blob, by index.
 pub(crate) fn own_chunks(image: &Image, own: usize) -> impl Iterator<Item = &ChunkRecord> {
-    image.chunks.iter().filter(move |chunk| chunk.blob_index as usize == own)
+    image
+        .chunks
+        .iter()
+        .filter(move |chunk| chunk.blob_index as usize == own)
 }

@@ -53,7 +53,13 @@ pub fn build_directory(
     dedup: Dedup,
 ) -> Result<BuiltLayer, Error> {
     build(out, options, dedup, |cutter| {
-        let mut scan = Scan { root, whiteouts, tree: Tree::new(), links: HashMap::new(), files: Vec::new() };
+        let mut scan = Scan {
+            root,
+            whiteouts,
+            tree: Tree::new(),
+            links: HashMap::new(),
+            files: Vec::new(),
+        };
         scan.run(options)?;
         scan.read(cutter, options)
     })
@@ -97,7 +103,10 @@ impl Scan<'_> {
             }
             let id = self.enter(&entry, &metadata)?;
             parents.truncate(entry.depth());
-            if let Some(entries) = parents.last().and_then(|&parent| self.tree.entries_mut(parent)) {
+            if let Some(entries) = parents
+                .last()
+                .and_then(|&parent| self.tree.entries_mut(parent))
+            {
                 entries.insert(name.into(), id);
             }
             if metadata.is_dir() {
@@ -109,14 +118,19 @@ impl Scan<'_> {
 
     /// Adds the inode behind an entry, unless another name of it has been met.
     fn enter(&mut self, entry: &DirEntry, metadata: &Metadata) -> Result<InodeId, Error> {
-        let link = (metadata.nlink() > 1 && !metadata.is_dir()).then(|| (metadata.dev(), metadata.ino()));
+        let link =
+            (metadata.nlink() > 1 && !metadata.is_dir()).then(|| (metadata.dev(), metadata.ino()));
         let known = link.and_then(|link| self.links.get(&link).copied());
         let id = match known {
             Some(id) => id,
             None => {
                 let inode = inode(entry.path(), metadata)?;
                 if entry.depth() == 0 {
-                    *self.tree.inode_mut(InodeId::ROOT) = Inode { mtime: 0, mtime_nsec: 0, ..inode };
+                    *self.tree.inode_mut(InodeId::ROOT) = Inode {
+                        mtime: 0,
+                        mtime_nsec: 0,
+                        ..inode
+                    };
                     InodeId::ROOT
                 } else {
                     self.tree.add(inode)
@@ -129,7 +143,11 @@ impl Scan<'_> {
         if metadata.is_file() {
             let below = entry.path().strip_prefix(self.root).unwrap_or(entry.path());
             let path = [b"/", below.as_os_str().as_bytes()].concat();
-            self.files.push(Name { path, id, source: entry.path().to_owned() });
+            self.files.push(Name {
+                path,
+                id,
+                source: entry.path().to_owned(),
+            });
         }
         Ok(id)
     }
@@ -137,7 +155,12 @@ impl Scan<'_> {
     /// Reads the data of all files, those that are to be prefetched first.
     fn read(mut self, cutter: &mut Cutter, options: &BuildOptions) -> Result<Tree, Error> {
         let mut order: Vec<&Name> = self.files.iter().collect();
-        let rank = |name: &Name| options.prefetch.iter().position(|pattern| matches(pattern, &name.path));
+        let rank = |name: &Name| {
+            options
+                .prefetch
+                .iter()
+                .position(|pattern| matches(pattern, &name.path))
+        };
         order.sort_by_cached_key(|name| rank(name).unwrap_or(usize::MAX));
         let mut done = vec![false; self.tree.len()];
         for name in order {
@@ -145,8 +168,11 @@ impl Scan<'_> {
                 continue;
             }
             if let Content::Regular { size, chunks } = &mut self.tree.inode_mut(name.id).content {
-                *chunks = read_file(&name.source, *size, cutter)
-                    .map_err(|source| Error::Source { path: name.source.clone(), source })?;
+                *chunks =
+                    read_file(&name.source, *size, cutter).map_err(|source| Error::Source {
+                        path: name.source.clone(),
+                        source,
+                    })?;
             }
         }
         Ok(self.tree)
@@ -154,37 +180,51 @@ impl Scan<'_> {
 
     fn walk_error(&self, error: walkdir::Error) -> Error {
         let path = error.path().unwrap_or(self.root).to_owned();
-        let source = error.into_io_error().unwrap_or_else(|| io::Error::other("a loop of symbolic links"));
+        let source = error
+            .into_io_error()
+            .unwrap_or_else(|| io::Error::other("a loop of symbolic links"));
         Error::Source { path, source }
     }
 }
 
 fn canonical(a: &DirEntry, b: &DirEntry) -> Ordering {
     let key = |entry: &DirEntry| entry.file_type().is_dir();
-    key(a).cmp(&key(b)).then_with(|| a.file_name().cmp(b.file_name()))
+    key(a)
+        .cmp(&key(b))
+        .then_with(|| a.file_name().cmp(b.file_name()))
 }
 
 /// Whether a path is the one of the pattern or lies below it.
 fn matches(pattern: &[u8], path: &[u8]) -> bool {
     let pattern = pattern.strip_suffix(b"/").unwrap_or(pattern);
-    path.strip_prefix(pattern).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    path.strip_prefix(pattern)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
 fn read_file(path: &Path, size: u64, cutter: &mut Cutter) -> io::Result<Box<[ChunkId]>> {
     if size == 0 {
         return Ok(Box::default());
     }
-    let mut file: File = OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
+    let mut file: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        .open(path)?;
     Ok(cutter.cut(size, &mut file)?.map(ChunkId).collect())
 }
 
 fn inode(path: &Path, metadata: &Metadata) -> Result<Inode, Error> {
-    let failed = |source| Error::Source { path: path.to_owned(), source };
+    let failed = |source| Error::Source {
+        path: path.to_owned(),
+        source,
+    };
     let kind = metadata.file_type();
     let content = if kind.is_dir() {
         Content::Directory(BTreeMap::new())
     } else if kind.is_file() {
-        Content::Regular { size: metadata.len(), chunks: Box::default() }
+        Content::Regular {
+            size: metadata.len(),
+            chunks: Box::default(),
+        }
     } else if kind.is_symlink() {
         let target = std::fs::read_link(path).map_err(failed)?;
         Content::Symlink(target.as_os_str().as_bytes().into())
@@ -197,7 +237,11 @@ fn inode(path: &Path, metadata: &Metadata) -> Result<Inode, Error> {
         mode: metadata.mode(),
         uid: metadata.uid(),
         gid: metadata.gid(),
-        rdev: if device { device_number(metadata.rdev()) } else { 0 },
+        rdev: if device {
+            device_number(metadata.rdev())
+        } else {
+            0
+        },
         mtime: metadata.mtime(),
         mtime_nsec: metadata.mtime_nsec() as u32,
         implied: false,
@@ -219,7 +263,10 @@ fn xattrs(path: &Path) -> Result<Xattrs, Errno> {
         names => names?,
     };
     let mut xattrs = Xattrs::new();
-    for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+    for name in names
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
+    {
         match grow(|buffer| rustix::fs::lgetxattr(path, name, buffer)) {
             // Gone in the meantime.
             Err(Errno::NODATA) => {}

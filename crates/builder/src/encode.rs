@@ -8,8 +8,8 @@ mod plan;
 use rafs_format::encode::{self, InodeFields};
 use rafs_format::layout::{self, Regions};
 use rafs_format::{
-    BLOBS_MAX, BLOCK_SIZE, BlobFeatures, ChunkPointer, ChunkRecord, Cipher, DeviceSlot, DirEntry, Layout, Nid,
-    SuperFlags, Superblock,
+    BLOBS_MAX, BLOCK_SIZE, BlobFeatures, ChunkPointer, ChunkRecord, Cipher, DeviceSlot, DirEntry,
+    Layout, Nid, SuperFlags, Superblock,
 };
 use tree::{ChunkId, Content, Image, Inode, InodeId, mode};
 
@@ -35,15 +35,24 @@ pub fn encode_v6(image: &Image) -> Result<Vec<u8>, Error> {
         return Err(Error::TooManyBlobs(image.blobs.len()));
     }
     let plan = Plan::new(image)?;
-    let prefetch = if image.blobs.is_empty() { &[][..] } else { &image.prefetch };
+    let prefetch = if image.blobs.is_empty() {
+        &[][..]
+    } else {
+        &image.prefetch
+    };
     let regions = Regions::new(image.blobs.len() as u64, prefetch.len() as u64);
     let chunk_table = chunk_table(image, &plan);
     let chunk_table_offset = (regions.meta + plan.end).next_multiple_of(BLOCK_SIZE);
     let len = (chunk_table_offset + chunk_table.len() as u64).next_multiple_of(BLOCK_SIZE);
     if len > BOOTSTRAP_MAX {
-        return Err(Error::TooLarge { what: "the bootstrap", limit: "2 GiB" });
+        return Err(Error::TooLarge {
+            what: "the bootstrap",
+            limit: "2 GiB",
+        });
     }
-    let mut file = File { bytes: vec![0; len as usize] };
+    let mut file = File {
+        bytes: vec![0; len as usize],
+    };
     let blocks = file.devices(image)?;
     let superblock = Superblock {
         block_bits: BLOCK_BITS,
@@ -58,7 +67,11 @@ pub fn encode_v6(image: &Image) -> Result<Vec<u8>, Error> {
         blob_table_size: image.blobs.len() as u32 * encode::BLOB_INFO_SIZE as u32,
         chunk_table_offset,
         chunk_table_size: chunk_table.len() as u64,
-        prefetch_table_offset: if prefetch.is_empty() { 0 } else { regions.prefetch_table },
+        prefetch_table_offset: if prefetch.is_empty() {
+            0
+        } else {
+            regions.prefetch_table
+        },
         prefetch_table_size: prefetch.len() as u32 * 4,
     };
     file.put(SUPERBLOCK_OFFSET, |out| {
@@ -66,27 +79,51 @@ pub fn encode_v6(image: &Image) -> Result<Vec<u8>, Error> {
         encode::ext_superblock(&superblock, out);
         Ok(())
     })
-    .map_err(|source| Error::Encode { path: "the superblock".to_owned(), source })?;
+    .map_err(|source| Error::Encode {
+        path: "the superblock".to_owned(),
+        source,
+    })?;
     file.put(regions.blob_table, |out| {
-        image.blobs.iter().for_each(|blob| encode::blob_info(blob, out));
-        prefetch.iter().try_for_each(|&id| encode::prefetch(plan.nid(id), out))
+        image
+            .blobs
+            .iter()
+            .for_each(|blob| encode::blob_info(blob, out));
+        prefetch
+            .iter()
+            .try_for_each(|&id| encode::prefetch(plan.nid(id), out))
     })
-    .map_err(|source| Error::Encode { path: "the prefetch table".to_owned(), source })?;
+    .map_err(|source| Error::Encode {
+        path: "the prefetch table".to_owned(),
+        source,
+    })?;
     for step in &plan.steps {
-        file.inode(image, &plan, step, regions.meta).map_err(|source| plan.error(image, step.id, source))?;
+        file.inode(image, &plan, step, regions.meta)
+            .map_err(|source| plan.error(image, step.id, source))?;
     }
     file.copy(chunk_table_offset, &chunk_table);
     Ok(file.bytes)
 }
 
 fn flags(image: &Image, plan: &Plan) -> SuperFlags {
-    let mut flags = SuperFlags::of_compressor(image.compressor) | SuperFlags::of_digester(image.digester);
+    let mut flags =
+        SuperFlags::of_compressor(image.compressor) | SuperFlags::of_digester(image.digester);
     flags.set(SuperFlags::EXPLICIT_UID_GID, image.explicit_owners);
-    flags.set(SuperFlags::HAS_XATTR, plan.steps.iter().any(|step| step.xattr_size != 0));
+    flags.set(
+        SuperFlags::HAS_XATTR,
+        plan.steps.iter().any(|step| step.xattr_size != 0),
+    );
     let inlined = |features: BlobFeatures| features.contains(BlobFeatures::INLINED_CHUNK_DIGEST);
-    flags.set(SuperFlags::INLINED_CHUNK_DIGEST, image.blobs.iter().all(|blob| inlined(blob.features)));
+    flags.set(
+        SuperFlags::INLINED_CHUNK_DIGEST,
+        image.blobs.iter().all(|blob| inlined(blob.features)),
+    );
     let encrypted = image.blobs.iter().any(|blob| blob.cipher != Cipher::None);
-    flags | if encrypted { SuperFlags::ENCRYPTION_AES128_XTS } else { SuperFlags::ENCRYPTION_NONE }
+    flags
+        | if encrypted {
+            SuperFlags::ENCRYPTION_AES128_XTS
+        } else {
+            SuperFlags::ENCRYPTION_NONE
+        }
 }
 
 /// The chunk table: each chunk that a file uses, once, by digest and blob. The file offset is that of the last use.
@@ -96,7 +133,15 @@ fn chunk_table(image: &Image, plan: &Plan) -> Vec<u8> {
         .iter()
         .zip(&plan.last_use)
         .filter_map(|(chunk, last_use)| {
-            last_use.map(|(order, file_offset)| (order, ChunkRecord { file_offset, ..*chunk }))
+            last_use.map(|(order, file_offset)| {
+                (
+                    order,
+                    ChunkRecord {
+                        file_offset,
+                        ..*chunk
+                    },
+                )
+            })
         })
         .collect();
     let key = |record: &ChunkRecord| (record.digest, record.blob_index, record.index);
@@ -135,18 +180,38 @@ impl File {
 
     /// Writes the device slots. Returns the blocks of all devices together.
     fn devices(&mut self, image: &Image) -> Result<u32, Error> {
-        let too_large = Error::TooLarge { what: "all blobs together", limit: "2^44 bytes" };
-        let blocks = |blob: &rafs_format::BlobInfo| u32::try_from(blob.uncompressed_size / BLOCK_SIZE).ok();
-        let Some(blocks) = image.blobs.iter().map(blocks).collect::<Option<Vec<u32>>>() else { return Err(too_large) };
-        let Some(total) = blocks.iter().try_fold(0_u32, |sum, &blocks| sum.checked_add(blocks)) else {
+        let too_large = Error::TooLarge {
+            what: "all blobs together",
+            limit: "2^44 bytes",
+        };
+        let blocks =
+            |blob: &rafs_format::BlobInfo| u32::try_from(blob.uncompressed_size / BLOCK_SIZE).ok();
+        let Some(blocks) = image.blobs.iter().map(blocks).collect::<Option<Vec<u32>>>() else {
             return Err(too_large);
         };
-        let failed = |source| Error::Encode { path: "the device table".to_owned(), source };
-        let mapped = layout::map_devices(self.bytes.len() as u64, blocks.iter().copied()).map_err(failed)?;
+        let Some(total) = blocks
+            .iter()
+            .try_fold(0_u32, |sum, &blocks| sum.checked_add(blocks))
+        else {
+            return Err(too_large);
+        };
+        let failed = |source| Error::Encode {
+            path: "the device table".to_owned(),
+            source,
+        };
+        let mapped =
+            layout::map_devices(self.bytes.len() as u64, blocks.iter().copied()).map_err(failed)?;
         self.put(DEVICES_OFFSET, |out| {
             for ((blob, &blocks), &mapped_blkaddr) in image.blobs.iter().zip(&blocks).zip(&mapped) {
                 let id = blob.id.as_str().to_owned();
-                encode::device(&DeviceSlot { id, blocks, mapped_blkaddr }, out)?;
+                encode::device(
+                    &DeviceSlot {
+                        id,
+                        blocks,
+                        mapped_blkaddr,
+                    },
+                    out,
+                )?;
             }
             Ok(())
         })
@@ -155,7 +220,13 @@ impl File {
     }
 
     /// Writes an inode, its xattrs and its data.
-    fn inode(&mut self, image: &Image, plan: &Plan, step: &Step, meta: u64) -> Result<(), rafs_format::Error> {
+    fn inode(
+        &mut self,
+        image: &Image,
+        plan: &Plan,
+        step: &Step,
+        meta: u64,
+    ) -> Result<(), rafs_format::Error> {
         let inode = image.tree.inode(step.id);
         let data = Data::new(image, plan, step, inode, meta)?;
         let mut out = Vec::with_capacity(256);
@@ -196,7 +267,13 @@ struct Data {
 }
 
 impl Data {
-    fn new(image: &Image, plan: &Plan, step: &Step, inode: &Inode, meta: u64) -> Result<Self, rafs_format::Error> {
+    fn new(
+        image: &Image,
+        plan: &Plan,
+        step: &Step,
+        inode: &Inode,
+        meta: u64,
+    ) -> Result<Self, rafs_format::Error> {
         Ok(match &inode.content {
             Content::Directory(_) => Self::flat(directory(image, plan, step)?, step, meta),
             Content::Symlink(target) => Self::flat(target.to_vec(), step, meta),
@@ -204,17 +281,31 @@ impl Data {
             Content::Special => {
                 let device = matches!(inode.mode & mode::TYPE_MASK, mode::CHARACTER | mode::BLOCK);
                 let word = if device { inode.rdev } else { 0 };
-                Self { layout: Layout::FlatPlain, size: 0, word, inline: Vec::new(), blocks: Vec::new() }
+                Self {
+                    layout: Layout::FlatPlain,
+                    size: 0,
+                    word,
+                    inline: Vec::new(),
+                    blocks: Vec::new(),
+                }
             }
         })
     }
 
     fn flat(mut bytes: Vec<u8>, step: &Step, meta: u64) -> Self {
         let size = bytes.len() as u64;
-        let full = if step.place.inline { size - size % BLOCK_SIZE } else { size };
+        let full = if step.place.inline {
+            size - size % BLOCK_SIZE
+        } else {
+            size
+        };
         let inline = bytes.split_off(full as usize);
         Self {
-            layout: if step.place.inline { Layout::FlatInline } else { Layout::FlatPlain },
+            layout: if step.place.inline {
+                Layout::FlatInline
+            } else {
+                Layout::FlatPlain
+            },
             size,
             word: ((meta + step.place.data_address) / BLOCK_SIZE) as u32,
             inline,
@@ -226,8 +317,17 @@ impl Data {
         let pointers: Vec<ChunkPointer> = chunks
             .iter()
             .map(|id| {
-                let ChunkRecord { blob_index, index, uncompressed_offset, .. } = image.chunks[id.0 as usize];
-                ChunkPointer { blob_index, index, uncompressed_offset }
+                let ChunkRecord {
+                    blob_index,
+                    index,
+                    uncompressed_offset,
+                    ..
+                } = image.chunks[id.0 as usize];
+                ChunkPointer {
+                    blob_index,
+                    index,
+                    uncompressed_offset,
+                }
             })
             .collect();
         let mut inline = Vec::with_capacity(pointers.len() * 8);
@@ -235,12 +335,21 @@ impl Data {
             encode::chunk_index(pointer, BLOCK_BITS, &mut inline)?;
         }
         let word = layout::chunk_format(size, image.chunk_size, &pointers);
-        Ok(Self { layout: Layout::ChunkBased, size, word, inline, blocks: Vec::new() })
+        Ok(Self {
+            layout: Layout::ChunkBased,
+            size,
+            word,
+            inline,
+            blocks: Vec::new(),
+        })
     }
 }
 
 fn directory(image: &Image, plan: &Plan, step: &Step) -> Result<Vec<u8>, rafs_format::Error> {
-    let mut entries = vec![entry(image, plan, b".", step.id), entry(image, plan, b"..", step.parent)];
+    let mut entries = vec![
+        entry(image, plan, b".", step.id),
+        entry(image, plan, b"..", step.parent),
+    ];
     for (name, &id) in image.tree.entries(step.id).into_iter().flatten() {
         entries.push(entry(image, plan, name, id));
     }
@@ -251,5 +360,9 @@ fn directory(image: &Image, plan: &Plan, step: &Step) -> Result<Vec<u8>, rafs_fo
 }
 
 fn entry<'a>(image: &Image, plan: &Plan, name: &'a [u8], id: InodeId) -> DirEntry<'a> {
-    DirEntry { name, nid: plan.nid(id), file_type: encode::file_type(image.tree.inode(id).mode) }
+    DirEntry {
+        name,
+        nid: plan.nid(id),
+        file_type: encode::file_type(image.tree.inode(id).mode),
+    }
 }

@@ -65,7 +65,9 @@ pub enum Error {
         limit: &'static str,
     },
     /// More blobs than the format can express.
-    #[error("the image needs {0} blobs, the format allows 255: share chunks between fewer images, or squash layers")]
+    #[error(
+        "the image needs {0} blobs, the format allows 255: share chunks between fewer images, or squash layers"
+    )]
     TooManyBlobs(usize),
     /// A file that the format cannot express.
     #[error("{path}: {what}")]

@@ -14,15 +14,37 @@ use crate::Error;
 /// [`Error::Load`] and [`Error::Damaged`] naming the path at fault.
 pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<Image, Error> {
     let superblock = bootstrap.superblock();
-    if superblock.flags.contains(rafs_format::SuperFlags::TARFS_MODE) {
+    if superblock
+        .flags
+        .contains(rafs_format::SuperFlags::TARFS_MODE)
+    {
         return Err(damaged("the image", "tarfs images are not supported yet"));
     }
-    let table = |source| Error::Load { path: "the chunk table".to_owned(), source };
-    let chunks = bootstrap.chunk_table().collect::<Result<Vec<_>, _>>().map_err(table)?;
-    let rows = chunks.iter().zip(0..).map(|(chunk, id)| ((chunk.blob_index, chunk.index), ChunkId(id))).collect();
-    let mut loader = Loader { bootstrap, rows, offsets: &chunks, tree: Tree::new(), inodes: HashMap::new() };
+    let table = |source| Error::Load {
+        path: "the chunk table".to_owned(),
+        source,
+    };
+    let chunks = bootstrap
+        .chunk_table()
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(table)?;
+    let rows = chunks
+        .iter()
+        .zip(0..)
+        .map(|(chunk, id)| ((chunk.blob_index, chunk.index), ChunkId(id)))
+        .collect();
+    let mut loader = Loader {
+        bootstrap,
+        rows,
+        offsets: &chunks,
+        tree: Tree::new(),
+        inodes: HashMap::new(),
+    };
     loader.load()?;
-    let prefetch = bootstrap.prefetch().filter_map(|nid| loader.inodes.get(&nid.0).copied()).collect();
+    let prefetch = bootstrap
+        .prefetch()
+        .filter_map(|nid| loader.inodes.get(&nid.0).copied())
+        .collect();
     Ok(Image {
         tree: loader.tree,
         blobs: bootstrap.blobs().to_vec(),
@@ -30,13 +52,18 @@ pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<I
         prefetch,
         compressor: bootstrap.compressor(),
         digester: bootstrap.digester(),
-        explicit_owners: superblock.flags.contains(rafs_format::SuperFlags::EXPLICIT_UID_GID),
+        explicit_owners: superblock
+            .flags
+            .contains(rafs_format::SuperFlags::EXPLICIT_UID_GID),
         chunks,
     })
 }
 
 fn damaged(path: impl Into<String>, what: impl Into<String>) -> Error {
-    Error::Damaged { path: path.into(), what: what.into() }
+    Error::Damaged {
+        path: path.into(),
+        what: what.into(),
+    }
 }
 
 struct Loader<'a, D> {
@@ -65,7 +92,11 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
         }
         *self.tree.inode_mut(InodeId::ROOT) = self.decode(&inode, b"/")?;
         self.inodes.insert(root.0, InodeId::ROOT);
-        let mut todo = vec![Directory { id: InodeId::ROOT, inode, path: Vec::new() }];
+        let mut todo = vec![Directory {
+            id: InodeId::ROOT,
+            inode,
+            path: Vec::new(),
+        }];
         while let Some(directory) = todo.pop() {
             self.directory(&directory, &mut todo)?;
         }
@@ -74,7 +105,10 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
 
     fn directory(&mut self, directory: &Directory, todo: &mut Vec<Directory>) -> Result<(), Error> {
         let bootstrap = self.bootstrap;
-        let failed = |source| Error::Load { path: text(&directory.path), source };
+        let failed = |source| Error::Load {
+            path: text(&directory.path),
+            source,
+        };
         let mut children = Vec::new();
         for entry in bootstrap.entries(&directory.inode).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -97,12 +131,20 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
         };
         entries.extend(children);
         if entries.len() != count {
-            return Err(damaged(text(&directory.path), "two entries have the same name"));
+            return Err(damaged(
+                text(&directory.path),
+                "two entries have the same name",
+            ));
         }
         Ok(())
     }
 
-    fn add(&mut self, nid: Nid, path: Vec<u8>, todo: &mut Vec<Directory>) -> Result<InodeId, Error> {
+    fn add(
+        &mut self,
+        nid: Nid,
+        path: Vec<u8>,
+        todo: &mut Vec<Directory>,
+    ) -> Result<InodeId, Error> {
         let inode = self.inode(nid, &path)?;
         let id = self.tree.add(self.decode(&inode, &path)?);
         self.inodes.insert(nid.0, id);
@@ -113,15 +155,30 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
     }
 
     fn inode(&self, nid: Nid, path: &[u8]) -> Result<rafs_format::Inode, Error> {
-        self.bootstrap.inode(nid).map_err(|source| Error::Load { path: text(path), source })
+        self.bootstrap.inode(nid).map_err(|source| Error::Load {
+            path: text(path),
+            source,
+        })
     }
 
     fn decode(&self, inode: &rafs_format::Inode, path: &[u8]) -> Result<tree::Inode, Error> {
-        let failed = |source| Error::Load { path: text(path), source };
+        let failed = |source| Error::Load {
+            path: text(path),
+            source,
+        };
         let content = match inode.mode & mode::TYPE_MASK {
             mode::DIRECTORY => Content::Directory(Default::default()),
-            mode::REGULAR => Content::Regular { size: inode.size, chunks: self.chunks(inode, path)? },
-            mode::SYMLINK => Content::Symlink(self.bootstrap.symlink(inode).map_err(failed)?.into_owned().into()),
+            mode::REGULAR => Content::Regular {
+                size: inode.size,
+                chunks: self.chunks(inode, path)?,
+            },
+            mode::SYMLINK => Content::Symlink(
+                self.bootstrap
+                    .symlink(inode)
+                    .map_err(failed)?
+                    .into_owned()
+                    .into(),
+            ),
             _ => Content::Special,
         };
         let xattrs: Xattrs = self
@@ -146,7 +203,10 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
     }
 
     fn chunks(&self, inode: &rafs_format::Inode, path: &[u8]) -> Result<Box<[ChunkId]>, Error> {
-        let failed = |source| Error::Load { path: text(path), source };
+        let failed = |source| Error::Load {
+            path: text(path),
+            source,
+        };
         self.bootstrap
             .chunks(inode)
             .map_err(failed)?
@@ -158,7 +218,10 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
                 })
                 .ok_or_else(|| {
                     let (blob, index) = (pointer.blob_index, pointer.index);
-                    damaged(text(path), format!("chunk {index} of blob {blob} is not in the chunk table"))
+                    damaged(
+                        text(path),
+                        format!("chunk {index} of blob {blob} is not in the chunk table"),
+                    )
                 })
             })
             .collect()
@@ -167,5 +230,9 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
 
 /// A path for a message.
 fn text(path: &[u8]) -> String {
-    if path.is_empty() { "/".to_owned() } else { String::from_utf8_lossy(path).into_owned() }
+    if path.is_empty() {
+        "/".to_owned()
+    } else {
+        String::from_utf8_lossy(path).into_owned()
+    }
 }

@@ -38,17 +38,34 @@ pub fn merge(layers: Vec<Image>) -> Result<Image, Error> {
 /// # Errors
 /// [`Error::Inconsistent`] naming the first layer that differs and in what.
 pub fn check_compatible(layers: &[Image]) -> Result<(), Error> {
-    let Some(first) = layers.first() else { return Ok(()) };
+    let Some(first) = layers.first() else {
+        return Ok(());
+    };
     for (number, layer) in layers.iter().enumerate() {
         same(number, "chunk size", first.chunk_size, layer.chunk_size)?;
-        same(number, "explicit owners", first.explicit_owners, layer.explicit_owners)?;
+        same(
+            number,
+            "explicit owners",
+            first.explicit_owners,
+            layer.explicit_owners,
+        )?;
     }
     Ok(())
 }
 
-fn same<T: PartialEq + Display>(layer: usize, what: &'static str, expected: T, actual: T) -> Result<(), Error> {
+fn same<T: PartialEq + Display>(
+    layer: usize,
+    what: &'static str,
+    expected: T,
+    actual: T,
+) -> Result<(), Error> {
     if expected == actual {
         return Ok(());
     }
-    Err(Error::Inconsistent { layer, what, expected: expected.to_string(), actual: actual.to_string() })
+    Err(Error::Inconsistent {
+        layer,
+        what,
+        expected: expected.to_string(),
+        actual: actual.to_string(),
+    })
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use chunkdict::Dictionary;
 use codec::Encoder;
 use progress::Cancel;
-use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Digester};
+use rafs_format::{
+    BlobId, CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Digester,
+};
 
 use crate::{Budget, Error};
 

@@ -105,14 +105,22 @@ pub(crate) fn run<W: Write + Send, R>(
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
         let dedup_lane = lane.clone();
         let dedup_thread = named("dedup")
-            .spawn_scoped(scope, move || dedup::run(options, dedup, &dedup_lane, &cut, &commit_sender))
+            .spawn_scoped(scope, move || {
+                dedup::run(options, dedup, &dedup_lane, &cut, &commit_sender)
+            })
             .map_err(Error::Thread)?;
-        let commit_thread =
-            named("commit").spawn_scoped(scope, move || commit::run(&commit, out, options)).map_err(Error::Thread)?;
+        let commit_thread = named("commit")
+            .spawn_scoped(scope, move || commit::run(&commit, out, options))
+            .map_err(Error::Thread)?;
         let mut cutter = Cutter::new(options, lane, cut_sender);
-        let produced = produce(&mut cutter).and_then(|produced| cutter.finish().map(|()| produced).map_err(Error::Cut));
+        let produced = produce(&mut cutter)
+            .and_then(|produced| cutter.finish().map(|()| produced).map_err(Error::Cut));
         drop(cutter);
-        Ok::<_, Error>((produced, join("dedup", dedup_thread), join("commit", commit_thread)))
+        Ok::<_, Error>((
+            produced,
+            join("dedup", dedup_thread),
+            join("commit", commit_thread),
+        ))
     })?;
     options.cancel.check()?;
     // The last stage first: a failure travels up the line as a mere "stopped".
@@ -130,7 +138,10 @@ pub(crate) fn run<W: Write + Send, R>(
     })
 }
 
-fn join<T>(stage: &'static str, thread: ScopedJoinHandle<'_, Result<T, Error>>) -> Result<T, Error> {
+fn join<T>(
+    stage: &'static str,
+    thread: ScopedJoinHandle<'_, Result<T, Error>>,
+) -> Result<T, Error> {
     thread.join().unwrap_or(Err(Error::Panicked { stage }))
 }
 
@@ -149,7 +160,10 @@ fn settle(
         offset += u64::from(stored.size);
     }
     if offset > COMPRESSED_MAX {
-        return Err(Error::TooLarge { what: "the blob", limit: "2^40 bytes" });
+        return Err(Error::TooLarge {
+            what: "the blob",
+            limit: "2^40 bytes",
+        });
     }
     Ok(chunks)
 }

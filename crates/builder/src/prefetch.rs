@@ -8,5 +8,9 @@ use tree::{InodeId, Tree};
 /// patterns that match nothing count for nothing.
 pub fn resolve_prefetch(tree: &Tree, patterns: &[Vec<u8>]) -> Vec<InodeId> {
     let mut seen = HashSet::new();
-    patterns.iter().filter_map(|pattern| tree.lookup(pattern)).filter(|id| seen.insert(*id)).collect()
+    patterns
+        .iter()
+        .filter_map(|pattern| tree.lookup(pattern))
+        .filter(|id| seen.insert(*id))
+        .collect()
 }

@@ -40,7 +40,12 @@ pub(crate) fn finish<W: Write>(
     own: Option<usize>,
     options: &BuildOptions,
 ) -> Result<Finished, Error> {
-    let mut tail = Tail { blob, without_digests: None, headers: options.inline_meta || options.blob_toc, toc: Vec::new() };
+    let mut tail = Tail {
+        blob,
+        without_digests: None,
+        headers: options.inline_meta || options.blob_toc,
+        toc: Vec::new(),
+    };
     if let Some(own) = own {
         tail.data(image.blobs[own].uncompressed_size)?;
         tail.chunk_table(image, own, options)?;
@@ -66,7 +71,11 @@ pub(crate) fn finish<W: Write>(
             info.compressed_size = finished.size;
         }
         info.id = options.blob_id.clone().unwrap_or_else(|| {
-            let id = if options.inline_meta { finished.digest } else { finished.self_digest };
+            let id = if options.inline_meta {
+                finished.digest
+            } else {
+                finished.self_digest
+            };
             BlobId::new(hex::encode(id)).expect("64 hexadecimal digits make an id")
         });
     }
@@ -91,7 +100,11 @@ impl<W: Write> Tail<W> {
     }
 
     fn header(&mut self, name: &str, size: u64) -> Result<(), Error> {
-        if self.headers { self.append(&toc::tar_header(name, size)) } else { Ok(()) }
+        if self.headers {
+            self.append(&toc::tar_header(name, size))
+        } else {
+            Ok(())
+        }
     }
 
     /// The chunks are there already; their entry's digest covers the header too.
@@ -99,13 +112,26 @@ impl<W: Write> Tail<W> {
         let size = self.blob.len();
         self.header(toc::DATA, size)?;
         let digest = self.blob.sha256().finalize().into();
-        self.entry(toc::DATA, Compressor::None, digest, 0, size, uncompressed_size);
+        self.entry(
+            toc::DATA,
+            Compressor::None,
+            digest,
+            0,
+            size,
+            uncompressed_size,
+        );
         Ok(())
     }
 
-    fn chunk_table(&mut self, image: &mut Image, own: usize, options: &BuildOptions) -> Result<(), Error> {
+    fn chunk_table(
+        &mut self,
+        image: &mut Image,
+        own: usize,
+        options: &BuildOptions,
+    ) -> Result<(), Error> {
         let table = encode_table(own_chunks(image, own), image.blobs[own].chunk_count)?;
-        let mut encoder = Encoder::new(options.compressor, options.level).map_err(Error::Compress)?;
+        let mut encoder =
+            Encoder::new(options.compressor, options.level).map_err(Error::Compress)?;
         let (stored, compressor) = match encoder.compress(&table).map_err(Error::Compress)? {
             Some(compressed) => (compressed, options.compressor),
             None => (&table[..], Compressor::None),
@@ -127,24 +153,51 @@ impl<W: Write> Tail<W> {
             contexts_count: 0,
         }
         .encode();
-        let (offset, size, full) = (info.meta_offset, info.meta_compressed_size, info.meta_uncompressed_size);
+        let (offset, size, full) = (
+            info.meta_offset,
+            info.meta_compressed_size,
+            info.meta_uncompressed_size,
+        );
         self.append(stored)?;
         self.append(&header)?;
         self.header(toc::META, size + header.len() as u64)?;
         let header_size = header.len() as u64;
-        self.entry(toc::META, compressor, Sha256::digest(&table).into(), offset, size, full);
+        self.entry(
+            toc::META,
+            compressor,
+            Sha256::digest(&table).into(),
+            offset,
+            size,
+            full,
+        );
         let digest = Sha256::digest(header).into();
-        self.entry(toc::META_HEADER, Compressor::None, digest, offset + size, header_size, header_size);
+        self.entry(
+            toc::META_HEADER,
+            Compressor::None,
+            digest,
+            offset + size,
+            header_size,
+            header_size,
+        );
         Ok(())
     }
 
     fn digests(&mut self, image: &Image, own: usize) -> Result<(), Error> {
-        let digests: Vec<u8> = own_chunks(image, own).flat_map(|chunk| chunk.digest).collect();
+        let digests: Vec<u8> = own_chunks(image, own)
+            .flat_map(|chunk| chunk.digest)
+            .collect();
         let (offset, size) = (self.blob.len(), digests.len() as u64);
         self.without_digests = Some(self.blob.sha256());
         self.blob.append(&digests)?;
         self.header(toc::DIGESTS, size)?;
-        self.entry(toc::DIGESTS, Compressor::None, Sha256::digest(&digests).into(), offset, size, size);
+        self.entry(
+            toc::DIGESTS,
+            Compressor::None,
+            Sha256::digest(&digests).into(),
+            offset,
+            size,
+            size,
+        );
         Ok(())
     }
 
@@ -153,14 +206,29 @@ impl<W: Write> Tail<W> {
         let bootstrap = encode_v6(image)?;
         let mut encoder =
             Encoder::new(Compressor::Zstd, Encoder::ZSTD_LEVEL_DEFAULT).map_err(Error::Compress)?;
-        let compressed = if options.blob_toc { encoder.compress(&bootstrap).map_err(Error::Compress)? } else { None };
-        let compressor = if compressed.is_some() { Compressor::Zstd } else { Compressor::None };
+        let compressed = if options.blob_toc {
+            encoder.compress(&bootstrap).map_err(Error::Compress)?
+        } else {
+            None
+        };
+        let compressor = if compressed.is_some() {
+            Compressor::Zstd
+        } else {
+            Compressor::None
+        };
         let stored = compressed.unwrap_or(&bootstrap);
         let (offset, size) = (self.blob.len(), stored.len() as u64);
         self.append(stored)?;
         self.header(toc::BOOTSTRAP, size)?;
         let digest = Sha256::digest(&bootstrap).into();
-        self.entry(toc::BOOTSTRAP, compressor, digest, offset, size, bootstrap.len() as u64);
+        self.entry(
+            toc::BOOTSTRAP,
+            compressor,
+            digest,
+            offset,
+            size,
+            bootstrap.len() as u64,
+        );
         Ok(())
     }
 
@@ -168,14 +236,25 @@ impl<W: Write> Tail<W> {
     fn table_of_contents(&mut self) -> Result<(Digest, u32), Error> {
         let mut bytes = Vec::new();
         for entry in &self.toc {
-            entry.encode(&mut bytes).map_err(|source| Error::Encode { path: toc::TOC.to_owned(), source })?;
+            entry.encode(&mut bytes).map_err(|source| Error::Encode {
+                path: toc::TOC.to_owned(),
+                source,
+            })?;
         }
         bytes.extend_from_slice(&toc::tar_header(toc::TOC, bytes.len() as u64));
         self.append(&bytes)?;
         Ok((Sha256::digest(&bytes).into(), bytes.len() as u32))
     }
 
-    fn entry(&mut self, name: &str, compressor: Compressor, digest: Digest, offset: u64, size: u64, full: u64) {
+    fn entry(
+        &mut self,
+        name: &str,
+        compressor: Compressor,
+        digest: Digest,
+        offset: u64,
+        size: u64,
+        full: u64,
+    ) {
         self.toc.push(TocEntry {
             name: name.to_owned(),
             compressor,
@@ -189,12 +268,21 @@ impl<W: Write> Tail<W> {
     fn close(mut self) -> Result<Finished, Error> {
         self.blob.flush()?;
         let digest: Digest = self.blob.sha256().finalize().into();
-        let self_digest = self.without_digests.map_or(digest, |sha256| sha256.finalize().into());
-        Ok(Finished { digest, self_digest, size: self.blob.len() })
+        let self_digest = self
+            .without_digests
+            .map_or(digest, |sha256| sha256.finalize().into());
+        Ok(Finished {
+            digest,
+            self_digest,
+            size: self.blob.len(),
+        })
     }
 }
 
-fn encode_table<'a>(chunks: impl Iterator<Item = &'a ChunkRecord>, count: u32) -> Result<Vec<u8>, Error> {
+fn encode_table<'a>(
+    chunks: impl Iterator<Item = &'a ChunkRecord>,
+    count: u32,
+) -> Result<Vec<u8>, Error> {
     let mut table = Vec::with_capacity(count as usize * 16);
     for chunk in chunks {
         let stored = StoredChunk {
@@ -208,8 +296,10 @@ fn encode_table<'a>(chunks: impl Iterator<Item = &'a ChunkRecord>, count: u32) -
             crc32: None,
             placement: Placement::Plain,
         };
-        blob_meta::encode_v1(&stored, &mut table)
-            .map_err(|source| Error::Encode { path: format!("chunk {} of the chunk table", chunk.index), source })?;
+        blob_meta::encode_v1(&stored, &mut table).map_err(|source| Error::Encode {
+            path: format!("chunk {} of the chunk table", chunk.index),
+            source,
+        })?;
     }
     Ok(table)
 }

@@ -57,8 +57,12 @@ impl Turn {
     pub fn for_layers(count: usize) -> Vec<Self> {
         let (first_known, mut next_known) = channel();
         let (first_lower, mut next_lower) = channel();
-        first_known.send(Known::default()).expect("the receiver is in scope");
-        first_lower.send(Lower::default()).expect("the receiver is in scope");
+        first_known
+            .send(Known::default())
+            .expect("the receiver is in scope");
+        first_lower
+            .send(Lower::default())
+            .expect("the receiver is in scope");
         (0..count)
             .map(|layer| {
                 let (known_sender, known) = channel();
@@ -78,14 +82,22 @@ impl Turn {
     /// [`Error::LowerLayer`] if a lower layer failed, [`Error::Cancelled`].
     pub fn skip(self, cancel: &Cancel) -> Result<(), Error> {
         let finish = self.wait(cancel)?.pass();
-        finish.wait(cancel)?.pass(LowerLayer { blob: None, chunks: Vec::new() });
+        finish.wait(cancel)?.pass(LowerLayer {
+            blob: None,
+            chunks: Vec::new(),
+        });
         Ok(())
     }
 
     /// Waits until the chunks of all lower layers are known.
     pub(crate) fn wait(self, cancel: &Cancel) -> Result<Shared, Error> {
         let known = receive(&self.known.0, cancel)?;
-        Ok(Shared { layer: self.layer, known, next: self.known.1, lower: self.lower })
+        Ok(Shared {
+            layer: self.layer,
+            known,
+            next: self.known.1,
+            lower: self.lower,
+        })
     }
 }
 
@@ -104,7 +116,13 @@ impl Shared {
     }
 
     pub(crate) fn insert(&mut self, key: ChunkKey, chunk: u32) {
-        self.known.insert(key, Place { layer: self.layer, chunk });
+        self.known.insert(
+            key,
+            Place {
+                layer: self.layer,
+                chunk,
+            },
+        );
     }
 
     /// Passes the table to the next layer.
@@ -124,7 +142,10 @@ pub(crate) struct Finish {
 impl Finish {
     /// Waits until all lower layers are complete.
     pub(crate) fn wait(self, cancel: &Cancel) -> Result<Finished, Error> {
-        Ok(Finished { lower: receive(&self.lower.0, cancel)?, next: self.lower.1 })
+        Ok(Finished {
+            lower: receive(&self.lower.0, cancel)?,
+            next: self.lower.1,
+        })
     }
 }
 
@@ -139,7 +160,10 @@ impl Finished {
     /// The blob and the record of a chunk of a lower layer.
     pub(crate) fn chunk(&self, place: Place) -> Option<(&BlobInfo, ChunkRecord)> {
         let layer = self.lower.get(place.layer as usize)?;
-        Some((layer.blob.as_ref()?, *layer.chunks.get(place.chunk as usize)?))
+        Some((
+            layer.blob.as_ref()?,
+            *layer.chunks.get(place.chunk as usize)?,
+        ))
     }
 
     /// Tells the next layer that this one is complete too.

@@ -20,7 +20,10 @@ pub struct ChunkKey {
 
 impl From<&ChunkRecord> for ChunkKey {
     fn from(record: &ChunkRecord) -> Self {
-        Self { digest: record.digest, size: record.uncompressed_size }
+        Self {
+            digest: record.digest,
+            size: record.uncompressed_size,
+        }
     }
 }
 
@@ -32,7 +35,9 @@ pub struct ChunkTable<V> {
 
 impl<V> Default for ChunkTable<V> {
     fn default() -> Self {
-        Self { known: HashMap::new() }
+        Self {
+            known: HashMap::new(),
+        }
     }
 }
 
@@ -80,7 +85,10 @@ impl Dictionary {
                 table.insert(ChunkKey::from(&chunk), chunk);
             }
         }
-        Self { blobs, chunks: table }
+        Self {
+            blobs,
+            chunks: table,
+        }
     }
 
     /// The record of a chunk with that content.
@@ -111,11 +119,21 @@ mod tests {
     #[test]
     fn the_same_digest_with_another_size_is_another_chunk() {
         let mut table = ChunkTable::default();
-        let key = |size| ChunkKey { digest: [7; 32], size };
+        let key = |size| ChunkKey {
+            digest: [7; 32],
+            size,
+        };
         assert!(table.insert(key(1), 'a'));
         assert!(table.insert(key(2), 'b'));
         assert!(!table.insert(key(1), 'c'), "the first one stays");
-        assert_eq!((table.find(&key(1)), table.find(&key(2)), table.find(&key(3))), (Some('a'), Some('b'), None));
+        assert_eq!(
+            (
+                table.find(&key(1)),
+                table.find(&key(2)),
+                table.find(&key(3))
+            ),
+            (Some('a'), Some('b'), None)
+        );
         assert_eq!(table.len(), 2);
     }
 }

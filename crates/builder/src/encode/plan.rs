@@ -69,13 +69,20 @@ impl Plan {
 
     /// An error about an inode, with its path.
     pub(super) fn error(&self, image: &Image, id: InodeId, source: rafs_format::Error) -> Error {
-        Error::Encode { path: path(&image.tree, id), source }
+        Error::Encode {
+            path: path(&image.tree, id),
+            source,
+        }
     }
 }
 
 /// The extended attributes of an inode, as the encoder takes them.
 pub(super) fn xattrs(inode: &Inode) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
-    inode.xattrs.iter().flat_map(|xattrs| xattrs.iter()).map(|(name, value)| (&name[..], &value[..]))
+    inode
+        .xattrs
+        .iter()
+        .flat_map(|xattrs| xattrs.iter())
+        .map(|(name, value)| (&name[..], &value[..]))
 }
 
 struct Planner<'a> {
@@ -115,13 +122,23 @@ impl Planner<'_> {
 
     /// Every name consumes a number; an inode shows that of its first name.
     fn number(&mut self, name: &[u8], id: InodeId) -> Result<(), Error> {
-        let file = |what: &str| Error::File { path: path(&self.image.tree, id), what: what.to_owned() };
+        let file = |what: &str| Error::File {
+            path: path(&self.image.tree, id),
+            what: what.to_owned(),
+        };
         if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) || name.contains(&b'/') {
-            return Err(file("the name is empty, longer than 255 bytes or holds a NUL or a slash"));
+            return Err(file(
+                "the name is empty, longer than 255 bytes or holds a NUL or a slash",
+            ));
         }
         self.plan.names += 1;
-        let number = u32::try_from(self.plan.names).ok().filter(|number| *number < 1 << 31);
-        let number = number.ok_or(Error::TooLarge { what: "the tree", limit: "2^31 - 1 names" })?;
+        let number = u32::try_from(self.plan.names)
+            .ok()
+            .filter(|number| *number < 1 << 31);
+        let number = number.ok_or(Error::TooLarge {
+            what: "the tree",
+            limit: "2^31 - 1 names",
+        })?;
         let known = &mut self.numbers[id.0 as usize];
         if *known == 0 {
             *known = number;
@@ -133,13 +150,21 @@ impl Planner<'_> {
 
     fn place(&mut self, id: InodeId, parent: InodeId) -> Result<(), Error> {
         let inode = self.image.tree.inode(id);
-        let xattr_size =
-            raw::xattr_size(xattrs(inode)).map_err(|source| self.plan.error(self.image, id, source))?;
+        let xattr_size = raw::xattr_size(xattrs(inode))
+            .map_err(|source| self.plan.error(self.image, id, source))?;
         let head = raw::INODE_SIZE + u64::from(xattr_size);
-        let at = |offset| Placement { offset, data_address: offset, inline: false };
+        let at = |offset| Placement {
+            offset,
+            data_address: offset,
+            inline: false,
+        };
         let place = match &inode.content {
             Content::Directory(entries) => {
-                let mut names: Vec<&[u8]> = entries.keys().map(|name| &name[..]).chain([&b"."[..], b".."]).collect();
+                let mut names: Vec<&[u8]> = entries
+                    .keys()
+                    .map(|name| &name[..])
+                    .chain([&b"."[..], b".."])
+                    .collect();
                 names.sort_unstable();
                 let size = raw::directory_size(names.iter().map(|name| name.len()), BLOCK_SIZE);
                 self.allocator.data(head, size)
@@ -156,14 +181,27 @@ impl Planner<'_> {
         };
         self.plan.offsets[id.0 as usize] = place.offset;
         let (ino, nlink) = (self.numbers[id.0 as usize], self.links[id.0 as usize]);
-        self.plan.steps.push(Step { id, parent, place, xattr_size, ino, nlink });
+        self.plan.steps.push(Step {
+            id,
+            parent,
+            place,
+            xattr_size,
+            ino,
+            nlink,
+        });
         Ok(())
     }
 
     fn check_target(&self, id: InodeId, target: &[u8]) -> Result<(), Error> {
         if target.is_empty() || target.len() > SYMLINK_MAX {
-            let what = format!("the link's target has {} bytes; readers accept 1 to {SYMLINK_MAX}", target.len());
-            return Err(Error::File { path: path(&self.image.tree, id), what });
+            let what = format!(
+                "the link's target has {} bytes; readers accept 1 to {SYMLINK_MAX}",
+                target.len()
+            );
+            return Err(Error::File {
+                path: path(&self.image.tree, id),
+                what,
+            });
         }
         Ok(())
     }
@@ -172,8 +210,14 @@ impl Planner<'_> {
         let expected = size.div_ceil(u64::from(self.image.chunk_size));
         let known = |chunk: &tree::ChunkId| (chunk.0 as usize) < self.image.chunks.len();
         if chunks.len() as u64 != expected || !chunks.iter().all(known) {
-            let what = format!("{size} bytes need {expected} chunks, there are {}", chunks.len());
-            return Err(Error::Damaged { path: path(&self.image.tree, id), what });
+            let what = format!(
+                "{size} bytes need {expected} chunks, there are {}",
+                chunks.len()
+            );
+            return Err(Error::Damaged {
+                path: path(&self.image.tree, id),
+                what,
+            });
         }
         Ok(())
     }

@@ -18,7 +18,11 @@ pub(crate) struct BlobWriter<W> {
 
 impl<W: Write> BlobWriter<W> {
     fn new(out: W) -> Self {
-        Self { out, sha256: Sha256::new(), len: 0 }
+        Self {
+            out,
+            sha256: Sha256::new(),
+            len: 0,
+        }
     }
 
     /// Appends bytes.
@@ -54,7 +58,12 @@ pub(super) fn run<W: Write>(
     let mut sizes = Vec::new();
     for job in jobs {
         options.cancel.check()?;
-        let compressed = job.wait().map_err(|_| Error::Panicked { stage: "compression" })?.map_err(Error::Compress)?;
+        let compressed = job
+            .wait()
+            .map_err(|_| Error::Panicked {
+                stage: "compression",
+            })?
+            .map_err(Error::Compress)?;
         blob.append(compressed.buffer.as_slice())?;
         sizes.extend(compressed.sizes);
     }

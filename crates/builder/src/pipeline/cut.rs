@@ -10,7 +10,12 @@ use tree::ChunkId;
 
 use super::{Pending, Piece, stopped};
 use crate::BuildOptions;
-use crate::budget::{BUFFER_MIN, Buffer, Lane};
+use crate::budget::{Buffer, Lane};
+
+/// Smallest buffer, in bytes: several chunks share one if they are small.
+const BUFFER_MIN: usize = 256 << 10;
+/// Bytes at which a job goes on its way even if its buffer has room, so that huge buffers don't serialise small files.
+const JOB_ENOUGH: usize = 1 << 20;
 
 /// Chunks whose digests are known.
 pub(super) struct Hashed {
@@ -35,8 +40,19 @@ struct Open {
 }
 
 impl<'a> Cutter<'a> {
-    pub(super) fn new(options: &'a BuildOptions, lane: Lane, jobs: SyncSender<Pending<Hashed>>) -> Self {
-        Self { options, cancel: options.cancel.clone(), lane, jobs, open: None, next: 0 }
+    pub(super) fn new(
+        options: &'a BuildOptions,
+        lane: Lane,
+        jobs: SyncSender<Pending<Hashed>>,
+    ) -> Self {
+        Self {
+            options,
+            cancel: options.cancel.clone(),
+            lane,
+            jobs,
+            open: None,
+            next: 0,
+        }
     }
 
     /// Reads a file of `size` bytes. Returns the provisional ids of its chunks.
@@ -49,7 +65,10 @@ impl<'a> Cutter<'a> {
             let len = left.min(chunk_size) as u32;
             self.chunk(len, data)?;
             left -= u64::from(len);
-            self.next = self.next.checked_add(1).ok_or_else(|| io::Error::other("more than 2^32 chunks in a layer"))?;
+            self.next = self
+                .next
+                .checked_add(1)
+                .ok_or_else(|| io::Error::other("more than 2^32 chunks in a layer"))?;
         }
         Ok(first..self.next)
     }
@@ -57,24 +76,42 @@ impl<'a> Cutter<'a> {
     /// Reads one chunk into the open job, or into a new one if it does not fit.
     fn chunk(&mut self, len: u32, data: &mut dyn Read) -> io::Result<()> {
         let bytes = len as usize;
-        if self.open.as_ref().is_some_and(|open| open.buffer.room() < bytes) {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.buffer.room() < bytes)
+        {
             self.finish()?;
         }
         let open = match &mut self.open {
             Some(open) => open,
             none => {
-                let buffer = self.lane.acquire(bytes, &self.cancel).map_err(io::Error::other)?;
-                none.insert(Open { buffer, lens: Vec::new() })
+                // All buffers have one size: then each fits wherever another one was freed.
+                let size = (self.options.chunk_size as usize).max(BUFFER_MIN);
+                let buffer = self
+                    .lane
+                    .acquire(size, &self.cancel)
+                    .map_err(io::Error::other)?;
+                none.insert(Open {
+                    buffer,
+                    lens: Vec::new(),
+                })
             }
         };
         data.read_exact(open.buffer.extend(bytes))?;
         open.lens.push(len);
-        if open.buffer.len() >= BUFFER_MIN { self.finish() } else { Ok(()) }
+        if open.buffer.room() == 0 || open.buffer.len() >= JOB_ENOUGH {
+            self.finish()
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends the open job on its way.
     pub(super) fn finish(&mut self) -> io::Result<()> {
-        let Some(Open { buffer, lens }) = self.open.take() else { return Ok(()) };
+        let Some(Open { buffer, lens }) = self.open.take() else {
+            return Ok(());
+        };
         let digester = self.options.digester;
         let job = Pending::spawn(&self.options.pool, move || hash(digester, buffer, &lens));
         self.jobs.send(job).map_err(|_| stopped())
@@ -94,7 +131,11 @@ fn hash(digester: Digester, buffer: Buffer, lens: &[u32]) -> Hashed {
         .map(|&len| {
             let (chunk, tail) = rest.split_at(len as usize);
             rest = tail;
-            Piece { len, digest: codec::digest(digester, chunk), crc32: codec::crc32c(chunk) }
+            Piece {
+                len,
+                digest: codec::digest(digester, chunk),
+                crc32: codec::crc32c(chunk),
+            }
         })
         .collect();
     Hashed { buffer, pieces }

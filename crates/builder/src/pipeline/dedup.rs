@@ -57,14 +57,25 @@ pub(super) fn run(
             Some(turn)
         }
     };
-    let mut chunks = Chunks { options, shared: turn, ..Chunks::new(options) };
-    let encoders = Arc::new(Encoders { options: (options.compressor, options.level), idle: Mutex::default() });
+    let mut chunks = Chunks {
+        options,
+        shared: turn,
+        ..Chunks::new(options)
+    };
+    let encoders = Arc::new(Encoders {
+        options: (options.compressor, options.level),
+        idle: Mutex::default(),
+    });
     for job in jobs {
-        let Hashed { buffer, pieces } = job.wait().map_err(|_| Error::Panicked { stage: "digest" })?;
+        let Hashed { buffer, pieces } = job
+            .wait()
+            .map_err(|_| Error::Panicked { stage: "digest" })?;
         let new = chunks.enter(&pieces)?;
         if new.iter().any(|&new| new) {
             let encoders = Arc::clone(&encoders);
-            let job = Pending::spawn(&options.pool, move || encoders.compress(buffer, &pieces, &new));
+            let job = Pending::spawn(&options.pool, move || {
+                encoders.compress(buffer, &pieces, &new)
+            });
             commit.send(job).map_err(|_| Error::Stopped)?;
         }
     }
@@ -102,7 +113,10 @@ impl<'a> Chunks<'a> {
     fn enter(&mut self, pieces: &[Piece]) -> Result<Vec<bool>, Error> {
         let mut new = Vec::with_capacity(pieces.len());
         for piece in pieces {
-            let key = ChunkKey { digest: piece.digest, size: piece.len };
+            let key = ChunkKey {
+                digest: piece.digest,
+                size: piece.len,
+            };
             let (id, is_new) = match self.known.find(&key) {
                 Some(id) => (id, false),
                 None => self.first_use(key, piece)?,
@@ -121,12 +135,21 @@ impl<'a> Chunks<'a> {
     fn first_use(&mut self, key: ChunkKey, piece: &Piece) -> Result<(ChunkId, bool), Error> {
         let id = ChunkId(self.chunks.len() as u32);
         self.known.insert(key, id);
-        let found = match self.options.dictionary.as_ref().and_then(|dictionary| dictionary.find(&key)) {
+        let found = match self
+            .options
+            .dictionary
+            .as_ref()
+            .and_then(|dictionary| dictionary.find(&key))
+        {
             Some(record) => Some((Home::Dictionary, record)),
-            None => self.shared.as_ref().and_then(|shared| shared.find(&key)).map(|place| {
-                // Only complete once the lower layer is; see `Finish`.
-                (Home::Lower(place), record(piece, 0, 0))
-            }),
+            None => self
+                .shared
+                .as_ref()
+                .and_then(|shared| shared.find(&key))
+                .map(|place| {
+                    // Only complete once the lower layer is; see `Finish`.
+                    (Home::Lower(place), record(piece, 0, 0))
+                }),
         };
         let is_new = found.is_none();
         let entry = match found {
@@ -140,7 +163,10 @@ impl<'a> Chunks<'a> {
     /// Gives a new chunk its place in the blob.
     fn store(&mut self, key: ChunkKey, piece: &Piece) -> Result<ChunkRecord, Error> {
         if self.count + 1 >= CHUNKS_PER_BLOB_MAX {
-            return Err(Error::TooLarge { what: "the blob", limit: "2^24 - 1 chunks" });
+            return Err(Error::TooLarge {
+                what: "the blob",
+                limit: "2^24 - 1 chunks",
+            });
         }
         let record = record(piece, self.count, self.end);
         if let Some(shared) = &mut self.shared {
@@ -149,7 +175,10 @@ impl<'a> Chunks<'a> {
         self.count += 1;
         self.end += u64::from(piece.len).next_multiple_of(BLOCK_SIZE);
         if self.end > UNCOMPRESSED_MAX {
-            return Err(Error::TooLarge { what: "the blob", limit: "2^44 uncompressed bytes" });
+            return Err(Error::TooLarge {
+                what: "the blob",
+                limit: "2^44 uncompressed bytes",
+            });
         }
         Ok(record)
     }
@@ -168,7 +197,11 @@ impl<'a> Chunks<'a> {
 /// The record of a chunk of our own; the commit stage knows the rest.
 fn record(piece: &Piece, index: u32, uncompressed_offset: u64) -> ChunkRecord {
     // Readers refuse a recorded CRC of 0, so the one chunk in 2^32 that has it goes without.
-    let flags = if piece.crc32 == 0 { ChunkFlags::empty() } else { ChunkFlags::HAS_CRC32 };
+    let flags = if piece.crc32 == 0 {
+        ChunkFlags::empty()
+    } else {
+        ChunkFlags::HAS_CRC32
+    };
     ChunkRecord {
         digest: piece.digest,
         blob_index: 0,
@@ -192,34 +225,57 @@ struct Encoders {
 impl Encoders {
     /// Replaces the chunks of a buffer by the stored form of the new ones.
     fn compress(&self, buffer: Buffer, pieces: &[Piece], new: &[bool]) -> io::Result<Compressed> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         let mut encoder = match idle {
             Some(encoder) => encoder,
             None => Encoder::new(self.options.0, self.options.1)?,
         };
         let result = compress(&mut encoder, buffer, pieces, new);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(encoder);
         result
     }
 }
 
-fn compress(encoder: &mut Encoder, mut buffer: Buffer, pieces: &[Piece], new: &[bool]) -> io::Result<Compressed> {
+fn compress(
+    encoder: &mut Encoder,
+    mut buffer: Buffer,
+    pieces: &[Piece],
+    new: &[bool],
+) -> io::Result<Compressed> {
     let mut sizes = Vec::with_capacity(pieces.len());
     // Stored bytes never outgrow the chunks read so far, so both share the buffer.
     let (mut read, mut written) = (0, 0);
-    for (piece, _) in pieces.iter().zip(new).map(|(piece, &new)| {
-        let start = read;
-        read += piece.len as usize;
-        (start..read, new)
-    }).filter(|(_, new)| *new) {
+    for (piece, _) in pieces
+        .iter()
+        .zip(new)
+        .map(|(piece, &new)| {
+            let start = read;
+            read += piece.len as usize;
+            (start..read, new)
+        })
+        .filter(|(_, new)| *new)
+    {
         let stored = match encoder.compress(&buffer.as_slice()[piece.clone()])? {
             Some(compressed) => {
                 buffer.write(written, compressed);
-                StoredSize { size: compressed.len() as u32, compressed: true }
+                StoredSize {
+                    size: compressed.len() as u32,
+                    compressed: true,
+                }
             }
             None => {
                 buffer.move_down(piece.clone(), written);
-                StoredSize { size: piece.len() as u32, compressed: false }
+                StoredSize {
+                    size: piece.len() as u32,
+                    compressed: false,
+                }
             }
         };
         written += stored.size as usize;

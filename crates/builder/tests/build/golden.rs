@@ -1,0 +1,180 @@
+//! The deployed builder's files for the same input.
+
+use std::fs;
+use std::path::Path;
+
+use builder::{BuildOptions, encode_v6, load_image, merge};
+use rafs_format::{BlobId, BlobInfo, Bootstrap, Compressor, Digester};
+use storage::FileBlob;
+use tree::Image;
+
+use crate::{build, options};
+
+/// Options that say for what golden file they are.
+fn options_of(name: &str) -> BuildOptions {
+    let mut options = options();
+    match name {
+        "v6-none" => options.compressor = Compressor::None,
+        "v6-lz4-sha256" => {
+            (options.compressor, options.digester) = (Compressor::Lz4Block, Digester::Sha256)
+        }
+        "v6-zstd-64k" => options.chunk_size = 0x10000,
+        "v6-separate" => (options.blob_toc, options.inline_meta) = (false, false),
+        "v6-zstd" | "v6-upper" => {}
+        _ => panic!("{name}"),
+    }
+    options
+}
+
+fn golden_bootstrap(shared: &Path, name: &str) -> Bootstrap<Vec<u8>> {
+    let blob = FileBlob::open(&shared.join(format!("golden/{name}.blob"))).unwrap();
+    Bootstrap::parse(storage::extract_bootstrap(&blob).unwrap()).unwrap()
+}
+
+/// Everything a bootstrap says, but for what depends on the version of a compressor: stored sizes and offsets. The
+/// deployed builder's extended attributes come in random order.
+fn facts(bootstrap: &Bootstrap<Vec<u8>>, ids: bool) -> Vec<String> {
+    let mut out = vec![format!("{:?}", bootstrap.superblock())];
+    let id = |id: &str| if ids { id.to_owned() } else { String::new() };
+    out.extend(
+        bootstrap
+            .devices()
+            .iter()
+            .map(|d| format!("{} {} {}", id(&d.id), d.blocks, d.mapped_blkaddr)),
+    );
+    for blob in bootstrap.blobs() {
+        let id = if ids {
+            blob.id.clone()
+        } else {
+            BlobId::placeholder()
+        };
+        let stored = BlobInfo {
+            id,
+            compressed_size: 0,
+            meta_offset: 0,
+            meta_compressed_size: 0,
+            ..blob.clone()
+        };
+        out.push(format!("{stored:?}"));
+    }
+    for chunk in bootstrap.chunk_table() {
+        let mut chunk = chunk.unwrap();
+        (chunk.compressed_offset, chunk.compressed_size) = (0, 0);
+        out.push(format!("{chunk:?}"));
+    }
+    let mut todo = vec![(String::new(), bootstrap.inode(bootstrap.root()).unwrap())];
+    while let Some((path, mut inode)) = todo.pop() {
+        // Our own mark, which the deployed builder leaves zero.
+        inode.implied = false;
+        let mut xattrs: Vec<_> = bootstrap.xattrs(&inode).unwrap();
+        xattrs.sort_by(|a, b| a.name.cmp(&b.name));
+        out.push(format!("{path} {inode:?} {xattrs:?}"));
+        if inode.is_symlink() {
+            out.push(format!("{:?}", bootstrap.symlink(&inode).unwrap()));
+        }
+        if inode.is_regular() {
+            let chunks: Vec<_> = bootstrap
+                .chunks(&inode)
+                .unwrap()
+                .map(Result::unwrap)
+                .collect();
+            out.push(format!("{chunks:?}"));
+        }
+        if inode.is_dir() {
+            for entry in bootstrap.entries(&inode).unwrap().map(Result::unwrap) {
+                let name = String::from_utf8_lossy(entry.name);
+                out.push(format!(
+                    "{path}/{name} {:?} {:?}",
+                    entry.nid, entry.file_type
+                ));
+                if name != "." && name != ".." {
+                    todo.push((
+                        format!("{path}/{name}"),
+                        bootstrap.inode(entry.nid).unwrap(),
+                    ));
+                }
+            }
+        }
+    }
+    out
+}
+
+fn assert_same(name: &str, ours: &[String], theirs: &[String]) {
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert_eq!(ours, theirs, "{name}");
+    }
+    assert_eq!(ours.len(), theirs.len(), "{name}");
+}
+
+#[test]
+fn layers_are_those_of_the_deployed_builder() {
+    let Some(shared) = testkit::shared_or_skip("layers_are_those_of_the_deployed_builder") else {
+        return;
+    };
+    for (name, source) in [
+        ("v6-zstd", "lower.tar"),
+        ("v6-lz4-sha256", "lower.tar"),
+        ("v6-none", "lower.tar"),
+        ("v6-zstd-64k", "lower.tar"),
+        ("v6-upper", "upper.tar"),
+    ] {
+        let tar = fs::read(shared.join("golden").join(source)).unwrap();
+        let (_, blob) = build(&tar, &options_of(name));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        fs::write(&path, &blob).unwrap();
+        let ours =
+            Bootstrap::parse(storage::extract_bootstrap(&FileBlob::open(&path).unwrap()).unwrap())
+                .unwrap();
+        let theirs = golden_bootstrap(&shared, name);
+        assert_same(name, &facts(&ours, true), &facts(&theirs, true));
+        // The C libraries are the same, so the chunks are too, byte for byte.
+        let data = theirs.blobs()[0].meta_offset as usize;
+        let golden = fs::read(shared.join(format!("golden/{name}.blob"))).unwrap();
+        assert!(
+            blob[..data] == golden[..data],
+            "{name}: stored chunks differ"
+        );
+    }
+}
+
+#[test]
+fn a_blob_without_bootstrap_is_the_deployed_builder_s_byte_for_byte() {
+    let Some(shared) =
+        testkit::shared_or_skip("a_blob_without_bootstrap_is_the_deployed_builder_s")
+    else {
+        return;
+    };
+    let tar = fs::read(shared.join("golden/lower.tar")).unwrap();
+    let (layer, blob) = build(&tar, &options_of("v6-separate"));
+    assert!(blob == fs::read(shared.join("golden/v6-separate.blob")).unwrap());
+    let ours = Bootstrap::parse(encode_v6(&layer.image).unwrap()).unwrap();
+    let theirs =
+        Bootstrap::parse(fs::read(shared.join("golden/v6-separate.boot")).unwrap()).unwrap();
+    assert_same("v6-separate", &facts(&ours, true), &facts(&theirs, true));
+    assert_eq!(ours.blobs(), theirs.blobs());
+}
+
+#[test]
+fn merging_the_deployed_builder_s_layers_gives_its_merged_bootstrap() {
+    let Some(shared) = testkit::shared_or_skip("merging_the_deployed_builder_s_layers") else {
+        return;
+    };
+    let theirs = Bootstrap::parse(fs::read(shared.join("golden/merged/v6.boot")).unwrap()).unwrap();
+    let layer = |name: &str, id: &str| -> Image {
+        let mut image = load_image(&golden_bootstrap(&shared, name)).unwrap();
+        image.blobs[0].id = BlobId::new(id).unwrap();
+        image
+    };
+    let [upper, lower] = theirs.blobs() else {
+        panic!("two blobs")
+    };
+    let merged = merge(vec![
+        layer("v6-zstd", lower.id.as_str()),
+        layer("v6-upper", upper.id.as_str()),
+    ])
+    .unwrap();
+    let ours = Bootstrap::parse(encode_v6(&merged).unwrap()).unwrap();
+    assert_same("merged", &facts(&ours, true), &facts(&theirs, true));
+    assert_eq!(ours.blobs(), theirs.blobs());
+}
