@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::system;
 
 /// Test binaries with this prefix need root, FUSE or EROFS.
-const PRIVILEGED: &str = "privileged_";
+const PRIVILEGED: &str = "privileged";
 
 /// How a skip begins that is no fault where the reference data is absent.
 const NO_DATA: &str = "SKIPPED (no ../shared)";

@@ -1,5 +1,6 @@
 //! Judges from outside: `fsck.erofs` and the kernel's own EROFS.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -212,15 +213,33 @@ impl Stack {
             let directory = scratch.join(format!("layer{index}"));
             std::fs::create_dir(&directory)?;
             let mut tar = Command::new("tar");
-            tar.args(["--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf"])
-                .arg(layer)
-                .arg("-C");
+            tar.args([
+                "--xattrs",
+                "--xattrs-include=*",
+                "--numeric-owner",
+                "--delay-directory-restore",
+                "-xpf",
+            ])
+            .arg(layer)
+            .arg("-C");
             let output = tar.arg(&directory).output()?;
             if !output.status.success() {
                 return Err(io::Error::other(
                     String::from_utf8_lossy(&output.stderr).into_owned(),
                 ));
             }
+            let listing = Command::new("tar")
+                .args(["--quoting-style=literal", "-tf"])
+                .arg(layer)
+                .output()?;
+            let listed = listing
+                .stdout
+                .split(|byte| *byte == b'\n')
+                .filter_map(|name| name.strip_suffix(b"/"));
+            let listed = listed
+                .map(|name| name.strip_prefix(b"./").unwrap_or(name).to_vec())
+                .collect();
+            implied(&directory, Path::new(""), &listed, &lower)?;
             whiteouts(&directory)?;
             lower.push(directory);
         }
@@ -242,6 +261,34 @@ impl Stack {
     pub fn path(&self) -> &Path {
         self.mount.path()
     }
+}
+
+/// Gives directories below `root`/`path` that the layer itself does not list the times of the layer below.
+fn implied(
+    root: &Path,
+    path: &Path,
+    listed: &BTreeSet<Vec<u8>>,
+    lower: &[PathBuf],
+) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    for entry in std::fs::read_dir(root.join(path))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            implied(root, &path.join(entry.file_name()), listed, lower)?;
+        }
+    }
+    let below = || {
+        lower
+            .iter()
+            .rev()
+            .find_map(|lower| lower.join(path).symlink_metadata().ok())
+    };
+    if !listed.contains(path.as_os_str().as_bytes())
+        && let Some(below) = below()
+    {
+        File::open(root.join(path))?.set_modified(below.modified()?)?;
+    }
+    Ok(())
 }
 
 /// Turns the whiteouts of an unpacked layer into those of overlayfs.

@@ -41,6 +41,18 @@ impl Ran {
         self
     }
 
+    /// Insists on every word in what it printed.
+    #[track_caller]
+    pub fn says(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!(
+                self.stdout.contains(word) || self.stderr.contains(word),
+                "want {word:?}: {self}"
+            );
+        }
+        self
+    }
+
     /// Insists on failure with an ordinary exit code (no panic, no signal) and a message that holds every word.
     #[track_caller]
     pub fn fails_with(self, words: &[&str]) -> Self {

@@ -36,8 +36,7 @@ fn check_notices_any_flipped_byte_of_an_image() {
         for at in positions(length, 4) {
             flip(&path, at);
             let name = &part["digest"].as_str().unwrap()["sha256:".len()..][..12];
-            let ran = check(&fixture(), &place.oci("nydus", "v6")).exits(1);
-            assert!(format!("{}{}", ran.stdout, ran.stderr).contains(name), "byte {at} of {name}: {ran}");
+            check(&fixture(), &place.oci("nydus", "v6")).exits(1).says(&[name]);
             flip(&path, at);
         }
     }
@@ -53,5 +52,5 @@ fn a_lost_blob_is_named() {
     let lost = &manifest["layers"][0];
     std::fs::remove_file(blob_path(&target, lost)).unwrap();
     let name = &lost["digest"].as_str().unwrap()["sha256:".len()..];
-    run(NYDUSIFY, ["check", "--target", &place.oci("nydus", "v6")]).exits(1).fails_with(&[name]);
+    run(NYDUSIFY, ["check", "--target", &place.oci("nydus", "v6")]).exits(1).says(&[name]);
 }
