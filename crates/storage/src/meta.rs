@@ -1,7 +1,7 @@
 //! Reading a blob's own chunk table.
 
 use rafs_format::blob_meta::{BlobMeta, HEADER_SIZE};
-use rafs_format::{BlobFeatures, BlobInfo, Compressor};
+use rafs_format::{BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, Compressor};
 
 use crate::decode::{cipher_of, require_supported};
 use crate::{BlobReader, ChunkError, Error};
@@ -30,15 +30,14 @@ pub fn read_blob_meta(info: &BlobInfo, blob: &dyn BlobReader) -> Result<BlobMeta
             limit: stored_limit,
         });
     }
-    let mut table = read_piece(blob, WHAT, info.meta_offset, info.meta_compressed_size)?;
-    // The table has been read, so its end is no overflow.
-    let header_offset = info.meta_offset + info.meta_compressed_size;
-    let mut header = read_piece(
+    // The sum is no overflow: the first was limited just now.
+    let mut table = read_piece(
         blob,
-        "the header of the chunk table",
-        header_offset,
-        HEADER_SIZE as u64,
+        WHAT,
+        info.meta_offset,
+        info.meta_compressed_size + HEADER_SIZE as u64,
     )?;
+    let mut header = table.split_off(table.len() - HEADER_SIZE);
 
     let size = usize::try_from(info.meta_uncompressed_size).map_err(|_| Error::TooLarge {
         what: WHAT,
@@ -66,7 +65,13 @@ pub fn read_blob_meta(info: &BlobInfo, blob: &dyn BlobReader) -> Result<BlobMeta
 
 /// Largest table that a blob with that many chunks can have: a record and a context for each.
 fn size_limit(info: &BlobInfo) -> u64 {
-    u64::from(info.chunk_count) * (24 + 40)
+    let any_count = info.features.contains(BlobFeatures::CHUNKDICT_GENERATED);
+    let count = if any_count {
+        CHUNKS_PER_BLOB_MAX
+    } else {
+        info.chunk_count
+    };
+    u64::from(count) * (24 + 40)
 }
 
 pub(crate) fn read_piece(

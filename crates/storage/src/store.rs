@@ -226,7 +226,7 @@ impl ChunkStore {
     /// As [`ChunkStore::read`].
     pub fn chunk(&self, chunk: ChunkPointer) -> Result<Arc<VerifiedChunk>, ReadError> {
         let (key, _, _) = self.inner.locate(chunk)?;
-        self.inner.chunk(key, &[], false)
+        self.inner.chunk(key, &[])
     }
 
     /// Brings chunks into the cache in the background, in that order, whenever no read has to wait for a blob. Without
@@ -432,7 +432,7 @@ impl Inner {
             None => {
                 add(&self.counters.misses, 1);
                 let _busy = self.prefetch.hold_back();
-                self.chunk(key, &self.keys(want), false)?
+                self.chunk(key, &self.keys(want))?
             }
         };
         let start = usize::try_from(start).unwrap_or(usize::MAX);
@@ -540,7 +540,7 @@ pub fn complete_cache_files<D: Deref<Target = [u8]>>(
             if blob.state(slot) != State::Present {
                 let want = keys.get(slot + 1..).unwrap_or_default();
                 inner
-                    .chunk(*key, want, false)
+                    .chunk(*key, want)
                     .map_err(|source| Error::Incomplete { source })?;
             }
         }

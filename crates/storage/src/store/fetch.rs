@@ -12,7 +12,7 @@ use super::flight::{Claim, Duty, Landing};
 use super::stats::add;
 use super::{Inner, Key};
 use crate::cache::State;
-use crate::{ChunkError, ReadCause, VerifiedChunk};
+use crate::{ChunkError, ReadCause, ReadError, VerifiedChunk};
 
 /// Neighbours that are looked at for one request.
 pub(super) const NEIGHBOURS_MAX: usize = 512;
@@ -38,24 +38,42 @@ struct Plan {
 
 impl Inner {
     /// The chunk `key`, from memory or from its blob, and with it those of `want` that one request can bring too.
-    pub fn chunk(self: &Arc<Self>, key: Key, want: &[Key], background: bool) -> Landing {
+    pub fn chunk(self: &Arc<Self>, key: Key, want: &[Key]) -> Landing {
         loop {
             if let Some(chunk) = self.recent.get(key) {
                 return Ok(chunk);
             }
-            let claim = match self.flights.join(key) {
-                Duty::Mine(claim) => claim,
-                Duty::Other(flight) => match flight.wait() {
-                    Some(landing) => return landing,
-                    None => continue,
-                },
-            };
-            // Whoever had the duty before may have landed since the first look.
-            if let Some(chunk) = self.recent.get(key).or_else(|| self.reverify(key)) {
-                claim.land(Ok(Arc::clone(&chunk)));
-                return Ok(chunk);
+            match self.flights.join(key) {
+                Duty::Mine(claim) => return self.bring(claim, want, false),
+                Duty::Other(flight) => {
+                    if let Some(landing) = flight.wait() {
+                        return landing;
+                    }
+                }
             }
-            return self.fetch(claim, want, background);
+        }
+    }
+
+    /// Brings the chunk `key` into the cache, and some of `want` with it, unless another thread is about to.
+    pub fn chunk_in_background(self: &Arc<Self>, key: Key, want: &[Key]) -> Result<(), ReadError> {
+        match self.flights.claim(key) {
+            Some(claim) => self.bring(claim, want, true).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn bring(self: &Arc<Self>, claim: Claim, want: &[Key], background: bool) -> Landing {
+        // Whoever had the duty before may have landed since the caller looked.
+        match self
+            .recent
+            .get(claim.key)
+            .or_else(|| self.reverify(claim.key))
+        {
+            Some(chunk) => {
+                claim.land(Ok(Arc::clone(&chunk)));
+                Ok(chunk)
+            }
+            None => self.fetch(claim, want, background),
         }
     }
 

@@ -67,9 +67,9 @@ impl Prefetch {
         }
     }
 
-    /// The next chunk and those after it; `None` when the store is dropped. `done` says whether the caller has
-    /// finished another one.
-    fn next(&self, done: bool) -> Option<(Key, Vec<Key>)> {
+    /// The next chunk that is `wanted` still, and those after it; `None` when the store is dropped. `done` says
+    /// whether the caller has finished another one.
+    fn next(&self, done: bool, wanted: &impl Fn(Key) -> bool) -> Option<(Key, Vec<Key>)> {
         let mut queue = self.lock();
         if done {
             queue.working -= 1;
@@ -86,10 +86,17 @@ impl Prefetch {
         if queue.stop {
             return None;
         }
-        // Another worker, or a cancellation, may have emptied the queue meanwhile.
-        let Some(key) = queue.keys.pop_front() else {
-            drop(queue);
-            return self.next(false);
+        let key = loop {
+            match queue.keys.pop_front() {
+                Some(key) if wanted(key) => break key,
+                Some(_) => {}
+                // Another worker, or a cancellation, may have emptied the queue meanwhile.
+                None => {
+                    self.changed.notify_all();
+                    drop(queue);
+                    return self.next(false, wanted);
+                }
+            }
         };
         queue.working += 1;
         let near = queue
@@ -145,13 +152,14 @@ impl Inner {
     }
 
     fn run_prefetch(self: &Arc<Self>) {
-        let mut done = false;
-        while let Some((key, near)) = self.prefetch.next(done) {
-            let absent = self
-                .blobs
+        let wanted = |key: Key| {
+            self.blobs
                 .get(key.blob)
-                .is_some_and(|blob| blob.state(key.slot) != State::Present);
-            if absent && self.chunk(key, &near, true).is_err() {
+                .is_some_and(|blob| blob.state(key.slot) != State::Present)
+        };
+        let mut done = false;
+        while let Some((key, near)) = self.prefetch.next(done, &wanted) {
+            if self.chunk_in_background(key, &near).is_err() {
                 add(&self.counters.prefetch_errors, 1);
             }
             done = true;

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use storage::ChunkStore;
 
+use storage::{BlobSource, FileBlob, NamedSource, complete_cache_files, load_bootstrap};
+
 use image::{Image, Kind, Source, cached, some_chunks};
 
 /// A tmpfs of so many bytes; unmounted when dropped.
@@ -92,4 +94,36 @@ fn privileged_a_disk_without_any_room_still_lets_read() {
     .unwrap();
     image.check(&store).unwrap();
     assert!(store.stats().cache_errors > 0);
+}
+
+#[test]
+fn privileged_complete_cache_files_are_devices_of_a_kernel_mount() {
+    const NAME: &str = "privileged_complete_cache_files_are_devices_of_a_kernel_mount";
+    let Some(shared) = testkit::shared_or_skip(NAME) else {
+        return;
+    };
+    if let Some(why) = testkit::oracle::no_erofs().or_else(testkit::oracle::no_fsck) {
+        return testkit::skip(NAME, why);
+    }
+    let golden = shared.join("golden");
+    let mut source = NamedSource::new(None);
+    for name in ["v6-zstd", "v6-upper"] {
+        let path = golden.join(format!("{name}.blob"));
+        source.insert(
+            testkit::sha256(&fs::read(&path).unwrap()),
+            Arc::new(FileBlob::open(&path).unwrap()),
+        );
+    }
+    let source: Arc<dyn BlobSource> = Arc::new(source);
+    let boot = golden.join("merged/v6.boot");
+    let dir = tempfile::tempdir().unwrap();
+    let loaded = load_bootstrap(&boot).unwrap();
+    let devices =
+        complete_cache_files(&loaded.bootstrap, source, &dir.path().join("cache")).unwrap();
+    testkit::oracle::fsck(&boot, &devices).unwrap();
+    let at = dir.path().join("mnt");
+    fs::create_dir(&at).unwrap();
+    let mount = testkit::oracle::kernel_mount(&boot, &devices, &at).unwrap();
+    let differences = testkit::expect::compare(mount.path(), &golden.join("merged.expect.json"));
+    assert!(differences.is_empty(), "{differences:#?}");
 }

@@ -58,8 +58,10 @@ fn fill_the_cache_until_killed() {
 fn a_killed_process_leaves_no_wrong_bytes() {
     let image = image();
     let dir = tempfile::tempdir().unwrap();
-    let mut kept = 0;
-    for round in 0..12 {
+    let (mut kept, mut round) = (0, 0);
+    // On a busy machine a round may come to nothing.
+    while round < 12 || (kept <= 20 && round < 100) {
+        round += 1;
         let mut child = Command::new(std::env::current_exe().unwrap());
         child
             .args(["--exact", "crash::fill_the_cache_until_killed"])

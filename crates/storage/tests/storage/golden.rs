@@ -271,6 +271,33 @@ fn a_flipped_byte_of_a_blob_is_an_error_or_harmless() {
     }
 }
 
+#[test]
+fn a_truncated_blob_is_refused() {
+    let Some(shared) = testkit::shared_or_skip("a_truncated_blob_is_refused") else {
+        return;
+    };
+    let blob = std::fs::read(shared.join("golden/v6-upper.blob")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("id.more.blob");
+    let lengths = (0..2000)
+        .step_by(99)
+        .chain((blob.len() - 6000..blob.len()).step_by(101));
+    for len in lengths {
+        std::fs::write(&path, &blob[..len]).unwrap();
+        assert!(load_bootstrap(&path).is_err(), "{len} bytes");
+    }
+    std::fs::write(&path, &blob).unwrap();
+    let loaded = load_bootstrap(&path).unwrap();
+    assert_eq!(loaded.bootstrap.blobs()[0].id.as_str(), "id");
+    let nameless = dir.path().join(".blob");
+    std::fs::write(&nameless, &blob).unwrap();
+    let error = load_bootstrap(&nameless).unwrap_err();
+    assert!(
+        matches!(&error, Error::File { source, .. } if matches!(**source, Error::BlobName { .. })),
+        "{error}"
+    );
+}
+
 /// Digests of all files; `None` where a read fails.
 fn contents(
     bootstrap: &Bootstrap<Vec<u8>>,

@@ -10,8 +10,8 @@ use storage::{ChunkError, ChunkStore, Error, ReadCause, StoreOptions, cache_file
 
 use crate::image::{Counting, Image, Kind, Source, bootstrap, cached, id, some_chunks};
 
-/// Requests that open a blob: its chunk table and the header.
-const OPEN: u64 = 2;
+/// Requests that open a blob: its chunk table with the header.
+const OPEN: u64 = 1;
 
 fn open(image: &Image, source: &Arc<Counting>, options: StoreOptions) -> ChunkStore {
     ChunkStore::open(
@@ -391,7 +391,7 @@ fn prefetching_can_be_cancelled() {
     let image = Image::new(some_chunks(200, 2000), Kind::default());
     let dir = tempfile::tempdir().unwrap();
     let source = image.source();
-    *source.delay.lock().unwrap() = Duration::from_millis(5);
+    *source.delay.lock().unwrap() = Duration::from_millis(20);
     let store = open(
         &image,
         &source,
