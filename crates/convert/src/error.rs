@@ -27,7 +27,7 @@ pub enum Error {
         /// The layer.
         digest: Digest,
         /// Why not.
-        source: LayerError,
+        source: Box<LayerError>,
     },
     /// The configuration is about other layers than the manifest.
     #[error("manifest {manifest} has {layers} layers, its configuration {diff_ids} diff ids")]
@@ -45,7 +45,7 @@ pub enum Error {
         /// The manifest.
         manifest: Digest,
         /// Why not.
-        source: builder::Error,
+        source: Box<builder::Error>,
     },
     /// The bootstrap cannot be packed.
     #[error("cannot pack the bootstrap of {manifest}")]
@@ -110,15 +110,10 @@ impl Error {
         use builder::Error as Build;
         match self {
             Self::Cancelled => true,
-            Self::Layer {
-                source: LayerError::Build(source),
-                ..
-            } => {
-                matches!(
-                    source,
-                    Build::Cancelled | Build::Stopped | Build::LowerLayer
-                )
-            }
+            Self::Layer { source, .. } => matches!(
+                **source,
+                LayerError::Build(Build::Cancelled | Build::Stopped | Build::LowerLayer)
+            ),
             _ => false,
         }
     }

@@ -32,8 +32,17 @@ pub(crate) struct Blob {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// Its blob's chunk table, inflated, and the header behind it; `None` without chunks.
-    pub table: Option<(Vec<u8>, Vec<u8>)>,
+    /// Its chunk table; `None` without chunks.
+    pub table: Option<ChunkTable>,
+}
+
+/// The chunk table of a blob.
+#[derive(Debug)]
+pub(crate) struct ChunkTable {
+    /// The table, inflated.
+    pub table: Vec<u8>,
+    /// The header behind it.
+    pub header: Vec<u8>,
 }
 
 /// Where layers come from and go to.
@@ -115,7 +124,7 @@ fn read_table(
     built: &BuiltLayer,
     blob: Digest,
     cancel: &Cancel,
-) -> Result<Option<(Vec<u8>, Vec<u8>)>, LayerError> {
+) -> Result<Option<ChunkTable>, LayerError> {
     let id = blob.hex();
     let own = built
         .image
@@ -135,7 +144,7 @@ fn read_table(
     let mut table = vec![0; usize::try_from(info.meta_uncompressed_size).unwrap_or_default()];
     codec::decompress(info.meta_compressor, &bytes, &mut table)
         .map_err(|error| LayerError::Table(error.into()))?;
-    Ok(Some((table, header)))
+    Ok(Some(ChunkTable { table, header }))
 }
 
 /// Size of the stored table with its header; both must lie within the blob of `len` bytes.

@@ -66,7 +66,7 @@ pub(crate) fn convert(
                 layer::convert(places, descriptor, *diff_id, &options, turn).map_err(|source| {
                     Error::Layer {
                         digest: descriptor.digest,
-                        source,
+                        source: Box::new(source),
                     }
                 });
             if result.is_err() {

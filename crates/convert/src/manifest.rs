@@ -10,7 +10,7 @@ use progress::{Cancel, Progress};
 use serde_json::Value;
 use tree::{Image, Tree};
 
-use crate::layer::{Blob, Places};
+use crate::layer::{Blob, ChunkTable, Places};
 use crate::{ConvertOptions, Error, TOTAL, layers};
 
 /// Version of the bootstraps that are written.
@@ -205,7 +205,10 @@ impl<'a> Context<'a> {
         blobs: &[Blob],
         manifest: Digest,
     ) -> Result<BootstrapLayer, Error> {
-        let failed = |source| Error::Merge { manifest, source };
+        let failed = |source| Error::Merge {
+            manifest,
+            source: Box::new(source),
+        };
         let mut merged = if images.is_empty() {
             self.empty_image()
         } else {
@@ -216,7 +219,7 @@ impl<'a> Context<'a> {
         drop(merged);
         let mut tables: Vec<nydus::Table> = Vec::new();
         for blob in blobs {
-            if let Some((table, header)) = &blob.table
+            if let Some(ChunkTable { table, header }) = &blob.table
                 && tables.iter().all(|known| known.blob != blob.digest)
             {
                 tables.push(nydus::Table {

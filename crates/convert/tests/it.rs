@@ -1,4 +1,5 @@
 //! Conversions from layout to layout, all in temporary directories.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "it/good.rs"]
 mod good;

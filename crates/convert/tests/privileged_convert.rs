@@ -1,4 +1,5 @@
 //! Conversions that need root: a target whose disk is full.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "it/world.rs"]
 #[allow(dead_code, reason = "the other tests use the rest")]

@@ -1,4 +1,5 @@
 //! Layouts and archives, read and written.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Write as _;
 use std::path::Path;
