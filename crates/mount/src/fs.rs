@@ -30,8 +30,11 @@ const TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const GENERATION: Generation = Generation(0);
 /// Requests the kernel may have waiting in the background (its read-ahead) at once.
 const BACKGROUND: u16 = 64;
-/// File data beyond a request that the store may fetch along with it, in bytes.
-const NEIGHBOURS: u64 = 4 << 20;
+/// Most file data beyond a request that the store may fetch along with it, in bytes. How much, the size of the request
+/// says: the kernel asks for much at once where a reader goes on, and for little where one jumps about.
+const NEIGHBOURS_MAX: u64 = 4 << 20;
+/// Bytes that may be fetched along for each byte of a request.
+const NEIGHBOURS_PER_BYTE: u64 = 4;
 
 /// What a session serves; shared by its threads.
 pub(crate) struct RafsFs {
@@ -177,7 +180,8 @@ impl RafsFs {
         let chunk_size = self.bootstrap.superblock().chunk_size;
         let size = u64::from(chunk_size);
         let first = range.start / size;
-        let last = (range.end - 1).saturating_add(NEIGHBOURS) / size;
+        let ahead = ((range.end - range.start) * NEIGHBOURS_PER_BYTE).min(NEIGHBOURS_MAX);
+        let last = (range.end - 1).saturating_add(ahead) / size;
         let position = |chunk: u64| usize::try_from(chunk).unwrap_or(usize::MAX);
         chunks.clear();
         for chunk in self

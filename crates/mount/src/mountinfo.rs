@@ -38,8 +38,7 @@ fn topmost(table: &[u8], mountpoint: &Path) -> Option<MountEntry> {
     table
         .split(|&b| b == b'\n')
         .filter_map(parse_line)
-        .filter(|entry| entry.mountpoint == mountpoint)
-        .next_back()
+        .rfind(|entry| entry.mountpoint == mountpoint)
 }
 
 /// `id parent major:minor root mountpoint options [optional ...] - type source options`

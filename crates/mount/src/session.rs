@@ -27,10 +27,20 @@ pub struct Options {
     pub prefetch: Prefetch,
 }
 
+impl Options {
+    /// One thread per core, at least 2 so that a slow blob does not hold up everything, and at most 4: more of them
+    /// only take work from each other's caches.
+    pub fn threads_for_this_machine() -> usize {
+        std::thread::available_parallelism()
+            .map_or(2, usize::from)
+            .clamp(2, 4)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
-            threads: 4,
+            threads: Self::threads_for_this_machine(),
             prefetch: Prefetch::Listed,
         }
     }

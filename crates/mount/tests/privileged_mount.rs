@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use mount::{Mounted, Options};
 use storage::{BlobSource, ChunkStore, DirSource, StoreOptions, load_bootstrap};
@@ -219,6 +220,96 @@ fn privileged_damage_is_eio_and_the_rest_stays_readable() {
         "{same} files read, {refused} refused"
     );
     assert!(bad.mounted.stats().errors >= refused);
+}
+
+/// Looks at everything below `dir`, down to a depth that no sound image here has; a damaged one may have loops.
+fn look_at_all(dir: &Path, depth: u32, left: &mut u32) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Some(fewer) = left.checked_sub(1) else {
+            return;
+        };
+        *left = fewer;
+        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let mut value = [0; 256];
+        let _ = rustix::fs::lgetxattr(&path, "user.dir", &mut value);
+        if metadata.is_dir() && depth > 0 {
+            look_at_all(&path, depth - 1, left);
+        } else if metadata.is_symlink() {
+            let _ = std::fs::read_link(&path);
+        } else if metadata.is_file() {
+            let mut start = vec![0; 20_000];
+            if let Ok(file) = File::open(&path) {
+                let _ = file.read_at(&mut start, 0);
+                let _ = file.read_at(&mut start, metadata.size().saturating_sub(10_000));
+            }
+        }
+    }
+}
+
+#[test]
+fn privileged_a_damaged_bootstrap_is_refused_or_served_without_a_crash() {
+    const TEST: &str = "privileged_a_damaged_bootstrap_is_refused_or_served_without_a_crash";
+    let Some(golden) = shared_or_skip(TEST).map(|shared| shared.join("golden")) else {
+        return;
+    };
+    if !can_mount(TEST) {
+        return;
+    }
+    let blobs = blobs_by_id(&golden);
+    let sound = std::fs::read(golden.join("v6-separate.boot")).unwrap();
+    let picks = noise(7, 40 * 8);
+    let mut served = 0;
+    // A panic ends one serving thread without anybody noticing but this.
+    static CRASHES: AtomicU32 = AtomicU32::new(0);
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        if !name.starts_with("privileged_") {
+            CRASHES.fetch_add(1, Ordering::Relaxed);
+        }
+        print(panic);
+    }));
+    for pick in picks
+        .chunks_exact(8)
+        .map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
+    {
+        // Several at once, most of them where inodes and directories are.
+        let mut bytes = sound.clone();
+        for part in 0..4 {
+            let at = (pick.rotate_left(part * 16) as usize) % bytes.len();
+            bytes[at] ^= 1 << (pick >> (part * 3) & 7);
+        }
+        let Ok(bootstrap) = rafs_format::Bootstrap::parse(bytes) else {
+            continue;
+        };
+        let Ok(store) = ChunkStore::open(
+            &bootstrap,
+            Arc::new(DirSource(blobs.path().to_owned())),
+            StoreOptions::default(),
+        ) else {
+            continue;
+        };
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("root");
+        let mounted = mount::mount(
+            Arc::new(bootstrap),
+            Arc::new(store),
+            &root,
+            &Options::default(),
+        )
+        .unwrap();
+        look_at_all(&root, 8, &mut 2_000);
+        drop(mounted);
+        assert_eq!(CRASHES.load(Ordering::Relaxed), 0);
+        served += 1;
+    }
+    assert!(
+        served > 5,
+        "{served} of the damaged bootstraps could be mounted"
+    );
 }
 
 #[test]

@@ -49,9 +49,9 @@ pub struct MountArgs {
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
 
-    /// Threads that answer file system requests
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
-    fuse_threads: u16,
+    /// Threads that answer file system requests [default: one per core, at least 2 and at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    fuse_threads: Option<u16>,
 
     /// Return as soon as the mount is ready; a process in the background serves it
     #[arg(long)]
@@ -134,7 +134,8 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     }
     let image = image::open(args)?;
     let (store, cache) = open_store(args, &image)?;
-    let options = Options { threads: args.fuse_threads.into(), prefetch: args.prefetch() };
+    let threads = args.fuse_threads.map_or_else(Options::threads_for_this_machine, usize::from);
+    let options = Options { threads, prefetch: args.prefetch() };
     let mounted = mount::mount(image.bootstrap, Arc::new(store), &args.mount_path, &options)?;
     tracing::info!("mounted on {}, cache in {}", mounted.mountpoint().display(), cache.display());
     if args.detached {
