@@ -47,9 +47,14 @@ pub enum BootstrapError {
 }
 
 /// The tree that a bootstrap describes, its contents as digests from the chunk table.
-pub(crate) fn read<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<FileTree, BootstrapError> {
+pub(crate) fn read<D: Deref<Target = [u8]>>(
+    bootstrap: &Bootstrap<D>,
+) -> Result<FileTree, BootstrapError> {
     let chunks = ChunkRows::read(bootstrap).map_err(BootstrapError::ChunkTable)?;
-    let contents = Contents::Rows { rows: Vec::new(), table: Arc::clone(&chunks.digests) };
+    let contents = Contents::Rows {
+        rows: Vec::new(),
+        table: Arc::clone(&chunks.digests),
+    };
     let mut reader = Reader {
         bootstrap,
         chunks,
@@ -81,15 +86,28 @@ impl ChunkRows {
         for (row, record) in (0..).zip(table) {
             let record = record?;
             digests.push(record.digest);
-            keys.push((key(record.blob_index, record.index), record.uncompressed_offset, row));
+            keys.push((
+                key(record.blob_index, record.index),
+                record.uncompressed_offset,
+                row,
+            ));
         }
         keys.sort_unstable();
-        Ok(Self { digests: digests.into(), keys })
+        Ok(Self {
+            digests: digests.into(),
+            keys,
+        })
     }
 
     fn find(&self, pointer: &ChunkPointer) -> Option<u32> {
-        let wanted = (key(pointer.blob_index, pointer.index), pointer.uncompressed_offset);
-        let at = self.keys.binary_search_by_key(&wanted, |&(key, offset, _)| (key, offset)).ok()?;
+        let wanted = (
+            key(pointer.blob_index, pointer.index),
+            pointer.uncompressed_offset,
+        );
+        let at = self
+            .keys
+            .binary_search_by_key(&wanted, |&(key, offset, _)| (key, offset))
+            .ok()?;
         self.keys.get(at).map(|&(.., row)| row)
     }
 }
@@ -110,7 +128,11 @@ struct Reader<'a, D> {
 impl<D: Deref<Target = [u8]>> Reader<'_, D> {
     fn read(&mut self) -> Result<(), BootstrapError> {
         let root = self.bootstrap.root();
-        let format = |source| BootstrapError::Format { path: "/".to_owned(), nid: root, source };
+        let format = |source| BootstrapError::Format {
+            path: "/".to_owned(),
+            nid: root,
+            source,
+        };
         let record = self.bootstrap.inode(root).map_err(format)?;
         self.tree.inodes[0] = self.facts(&record).map_err(format)?;
         self.directories.insert(root);
@@ -121,9 +143,16 @@ impl<D: Deref<Target = [u8]>> Reader<'_, D> {
         Ok(())
     }
 
-    fn directory(&mut self, node: NodeId, directory: &Record, todo: &mut Vec<(NodeId, Record)>) -> Result<(), BootstrapError> {
+    fn directory(
+        &mut self,
+        node: NodeId,
+        directory: &Record,
+        todo: &mut Vec<(NodeId, Record)>,
+    ) -> Result<(), BootstrapError> {
         let bootstrap = self.bootstrap;
-        let entries = bootstrap.entries(directory).map_err(|source| self.format(node, directory.nid, source))?;
+        let entries = bootstrap
+            .entries(directory)
+            .map_err(|source| self.format(node, directory.nid, source))?;
         for entry in entries {
             let entry = entry.map_err(|source| self.format(node, directory.nid, source))?;
             if matches!(entry.name, b"." | b"..") {
@@ -135,8 +164,12 @@ impl<D: Deref<Target = [u8]>> Reader<'_, D> {
                 continue;
             }
             let child = self.tree.add_name(node, entry.name, 0);
-            let record = bootstrap.inode(nid).map_err(|source| self.format(child, nid, source))?;
-            let mut facts = self.facts(&record).map_err(|source| self.format(child, nid, source))?;
+            let record = bootstrap
+                .inode(nid)
+                .map_err(|source| self.format(child, nid, source))?;
+            let mut facts = self
+                .facts(&record)
+                .map_err(|source| self.format(child, nid, source))?;
             if record.is_regular() {
                 facts.first_chunk = self.rows.len();
                 self.contents(child, &record)?;
@@ -146,7 +179,10 @@ impl<D: Deref<Target = [u8]>> Reader<'_, D> {
             self.tree.nodes[child as usize].inode = inode;
             if record.is_dir() {
                 if !self.directories.insert(nid) {
-                    return Err(BootstrapError::SecondName { path: self.path(child), nid });
+                    return Err(BootstrapError::SecondName {
+                        path: self.path(child),
+                        nid,
+                    });
                 }
                 todo.push((child, record));
             } else {
@@ -164,23 +200,40 @@ impl<D: Deref<Target = [u8]>> Reader<'_, D> {
             rdev: if record.is_device() { record.rdev } else { 0 },
             mtime: record.mtime,
             mtime_nsec: record.mtime_nsec,
-            xattrs: xattrs.into_iter().map(|xattr| (xattr.name.into(), xattr.value.into())).collect(),
-            link: if record.is_symlink() { self.bootstrap.symlink(record)?.into() } else { Box::default() },
-            size: if record.file_type == FileType::Regular { record.size } else { 0 },
+            xattrs: xattrs
+                .into_iter()
+                .map(|xattr| (xattr.name.into(), xattr.value.into()))
+                .collect(),
+            link: if record.is_symlink() {
+                self.bootstrap.symlink(record)?.into()
+            } else {
+                Box::default()
+            },
+            size: if record.file_type == FileType::Regular {
+                record.size
+            } else {
+                0
+            },
             ..Inode::new(record.mode)
         })
     }
 
     fn contents(&mut self, node: NodeId, record: &Record) -> Result<(), BootstrapError> {
         let bootstrap = self.bootstrap;
-        for pointer in bootstrap.chunks(record).map_err(|source| self.format(node, record.nid, source))? {
+        for pointer in bootstrap
+            .chunks(record)
+            .map_err(|source| self.format(node, record.nid, source))?
+        {
             let pointer = pointer.map_err(|source| self.format(node, record.nid, source))?;
-            let row = self.chunks.find(&pointer).ok_or_else(|| BootstrapError::UnknownChunk {
-                path: self.path(node),
-                blob_index: pointer.blob_index,
-                index: pointer.index,
-                offset: pointer.uncompressed_offset,
-            })?;
+            let row = self
+                .chunks
+                .find(&pointer)
+                .ok_or_else(|| BootstrapError::UnknownChunk {
+                    path: self.path(node),
+                    blob_index: pointer.blob_index,
+                    index: pointer.index,
+                    offset: pointer.uncompressed_offset,
+                })?;
             self.rows.push(row);
         }
         Ok(())
@@ -191,6 +244,10 @@ impl<D: Deref<Target = [u8]>> Reader<'_, D> {
     }
 
     fn format(&self, node: NodeId, nid: Nid, source: rafs_format::Error) -> BootstrapError {
-        BootstrapError::Format { path: self.path(node), nid, source }
+        BootstrapError::Format {
+            path: self.path(node),
+            nid,
+            source,
+        }
     }
 }

@@ -45,27 +45,44 @@ pub enum Error {
 /// # Errors
 /// [`Error`] if the check could not be done; an image that fails it is an `Ok` report that says so.
 pub fn check(source: Option<&Side>, target: &Side, options: &Options<'_>) -> Result<Report, Error> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.get()).build()?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads.get())
+        .build()?;
     let mut rules = vec![manifest::check(source, target)];
     let mut structure = RuleReport::new(Rule::Bootstrap);
     let mut counts = Counts::default();
 
     let target_tree = read_bootstrap(target, &mut structure, &mut counts);
-    let source_tree = source.and_then(|source| read_bootstrap(source, &mut structure, &mut Counts::default()));
-    let chunking = chunking(target).or(source.and_then(chunking)).unwrap_or(DEFAULT_CHUNKING);
+    let source_tree =
+        source.and_then(|source| read_bootstrap(source, &mut structure, &mut Counts::default()));
+    let chunking = chunking(target)
+        .or(source.and_then(chunking))
+        .unwrap_or(DEFAULT_CHUNKING);
 
     // Layers and blobs are read side by side: one thread inflates while the others decode.
     let sides = || [source, Some(target)].into_iter().flatten();
     let (source_tree, target_tree, passes) = std::thread::scope(|scope| {
-        let passes = scope.spawn(|| sides().filter_map(|side| read_blobs(side, &pool, options)).collect::<Vec<_>>());
+        let passes = scope.spawn(|| {
+            sides()
+                .filter_map(|side| read_blobs(side, &pool, options))
+                .collect::<Vec<_>>()
+        });
         let replayed = |side: &Side, read: Option<Result<FileTree, ()>>| match (&side.files, read) {
             (_, Some(tree)) => tree.map_err(|()| None),
-            (Files::Layers(layers), None) => replay_image(layers, replay_context(chunking, options)).map_err(Some),
+            (Files::Layers(layers), None) => {
+                replay_image(layers, replay_context(chunking, options)).map_err(Some)
+            }
             (Files::Rafs { .. }, None) => Err(None),
         };
         let source_tree = source.map(|source| replayed(source, source_tree));
         let target_tree = replayed(target, target_tree);
-        (source_tree, target_tree, passes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        (
+            source_tree,
+            target_tree,
+            passes
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
     });
     options.cancel.check()?;
 
@@ -76,7 +93,7 @@ pub fn check(source: Option<&Side>, target: &Side, options: &Options<'_>) -> Res
     }
     let mut data = RuleReport::skipped(Rule::Data, "there are no blobs to read");
     for pass in passes {
-        pass.tables.into_iter().for_each(|problem| structure.problem(problem));
+        structure.absorb(pass.tables);
         counts.chunks_read += pass.chunks;
         counts.bytes_read += pass.bytes;
         data = merge(data, pass.data);
@@ -84,15 +101,28 @@ pub fn check(source: Option<&Side>, target: &Side, options: &Options<'_>) -> Res
     if is_rafs(target) || source.is_some_and(is_rafs) {
         rules.push(structure);
     } else {
-        rules.push(RuleReport::skipped(Rule::Bootstrap, "there is no bootstrap"));
+        rules.push(RuleReport::skipped(
+            Rule::Bootstrap,
+            "there is no bootstrap",
+        ));
     }
-    let (files, differences) = compare_trees(source.zip(source_tree), target, target_tree, &mut counts);
+    let (files, differences) =
+        compare_trees(source.zip(source_tree), target, target_tree, &mut counts);
     rules.push(files);
     rules.push(data);
-    Ok(Report::new(source.map(|side| side.name.clone()), target.name.clone(), rules, differences, counts))
+    Ok(Report::new(
+        source.map(|side| side.name.clone()),
+        target.name.clone(),
+        rules,
+        differences,
+        counts,
+    ))
 }
 
-const DEFAULT_CHUNKING: Chunking = Chunking { size: CHUNK_SIZE_DEFAULT, digester: Digester::Blake3 };
+const DEFAULT_CHUNKING: Chunking = Chunking {
+    size: CHUNK_SIZE_DEFAULT,
+    digester: Digester::Blake3,
+};
 
 fn is_rafs(side: &Side) -> bool {
     matches!(side.files, Files::Rafs { .. })
@@ -100,9 +130,10 @@ fn is_rafs(side: &Side) -> bool {
 
 fn chunking(side: &Side) -> Option<Chunking> {
     match &side.files {
-        Files::Rafs { bootstrap, .. } => {
-            Some(Chunking { size: bootstrap.superblock().chunk_size, digester: bootstrap.digester() })
-        }
+        Files::Rafs { bootstrap, .. } => Some(Chunking {
+            size: bootstrap.superblock().chunk_size,
+            digester: bootstrap.digester(),
+        }),
         Files::Layers(_) => None,
     }
 }
@@ -118,15 +149,24 @@ fn replay_context<'a>(chunking: Chunking, options: &'a Options<'_>) -> source::C
 }
 
 /// The bootstrap rule as far as no blob is needed, and the tree. `None` for a side of layers.
-fn read_bootstrap(side: &Side, report: &mut RuleReport, counts: &mut Counts) -> Option<Result<FileTree, ()>> {
-    let Files::Rafs { bootstrap, .. } = &side.files else { return None };
+fn read_bootstrap(
+    side: &Side,
+    report: &mut RuleReport,
+    counts: &mut Counts,
+) -> Option<Result<FileTree, ()>> {
+    let Files::Rafs { bootstrap, .. } = &side.files else {
+        return None;
+    };
     match bootstrap.check() {
         Ok(summary) => {
             counts.names = summary.names;
             counts.inodes = summary.inodes;
             counts.chunks = summary.chunks;
             let blobs = bootstrap.blobs().len();
-            let note = format!("{} names, {} inodes, {} chunks, {blobs} blobs", summary.names, summary.inodes, summary.chunks);
+            let note = format!(
+                "{} names, {} inodes, {} chunks, {blobs} blobs",
+                summary.names, summary.inodes, summary.chunks
+            );
             report.note = note;
         }
         Err(error) => {
@@ -142,8 +182,15 @@ fn read_bootstrap(side: &Side, report: &mut RuleReport, counts: &mut Counts) -> 
 }
 
 /// Each blob that the bootstrap names has to be a layer of the manifest.
-fn check_blob_ids(side: &Side, document: &Document, bootstrap: &Arc<Bootstrap<Vec<u8>>>, report: &mut RuleReport) {
-    let Some((_, layers)) = document.manifest.layers.split_last() else { return };
+fn check_blob_ids(
+    side: &Side,
+    document: &Document,
+    bootstrap: &Arc<Bootstrap<Vec<u8>>>,
+    report: &mut RuleReport,
+) {
+    let Some((_, layers)) = document.manifest.layers.split_last() else {
+        return;
+    };
     let ids: BTreeSet<String> = layers
         .iter()
         .map(|layer| match layer.annotation(ANNOTATION_REF) {
@@ -157,13 +204,26 @@ fn check_blob_ids(side: &Side, document: &Document, bootstrap: &Arc<Bootstrap<Ve
     }
     for info in bootstrap.blobs() {
         if !ids.contains(info.id.as_str()) {
-            report.problem(format!("{}: blob {} of the bootstrap is not among the layers", side.name, info.id));
+            report.problem(format!(
+                "{}: blob {} of the bootstrap is not among the layers",
+                side.name, info.id
+            ));
         }
     }
 }
 
-fn read_blobs(side: &Side, pool: &rayon::ThreadPool, options: &Options<'_>) -> Option<data::Outcome> {
-    let Files::Rafs { bootstrap, blobs: Some(blobs) } = &side.files else { return None };
+fn read_blobs(
+    side: &Side,
+    pool: &rayon::ThreadPool,
+    options: &Options<'_>,
+) -> Option<data::Outcome> {
+    let Files::Rafs {
+        bootstrap,
+        blobs: Some(blobs),
+    } = &side.files
+    else {
+        return None;
+    };
     let context = data::Context {
         pool,
         cancel: options.cancel,
@@ -173,22 +233,25 @@ fn read_blobs(side: &Side, pool: &rayon::ThreadPool, options: &Options<'_>) -> O
     Some(data::check(bootstrap, &**blobs, context))
 }
 
-fn merge(all: RuleReport, one: RuleReport) -> RuleReport {
+/// The data rule over both sides.
+fn merge(mut all: RuleReport, one: RuleReport) -> RuleReport {
     if all.outcome == Outcome::Skipped {
         return one;
     }
-    let mut all = all;
-    let hidden = one.problem_count - one.problems.len() as u64;
-    one.problems.into_iter().for_each(|problem| all.problem(problem));
-    all.problem_count += hidden;
     all.note = format!("{}; {}", all.note, one.note);
+    all.absorb(one);
     all
 }
 
 type Replayed = Result<FileTree, Option<source::ReplayError>>;
 
 /// The file system rule.
-fn compare_trees(source: Option<(&Side, Replayed)>, target: &Side, target_tree: Replayed, counts: &mut Counts) -> (RuleReport, Differences) {
+fn compare_trees(
+    source: Option<(&Side, Replayed)>,
+    target: &Side,
+    target_tree: Replayed,
+    counts: &mut Counts,
+) -> (RuleReport, Differences) {
     let mut report = RuleReport::new(Rule::Filesystem);
     let mut usable = |side: &Side, tree: Replayed| match tree {
         Ok(tree) => Some(tree),
@@ -211,13 +274,17 @@ fn compare_trees(source: Option<(&Side, Replayed)>, target: &Side, target_tree: 
     match (source, source_tree, target_tree) {
         (None, ..) => {
             if report.outcome == Outcome::Passed {
-                report = RuleReport::skipped(Rule::Filesystem, "there is no source to compare with");
+                report =
+                    RuleReport::skipped(Rule::Filesystem, "there is no source to compare with");
             }
         }
         (Some(_), Some(old), Some(new)) if is_undigested(&old) || is_undigested(&new) => {
             report.problem("the bootstrap has no chunk digests, so contents cannot be compared");
         }
-        (Some(source), Some(_), Some(_)) if chunking(source).is_some_and(|old| chunking(target).is_some_and(|new| old != new)) => {
+        (Some(source), Some(_), Some(_))
+            if chunking(source)
+                .is_some_and(|old| chunking(target).is_some_and(|new| old != new)) =>
+        {
             report.problem("source and target cut their files into different chunks, so contents cannot be compared yet");
         }
         (Some(_), Some(old), Some(new)) => {
@@ -225,7 +292,9 @@ fn compare_trees(source: Option<(&Side, Replayed)>, target: &Side, target_tree: 
             report.note = format!("{} names compared", counts.names);
             if differences.total > 0 {
                 report.outcome = Outcome::Failed;
-                report.note.push_str(&format!(", {} differences", differences.total));
+                report
+                    .note
+                    .push_str(&format!(", {} differences", differences.total));
             }
         }
         _ => {

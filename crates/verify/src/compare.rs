@@ -61,7 +61,9 @@ impl Comparison<'_> {
                             todo.push((source, target));
                         }
                     }
-                    (Some((_, &source)), None) => self.one_sided(source_tree, source, Fact::Missing),
+                    (Some((_, &source)), None) => {
+                        self.one_sided(source_tree, source, Fact::Missing)
+                    }
                     (None, Some((_, &target))) => self.one_sided(target_tree, target, Fact::Extra),
                     (None, None) => {}
                 }
@@ -76,8 +78,11 @@ impl Comparison<'_> {
         while let Some(node) = todo.pop() {
             self.found.add(fact, || {
                 let kind = type_name(tree.inode_of(node)).to_owned();
-                let (source, target) =
-                    if fact == Fact::Missing { (kind, "nothing".to_owned()) } else { ("nothing".to_owned(), kind) };
+                let (source, target) = if fact == Fact::Missing {
+                    (kind, "nothing".to_owned())
+                } else {
+                    ("nothing".to_owned(), kind)
+                };
                 (escape(&tree.path(node)), source, target)
             });
             todo.extend(tree.node(node).children.values().rev());
@@ -88,7 +93,9 @@ impl Comparison<'_> {
     fn pair(&mut self, source: NodeId, target: NodeId) -> bool {
         let (old, new) = (self.source.inode_of(source), self.target.inode_of(target));
         if old.file_type() != new.file_type() {
-            self.differ(source, Fact::Type, || (type_name(old).to_owned(), type_name(new).to_owned()));
+            self.differ(source, Fact::Type, || {
+                (type_name(old).to_owned(), type_name(new).to_owned())
+            });
             return false;
         }
         if old.is_directory() {
@@ -104,7 +111,10 @@ impl Comparison<'_> {
     /// Notes which inodes share a name on the two sides. False if that very pair has been compared before, under
     /// another name. Two names that are one file on one side and two on the other are a difference.
     fn is_new_pair(&mut self, source: NodeId, target: NodeId) -> bool {
-        let (old, new) = (self.source.node(source).inode, self.target.node(target).inode);
+        let (old, new) = (
+            self.source.node(source).inode,
+            self.target.node(target).inode,
+        );
         let target_seen = self.to_target.get(&old).copied();
         let source_seen = self.to_source.get(&new).copied();
         match (target_seen, source_seen) {
@@ -116,7 +126,9 @@ impl Comparison<'_> {
                     None => "a file of its own".to_owned(),
                 };
                 let (tree, describe) = (self.source, (target_seen, source_seen));
-                self.differ(source, Fact::HardLink, || (same(describe.0, tree), same(describe.1, tree)));
+                self.differ(source, Fact::HardLink, || {
+                    (same(describe.0, tree), same(describe.1, tree))
+                });
             }
         }
         self.to_target.entry(old).or_insert((source, target));
@@ -141,16 +153,23 @@ impl Comparison<'_> {
     fn facts(&mut self, node: NodeId, source: &Inode, target: &Inode) {
         if source.mode != target.mode && source.file_type() != mode::SYMLINK {
             self.differ(node, Fact::Mode, || {
-                (format!("{:04o}", source.mode & 0o7777), format!("{:04o}", target.mode & 0o7777))
+                (
+                    format!("{:04o}", source.mode & 0o7777),
+                    format!("{:04o}", target.mode & 0o7777),
+                )
             });
         }
         self.number(node, Fact::Uid, source.uid.into(), target.uid.into());
         self.number(node, Fact::Gid, source.gid.into(), target.gid.into());
         if source.rdev != target.rdev {
-            self.differ(node, Fact::Device, || (device(source.rdev), device(target.rdev)));
+            self.differ(node, Fact::Device, || {
+                (device(source.rdev), device(target.rdev))
+            });
         }
         if source.link != target.link {
-            self.differ(node, Fact::LinkTarget, || (shorten(&source.link), shorten(&target.link)));
+            self.differ(node, Fact::LinkTarget, || {
+                (shorten(&source.link), shorten(&target.link))
+            });
         }
         if (source.mtime, source.mtime_nsec) != (target.mtime, target.mtime_nsec) {
             self.differ(node, Fact::Mtime, || (time(source), time(target)));
@@ -167,7 +186,10 @@ impl Comparison<'_> {
         if source.xattrs == target.xattrs {
             return;
         }
-        let added = target.xattrs.keys().filter(|name| !source.xattrs.contains_key(*name));
+        let added = target
+            .xattrs
+            .keys()
+            .filter(|name| !source.xattrs.contains_key(*name));
         for name in source.xattrs.keys().chain(added) {
             let (old, new) = (source.xattrs.get(name), target.xattrs.get(name));
             if old != new {
@@ -184,7 +206,10 @@ impl Comparison<'_> {
     fn contents(&mut self, node: NodeId, source: &Inode, target: &Inode) {
         if source.chunks != target.chunks {
             self.differ(node, Fact::Content, || {
-                (format!("{} chunks", source.chunks), format!("{} chunks", target.chunks))
+                (
+                    format!("{} chunks", source.chunks),
+                    format!("{} chunks", target.chunks),
+                )
             });
             return;
         }
@@ -193,7 +218,10 @@ impl Comparison<'_> {
             let new = self.target.contents.digest(target.first_chunk + index);
             if old.is_none() || old != new {
                 let show = |digest: Option<&rafs_format::Digest>| {
-                    format!("chunk {index} {}", digest.map_or_else(|| "unknown".to_owned(), hex::encode))
+                    format!(
+                        "chunk {index} {}",
+                        digest.map_or_else(|| "unknown".to_owned(), hex::encode)
+                    )
                 };
                 self.differ(node, Fact::Content, || (show(old), show(new)));
                 return;
@@ -216,7 +244,11 @@ fn type_name(inode: &Inode) -> &'static str {
 }
 
 fn device(rdev: u32) -> String {
-    format!("{}:{}", rdev >> 8 & 0xfff, rdev & 0xff | rdev >> 12 & 0xfff00)
+    format!(
+        "{}:{}",
+        rdev >> 8 & 0xfff,
+        rdev & 0xff | rdev >> 12 & 0xfff00
+    )
 }
 
 fn time(inode: &Inode) -> String {
@@ -225,7 +257,9 @@ fn time(inode: &Inode) -> String {
 
 fn shorten(value: &[u8]) -> String {
     match value.get(..VALUE_SHOWN_MAX) {
-        Some(head) if value.len() > VALUE_SHOWN_MAX => format!("{}... ({} bytes)", escape(head), value.len()),
+        Some(head) if value.len() > VALUE_SHOWN_MAX => {
+            format!("{}... ({} bytes)", escape(head), value.len())
+        }
         _ => escape(value),
     }
 }

@@ -20,7 +20,7 @@ const GAP: u64 = 128 << 10;
 /// What the pass over the blobs found.
 pub(crate) struct Outcome {
     /// Disagreements between chunk table and blobs: part of the bootstrap rule.
-    pub(crate) tables: Vec<String>,
+    pub(crate) tables: RuleReport,
     /// The data rule.
     pub(crate) data: RuleReport,
     /// Chunks decoded.
@@ -40,15 +40,27 @@ pub(crate) struct Context<'a> {
 }
 
 /// Reads all blobs of an image.
-pub(crate) fn check(bootstrap: &Bootstrap<Vec<u8>>, blobs: &dyn BlobSource, context: Context<'_>) -> Outcome {
-    let mut outcome = Outcome { tables: Vec::new(), data: RuleReport::new(Rule::Data), chunks: 0, bytes: 0 };
+pub(crate) fn check(
+    bootstrap: &Bootstrap<Vec<u8>>,
+    blobs: &dyn BlobSource,
+    context: Context<'_>,
+) -> Outcome {
+    let mut outcome = Outcome {
+        tables: RuleReport::new(Rule::Bootstrap),
+        data: RuleReport::new(Rule::Data),
+        chunks: 0,
+        bytes: 0,
+    };
     let mut rows: Vec<Vec<u32>> = vec![Vec::new(); bootstrap.blobs().len()];
     for (row, record) in (0..).zip(bootstrap.chunk_table()) {
         // Malformed records are found by the bootstrap rule.
         let Ok(record) = record else { continue };
         match rows.get_mut(record.blob_index as usize) {
             Some(rows) => rows.push(row),
-            None => outcome.tables.push(format!("chunk table row {row}: there is no blob {}", record.blob_index)),
+            None => outcome.tables.problem(format!(
+                "chunk table row {row}: there is no blob {}",
+                record.blob_index
+            )),
         }
     }
     for (info, rows) in bootstrap.blobs().iter().zip(rows) {
@@ -57,7 +69,12 @@ pub(crate) fn check(bootstrap: &Bootstrap<Vec<u8>>, blobs: &dyn BlobSource, cont
         }
         check_blob(bootstrap, info, &rows, blobs, context, &mut outcome);
     }
-    outcome.data.note = format!("{} chunks, {} bytes of {} blobs", outcome.chunks, outcome.bytes, bootstrap.blobs().len());
+    outcome.data.note = format!(
+        "{} chunks, {} bytes of {} blobs",
+        outcome.chunks,
+        outcome.bytes,
+        bootstrap.blobs().len()
+    );
     outcome
 }
 
@@ -71,18 +88,44 @@ fn check_blob(
 ) {
     let blob = match blobs.open(info.id.as_str()) {
         Ok(blob) => blob,
-        Err(error) => return outcome.data.problem(format!("blob {} cannot be opened: {}", info.id, chain(&error))),
+        Err(error) => {
+            return outcome.data.problem(format!(
+                "blob {} cannot be opened: {}",
+                info.id,
+                chain(&error)
+            ));
+        }
     };
-    let opened = storage::read_blob_meta(info, &*blob).and_then(|meta| Ok((meta, ChunkDecoder::new(info)?)));
+    let opened =
+        storage::read_blob_meta(info, &*blob).and_then(|meta| Ok((meta, ChunkDecoder::new(info)?)));
     let (meta, decoder) = match opened {
         Ok(opened) => opened,
-        Err(error) => return outcome.data.problem(format!("blob {}: {}", info.id, chain(&error))),
+        Err(error) => {
+            return outcome
+                .data
+                .problem(format!("blob {}: {}", info.id, chain(&error)));
+        }
     };
     let chunks = plan(bootstrap, info, rows, &meta, &mut outcome.tables);
-    context.progress.started(info.id.as_str(), Some(blob.size()));
+    context
+        .progress
+        .started(info.id.as_str(), Some(blob.size()));
     let hasher = context.ids_are_digests.then(Hasher::new);
-    let codec = Codec { bootstrap, info, meta: &meta, decoder: &decoder };
-    Pass { codec, blob: &*blob, context, hasher, position: 0, outcome }.run(&chunks);
+    let codec = Codec {
+        bootstrap,
+        info,
+        meta: &meta,
+        decoder: &decoder,
+    };
+    Pass {
+        codec,
+        blob: &*blob,
+        context,
+        hasher,
+        position: 0,
+        outcome,
+    }
+    .run(&chunks);
     context.progress.finished(info.id.as_str(), "read");
 }
 
@@ -106,25 +149,34 @@ fn plan(
     info: &BlobInfo,
     rows: &[u32],
     meta: &BlobMeta,
-    problems: &mut Vec<String>,
+    problems: &mut RuleReport,
 ) -> Vec<Item> {
     let mut items = Vec::with_capacity(rows.len());
     for &row in rows {
-        let Some(Ok(record)) = bootstrap.chunk_table().nth(row as usize) else { continue };
+        let Some(Ok(record)) = bootstrap.chunk_table().nth(row as usize) else {
+            continue;
+        };
         let name = || format!("chunk {} of blob {}", record.index, info.id);
         let Some(stored) = meta.chunk(record.index) else {
-            problems.push(format!("{} is not in the blob's chunk table", name()));
+            problems.problem(format!("{} is not in the blob's chunk table", name()));
             continue;
         };
         if let Some(field) = disagreement(&record, &stored) {
-            problems.push(format!("{}: bootstrap and blob disagree about its {field}", name()));
+            problems.problem(format!(
+                "{}: bootstrap and blob disagree about its {field}",
+                name()
+            ));
             continue;
         }
         let batch = match stored.placement {
             Placement::Batch { index, .. } => index,
             _ => ALONE,
         };
-        items.push(Item { offset: stored.compressed_offset, batch, row });
+        items.push(Item {
+            offset: stored.compressed_offset,
+            batch,
+            row,
+        });
     }
     items.sort_unstable_by_key(|item| (item.offset, item.batch, item.row));
     items
@@ -182,10 +234,14 @@ impl Codec<'_> {
 
     /// The stored bytes of a unit.
     fn range(&self, unit: Unit<'_>) -> Range<u64> {
-        let Some(first) = unit.first() else { return 0..0 };
+        let Some(first) = unit.first() else {
+            return 0..0;
+        };
         let size = match self.meta.batch(first.batch) {
             Some(batch) if first.batch != ALONE => batch.compressed_size,
-            _ => self.records(first).map_or(0, |(stored, _)| stored.compressed_size),
+            _ => self
+                .records(first)
+                .map_or(0, |(stored, _)| stored.compressed_size),
         };
         first.offset..first.offset.saturating_add(u64::from(size))
     }
@@ -195,26 +251,48 @@ impl Codec<'_> {
         let mut decoded = Decoded::default();
         let range = self.range(unit);
         let at = |offset: u64| usize::try_from(offset - window.offset).ok();
-        let (Some(first), Some(stored)) =
-            (unit.first(), at(range.start).zip(at(range.end)).and_then(|(start, end)| window.bytes.get(start..end)))
-        else {
-            decoded.problems.push(format!("blob {}: the bytes at {:#x} were not read", self.info.id, range.start));
+        let (Some(first), Some(stored)) = (
+            unit.first(),
+            at(range.start)
+                .zip(at(range.end))
+                .and_then(|(start, end)| window.bytes.get(start..end)),
+        ) else {
+            decoded.problems.push(format!(
+                "blob {}: the bytes at {:#x} were not read",
+                self.info.id, range.start
+            ));
             return decoded;
         };
-        let batch = if first.batch == ALONE { None } else { self.meta.batch(first.batch) };
-        let encrypted = self.records(first).is_some_and(|(record, _)| record.encrypted);
+        let batch = if first.batch == ALONE {
+            None
+        } else {
+            self.meta.batch(first.batch)
+        };
+        let encrypted = self
+            .records(first)
+            .is_some_and(|(record, _)| record.encrypted);
         let batch = batch.map(|batch| self.decoder.batch(&batch, encrypted, stored));
         for (record, known) in unit.iter().filter_map(|item| self.records(item)) {
             let result = match &batch {
-                None => self.decoder.chunk(&record, &known, stored).map(drop).map_err(|error| chain(&error)),
-                Some(Ok(batch)) => batch.member(&record, &known).map(drop).map_err(|error| chain(&error)),
+                None => self
+                    .decoder
+                    .chunk(&record, &known, stored)
+                    .map(drop)
+                    .map_err(|error| chain(&error)),
+                Some(Ok(batch)) => batch
+                    .member(&record, &known)
+                    .map(drop)
+                    .map_err(|error| chain(&error)),
                 Some(Err(error)) => Err(chain(error)),
             };
             decoded.chunks += 1;
             decoded.bytes += u64::from(known.size);
             if let Err(error) = result {
                 let (index, id) = (known.index, &self.info.id);
-                decoded.problems.push(format!("chunk {index} of blob {id} at {:#x}: {error}", range.start));
+                decoded.problems.push(format!(
+                    "chunk {index} of blob {id} at {:#x}: {error}",
+                    range.start
+                ));
             }
         }
         decoded
@@ -250,14 +328,23 @@ impl Pass<'_> {
                 return;
             }
             let decode = || -> Vec<Decoded> {
-                window.units.par_iter().map(|unit| codec.decode(unit, &window)).collect()
+                window
+                    .units
+                    .par_iter()
+                    .map(|unit| codec.decode(unit, &window))
+                    .collect()
             };
-            let (next, decoded) =
-                self.context.pool.install(|| rayon::join(|| self.next_window(&mut ahead), decode));
+            let (next, decoded) = self
+                .context
+                .pool
+                .install(|| rayon::join(|| self.next_window(&mut ahead), decode));
             for decoded in decoded {
                 self.outcome.chunks += decoded.chunks;
                 self.outcome.bytes += decoded.bytes;
-                decoded.problems.into_iter().for_each(|problem| self.problem(problem));
+                decoded
+                    .problems
+                    .into_iter()
+                    .for_each(|problem| self.problem(problem));
             }
             current = next;
         }
@@ -269,7 +356,10 @@ impl Pass<'_> {
     }
 
     /// Reads the next units; `None` when there are no more.
-    fn next_window<'u>(&mut self, ahead: &mut Peekable<impl Iterator<Item = Unit<'u>>>) -> Option<Window<'u>> {
+    fn next_window<'u>(
+        &mut self,
+        ahead: &mut Peekable<impl Iterator<Item = Unit<'u>>>,
+    ) -> Option<Window<'u>> {
         loop {
             let first = ahead.next()?;
             let Range { start, mut end } = self.codec.range(first);
@@ -282,7 +372,13 @@ impl Pass<'_> {
                 units.push(unit);
             }
             match self.read(start..end) {
-                Ok(bytes) => return Some(Window { offset: start, bytes, units }),
+                Ok(bytes) => {
+                    return Some(Window {
+                        offset: start,
+                        bytes,
+                        units,
+                    });
+                }
                 Err(error) => {
                     let chunks: usize = units.iter().map(|unit| unit.len()).sum();
                     let id = &self.codec.info.id;
@@ -298,7 +394,8 @@ impl Pass<'_> {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         self.pass_over(range.start)?;
-        let len = usize::try_from(range.end - range.start).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        let len = usize::try_from(range.end - range.start)
+            .map_err(|_| std::io::ErrorKind::OutOfMemory)?;
         let mut bytes = vec![0; len];
         self.blob.read_exact_at(&mut bytes, range.start)?;
         if let Some(hasher) = &mut self.hasher {
@@ -311,7 +408,9 @@ impl Pass<'_> {
 
     fn advance(&mut self, end: u64) {
         let end = end.max(self.position);
-        self.context.progress.advanced(self.codec.info.id.as_str(), end - self.position);
+        self.context
+            .progress
+            .advanced(self.codec.info.id.as_str(), end - self.position);
         self.position = end;
     }
 
@@ -321,7 +420,9 @@ impl Pass<'_> {
             let mut buffer = [0; 64 << 10];
             let mut position = self.position;
             while position < end {
-                let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(buffer.len());
+                let want = usize::try_from(end - position)
+                    .unwrap_or(usize::MAX)
+                    .min(buffer.len());
                 let part = buffer.get_mut(..want).unwrap_or_default();
                 self.blob.read_exact_at(part, position)?;
                 hasher.update(part);
@@ -340,7 +441,9 @@ impl Pass<'_> {
         } else if let Some(hasher) = self.hasher.take() {
             let actual = hasher.finish().hex();
             if actual != id.as_str() {
-                self.problem(format!("blob {id} is corrupt: its bytes have SHA-256 {actual}"));
+                self.problem(format!(
+                    "blob {id} is corrupt: its bytes have SHA-256 {actual}"
+                ));
             }
         }
     }

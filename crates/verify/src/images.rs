@@ -39,13 +39,20 @@ pub fn images(
         };
         let old = match source {
             Some((place, text)) => {
-                let found = counterpart(&image, &sources, several)
-                    .ok_or_else(|| OpenError::NoCounterpart { name: name(target.1), source_name: text.to_owned() })?;
+                let found = counterpart(&image, &sources, several).ok_or_else(|| {
+                    OpenError::NoCounterpart {
+                        name: name(target.1),
+                        source_name: text.to_owned(),
+                    }
+                })?;
                 Some(Side::image(place, name(text), found.manifest.clone())?)
             }
             None => None,
         };
-        pairs.push((old, Side::image(target.0, name(target.1), image.manifest.clone())?));
+        pairs.push((
+            old,
+            Side::image(target.0, name(target.1), image.manifest.clone())?,
+        ));
     }
     Ok(pairs)
 }
@@ -56,7 +63,11 @@ fn list(source: &Source, choice: &PlatformChoice) -> Result<Vec<Image>, OpenErro
             Some(platform) => Some(platform),
             None => stated_platform(source, &manifest)?,
         };
-        Ok(Image { descriptor, manifest, platform })
+        Ok(Image {
+            descriptor,
+            manifest,
+            platform,
+        })
     };
     source.manifests(choice)?.into_iter().map(image).collect()
 }
@@ -65,19 +76,27 @@ fn list(source: &Source, choice: &PlatformChoice) -> Result<Vec<Image>, OpenErro
 fn stated_platform(source: &Source, manifest: &Manifest) -> Result<Option<Platform>, OpenError> {
     let config = source.config(manifest)?;
     let text = |key: &str| config.get(key).and_then(serde_json::Value::as_str);
-    Ok(text("os").zip(text("architecture")).map(|(os, architecture)| {
-        let mut platform = Platform::new(os, architecture);
-        platform.variant = text("variant").map(str::to_owned);
-        platform
-    }))
+    Ok(text("os")
+        .zip(text("architecture"))
+        .map(|(os, architecture)| {
+            let mut platform = Platform::new(os, architecture);
+            platform.variant = text("variant").map(str::to_owned);
+            platform
+        }))
 }
 
 /// Leaves out images for which there is one of the preferred kind for the same platform.
 fn preferring(images: Vec<Image>, nydus: bool) -> Vec<Image> {
-    let preferred: Vec<Option<Platform>> =
-        images.iter().filter(|image| nydus::is_nydus(&image.manifest) == nydus).map(|image| image.platform.clone()).collect();
+    let preferred: Vec<Option<Platform>> = images
+        .iter()
+        .filter(|image| nydus::is_nydus(&image.manifest) == nydus)
+        .map(|image| image.platform.clone())
+        .collect();
     let hidden = |image: &Image| {
-        nydus::is_nydus(&image.manifest) != nydus && preferred.iter().any(|platform| same(platform, &image.platform))
+        nydus::is_nydus(&image.manifest) != nydus
+            && preferred
+                .iter()
+                .any(|platform| same(platform, &image.platform))
     };
     images.into_iter().filter(|image| !hidden(image)).collect()
 }
@@ -91,8 +110,22 @@ fn same(a: &Option<Platform>, b: &Option<Platform>) -> bool {
 
 /// The image that `image` was made from: that of the same platform, or the only one there is for the only target.
 fn counterpart<'a>(image: &Image, sources: &'a [Image], several: bool) -> Option<&'a Image> {
-    let origin = image.manifest.annotations.as_ref().and_then(|all| all.get(nydus::ANNOTATION_SOURCE_DIGEST));
-    let by_origin = || sources.iter().find(|source| origin.is_some_and(|origin| *origin == source.descriptor.digest.to_string()));
+    let origin = image
+        .manifest
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(nydus::ANNOTATION_SOURCE_DIGEST));
+    let by_origin = || {
+        sources.iter().find(|source| {
+            origin.is_some_and(|origin| *origin == source.descriptor.digest.to_string())
+        })
+    };
     let only = || sources.first().filter(|_| !several && sources.len() == 1);
-    by_origin().or_else(|| sources.iter().find(|source| same(&source.platform, &image.platform))).or_else(only)
+    by_origin()
+        .or_else(|| {
+            sources
+                .iter()
+                .find(|source| same(&source.platform, &image.platform))
+        })
+        .or_else(only)
 }

@@ -33,6 +33,8 @@ pub use check::{Error, Options, check};
 pub use images::images;
 pub use replay::Refusal;
 pub use replay::stream::LayerError;
-pub use report::{Counts, Difference, Differences, Fact, Outcome, Report, Rule, RuleReport, SCHEMA, SHOWN_MAX};
+pub use report::{
+    Counts, Difference, Differences, Fact, Outcome, Report, Rule, RuleReport, SCHEMA, SHOWN_MAX,
+};
 pub use side::{Document, Files, LayerFile, OpenError, Side};
 pub use source::ReplayError;

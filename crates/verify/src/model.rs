@@ -77,7 +77,10 @@ impl Inode {
 
     /// A directory that nothing describes.
     pub(crate) fn implied_directory() -> Self {
-        Self { implied: true, ..Self::new(mode::DIRECTORY | 0o755) }
+        Self {
+            implied: true,
+            ..Self::new(mode::DIRECTORY | 0o755)
+        }
     }
 
     /// The type bits of the mode.
@@ -129,8 +132,17 @@ pub(crate) struct FileTree {
 impl FileTree {
     /// A tree of a root directory alone.
     pub(crate) fn new(root: Inode, contents: Contents) -> Self {
-        let node = Node { parent: ROOT, name: Arc::from(&[][..]), inode: 0, children: BTreeMap::new() };
-        Self { nodes: vec![node], inodes: vec![root], contents }
+        let node = Node {
+            parent: ROOT,
+            name: Arc::from(&[][..]),
+            inode: 0,
+            children: BTreeMap::new(),
+        };
+        Self {
+            nodes: vec![node],
+            inodes: vec![root],
+            contents,
+        }
     }
 
     /// The name `id`.
@@ -154,7 +166,12 @@ impl FileTree {
     pub(crate) fn add_name(&mut self, parent: NodeId, name: &[u8], inode: InodeIndex) -> NodeId {
         let id = u32::try_from(self.nodes.len()).expect("memory ends before 2^32 names");
         let name: Arc<[u8]> = Arc::from(name);
-        self.nodes.push(Node { parent, name: Arc::clone(&name), inode, children: BTreeMap::new() });
+        self.nodes.push(Node {
+            parent,
+            name: Arc::clone(&name),
+            inode,
+            children: BTreeMap::new(),
+        });
         self.nodes[parent as usize].children.insert(name, id);
         id
     }

@@ -14,6 +14,6 @@ pub use layer::Refusal;
 pub(crate) use stack::Stack;
 
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 mod reference;
+#[cfg(test)]
+mod tests;

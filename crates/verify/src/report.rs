@@ -73,12 +73,22 @@ pub struct RuleReport {
 impl RuleReport {
     /// A rule about which nothing is known yet.
     pub(crate) fn new(rule: Rule) -> Self {
-        Self { rule, outcome: Outcome::Passed, note: String::new(), problems: Vec::new(), problem_count: 0 }
+        Self {
+            rule,
+            outcome: Outcome::Passed,
+            note: String::new(),
+            problems: Vec::new(),
+            problem_count: 0,
+        }
     }
 
     /// A rule that was not applied.
     pub(crate) fn skipped(rule: Rule, why: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Skipped, note: why.into(), ..Self::new(rule) }
+        Self {
+            outcome: Outcome::Skipped,
+            note: why.into(),
+            ..Self::new(rule)
+        }
     }
 
     /// Records what is wrong.
@@ -88,6 +98,16 @@ impl RuleReport {
         if self.problems.len() < SHOWN_MAX {
             self.problems.push(problem.into());
         }
+    }
+
+    /// Takes over what another part of the check found wrong.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        let hidden = other.problem_count - other.problems.len() as u64;
+        other
+            .problems
+            .into_iter()
+            .for_each(|problem| self.problem(problem));
+        self.problem_count += hidden;
     }
 }
 
@@ -186,7 +206,12 @@ impl Differences {
         *self.by_fact.entry(fact).or_default() += 1;
         if self.first.len() < SHOWN_MAX {
             let (path, source, target) = describe();
-            self.first.push(Difference { path, fact, source, target });
+            self.first.push(Difference {
+                path,
+                fact,
+                source,
+                target,
+            });
         }
     }
 }
@@ -239,7 +264,15 @@ impl Report {
         counts: Counts,
     ) -> Self {
         let verified = rules.iter().all(|rule| rule.outcome != Outcome::Failed);
-        Self { schema: SCHEMA, source, target, verified, rules, differences, counts }
+        Self {
+            schema: SCHEMA,
+            source,
+            target,
+            verified,
+            rules,
+            differences,
+            counts,
+        }
     }
 
     /// The result of one rule.
@@ -252,7 +285,13 @@ impl fmt::Display for Report {
     /// A table for people: rules, then what is wrong.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for rule in &self.rules {
-            writeln!(f, "{:<12} {:<8} {}", rule.rule.to_string(), rule.outcome, rule.note)?;
+            writeln!(
+                f,
+                "{:<12} {:<8} {}",
+                rule.rule.to_string(),
+                rule.outcome,
+                rule.note
+            )?;
             for problem in &rule.problems {
                 writeln!(f, "    {problem}")?;
             }
@@ -268,7 +307,13 @@ impl fmt::Display for Report {
         for (fact, count) in &self.differences.by_fact {
             writeln!(f, "    {fact:<12} {count}")?;
         }
-        for Difference { path, fact, source, target } in &self.differences.first {
+        for Difference {
+            path,
+            fact,
+            source,
+            target,
+        } in &self.differences.first
+        {
             writeln!(f, "{path}: {fact}: source {source}, target {target}")?;
         }
         let hidden = self.differences.total - self.differences.first.len() as u64;

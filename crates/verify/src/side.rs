@@ -60,7 +60,11 @@ impl LayerFile {
         size: u64,
         open: impl Fn() -> io::Result<Box<dyn Read + Send>> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), size, open: Box::new(open) }
+        Self {
+            name: name.into(),
+            size,
+            open: Box::new(open),
+        }
     }
 
     /// The stored bytes from the start.
@@ -104,22 +108,47 @@ impl Side {
     ///
     /// # Errors
     /// [`OpenError`] if its documents or its bootstrap cannot be read.
-    pub fn image(source: &Arc<Source>, name: impl Into<String>, manifest: Manifest) -> Result<Self, OpenError> {
+    pub fn image(
+        source: &Arc<Source>,
+        name: impl Into<String>,
+        manifest: Manifest,
+    ) -> Result<Self, OpenError> {
         let name = name.into();
         let config = source.config(&manifest)?;
         let Some(layer) = nydus::bootstrap_descriptor(&manifest) else {
-            let layers = manifest.layers.iter().map(|layer| layer_file(source, layer)).collect();
-            let document = Document { manifest, config, bootstrap_diff_id: None };
-            return Ok(Self { name, document: Some(document), files: Files::Layers(layers) });
+            let layers = manifest
+                .layers
+                .iter()
+                .map(|layer| layer_file(source, layer))
+                .collect();
+            let document = Document {
+                manifest,
+                config,
+                bootstrap_diff_id: None,
+            };
+            return Ok(Self {
+                name,
+                document: Some(document),
+                files: Files::Layers(layers),
+            });
         };
         let what = format!("bootstrap layer {}", layer.digest);
         let (bootstrap, diff_id) = nydus::unpack_bootstrap(source.open_blob(layer)?, &what)?;
-        let bootstrap =
-            Bootstrap::parse(bootstrap).map_err(|source| OpenError::Bootstrap { name: name.clone(), source })?;
+        let bootstrap = Bootstrap::parse(bootstrap).map_err(|source| OpenError::Bootstrap {
+            name: name.clone(),
+            source,
+        })?;
         Ok(Self {
             name,
-            document: Some(Document { manifest, config, bootstrap_diff_id: Some(diff_id) }),
-            files: Files::Rafs { bootstrap: Arc::new(bootstrap), blobs: Some(Arc::new(ImageBlobs(Arc::clone(source)))) },
+            document: Some(Document {
+                manifest,
+                config,
+                bootstrap_diff_id: Some(diff_id),
+            }),
+            files: Files::Rafs {
+                bootstrap: Arc::new(bootstrap),
+                blobs: Some(Arc::new(ImageBlobs(Arc::clone(source)))),
+            },
         })
     }
 
@@ -137,7 +166,10 @@ impl Side {
         Ok(Self {
             name: bootstrap.display().to_string(),
             document: None,
-            files: Files::Rafs { bootstrap: Arc::new(loaded.bootstrap), blobs },
+            files: Files::Rafs {
+                bootstrap: Arc::new(loaded.bootstrap),
+                blobs,
+            },
         })
     }
 }
@@ -145,7 +177,8 @@ impl Side {
 fn layer_file(source: &Arc<Source>, layer: &Descriptor) -> LayerFile {
     let (source, descriptor) = (Arc::clone(source), layer.clone());
     LayerFile::new(layer.digest.to_string(), layer.size, move || {
-        image::media::layer(&descriptor.media_type, &descriptor.digest.to_string()).map_err(io::Error::other)?;
+        image::media::layer(&descriptor.media_type, &descriptor.digest.to_string())
+            .map_err(io::Error::other)?;
         source.open_blob(&descriptor).map_err(io::Error::other)
     })
 }
@@ -155,8 +188,12 @@ struct ImageBlobs(Arc<Source>);
 
 impl BlobSource for ImageBlobs {
     fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
-        let digest = image::Digest::from_hex(id)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("blob id {id:?} is no SHA-256")))?;
+        let digest = image::Digest::from_hex(id).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("blob id {id:?} is no SHA-256"),
+            )
+        })?;
         let (file, offset, len) = self.0.file_blob(&digest).map_err(io::Error::other)?;
         Ok(Arc::new(FileBlob::window(file, offset, len)))
     }

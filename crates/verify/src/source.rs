@@ -37,7 +37,10 @@ pub(crate) struct Context<'a> {
 }
 
 /// The files of an image of `layers`, lowest first.
-pub(crate) fn replay_image(layers: &[LayerFile], context: Context<'_>) -> Result<FileTree, ReplayError> {
+pub(crate) fn replay_image(
+    layers: &[LayerFile],
+    context: Context<'_>,
+) -> Result<FileTree, ReplayError> {
     let next = AtomicUsize::new(0);
     let mut stack = Stack::new();
     std::thread::scope(|scope| {
@@ -46,10 +49,14 @@ pub(crate) fn replay_image(layers: &[LayerFile], context: Context<'_>) -> Result
             let (send, next) = (send.clone(), &next);
             scope.spawn(move || {
                 // Top layer first.
-                while let Some(depth) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&depth| depth < layers.len()) {
+                while let Some(depth) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&depth| depth < layers.len())
+                {
                     let file = &layers[layers.len() - 1 - depth];
-                    let result = replay_file(file, context)
-                        .map_err(|source| ReplayError { layer: file.name.clone(), source });
+                    let result = replay_file(file, context).map_err(|source| ReplayError {
+                        layer: file.name.clone(),
+                        source,
+                    });
                     if send.send((depth, result)).is_err() {
                         return;
                     }
@@ -76,9 +83,16 @@ fn replay_file(file: &LayerFile, context: Context<'_>) -> Result<Layer, LayerErr
     context.progress.started(&file.name, Some(file.size));
     let (compression, stored) = layer::detecting(file.open()?)?;
     let stream = ReadAhead::new(layer::decompress(stored, compression)?)?;
-    let counting = Counting { inner: stream, file, progress: context.progress, seen: 0 };
+    let counting = Counting {
+        inner: stream,
+        file,
+        progress: context.progress,
+        seen: 0,
+    };
     let layer = replay(counting, context.chunking, context.options, context.cancel)?;
-    context.progress.finished(&file.name, &format!("{} inodes", layer.tree.inodes.len()));
+    context
+        .progress
+        .finished(&file.name, &format!("{} inodes", layer.tree.inodes.len()));
     Ok(layer)
 }
 

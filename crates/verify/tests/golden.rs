@@ -14,50 +14,91 @@ fn bare(path: &Path, blobs: Option<&Path>) -> Side {
 
 #[test]
 fn images_of_one_layer_equal_it() {
-    let Some(shared) = testkit::shared_or_skip("images_of_one_layer_equal_it") else { return };
+    let Some(shared) = testkit::shared_or_skip("images_of_one_layer_equal_it") else {
+        return;
+    };
     let golden = shared.join("golden");
     let lower = layers(&[file(&golden.join("lower.tar"))]);
     let zipped = layers(&[file(&golden.join("lower.tar.gz"))]);
-    for name in ["v6-zstd", "v6-lz4-sha256", "v6-none", "v6-zstd-64k", "v6-batch", "v6-encrypt"] {
+    for name in [
+        "v6-zstd",
+        "v6-lz4-sha256",
+        "v6-none",
+        "v6-zstd-64k",
+        "v6-batch",
+        "v6-encrypt",
+    ] {
         let target = bare(&golden.join(format!("{name}.blob")), None);
         for source in [&lower, &zipped] {
             let report = check(Some(source), &target);
             println!("{name}\n{report}");
             assert_verified(&report);
             assert_eq!(report.rule(Rule::Data).unwrap().outcome, Outcome::Passed);
-            assert!(report.counts.chunks_read > 0 && report.counts.chunks_read == report.counts.chunks);
+            assert!(
+                report.counts.chunks_read > 0 && report.counts.chunks_read == report.counts.chunks
+            );
         }
     }
 }
 
 #[test]
 fn a_merged_image_equals_its_layers() {
-    let Some(shared) = testkit::shared_or_skip("a_merged_image_equals_its_layers") else { return };
+    let Some(shared) = testkit::shared_or_skip("a_merged_image_equals_its_layers") else {
+        return;
+    };
     let golden = shared.join("golden");
-    let source = layers(&[file(&golden.join("lower.tar")), file(&golden.join("upper.tar"))]);
+    let source = layers(&[
+        file(&golden.join("lower.tar")),
+        file(&golden.join("upper.tar")),
+    ]);
     let dir = tempfile::tempdir().unwrap();
     let mut target = bare(&golden.join("merged/v6.boot"), Some(dir.path()));
     for name in ["v6-zstd", "v6-upper"] {
         let blob = file(&golden.join(format!("{name}.blob")));
-        std::fs::write(dir.path().join(testkit::sha256(&blob).trim_start_matches("sha256:")), blob).unwrap();
+        std::fs::write(
+            dir.path()
+                .join(testkit::sha256(&blob).trim_start_matches("sha256:")),
+            blob,
+        )
+        .unwrap();
     }
     let report = check(Some(&source), &target);
     println!("{report}");
     assert_verified(&report);
-    assert_eq!(report.rules.iter().filter(|rule| rule.outcome == Outcome::Passed).count(), 3);
+    assert_eq!(
+        report
+            .rules
+            .iter()
+            .filter(|rule| rule.outcome == Outcome::Passed)
+            .count(),
+        3
+    );
 
     let alone = check(None, &target);
     assert_verified(&alone);
-    assert_eq!(alone.rule(Rule::Filesystem).unwrap().outcome, Outcome::Skipped);
+    assert_eq!(
+        alone.rule(Rule::Filesystem).unwrap().outcome,
+        Outcome::Skipped
+    );
 
-    let Files::Rafs { blobs, .. } = &mut target.files else { panic!("a bootstrap") };
+    let Files::Rafs { blobs, .. } = &mut target.files else {
+        panic!("a bootstrap")
+    };
     *blobs = None;
-    assert_eq!(check(Some(&source), &target).rule(Rule::Data).unwrap().outcome, Outcome::Skipped);
+    assert_eq!(
+        check(Some(&source), &target)
+            .rule(Rule::Data)
+            .unwrap()
+            .outcome,
+        Outcome::Skipped
+    );
 }
 
 #[test]
 fn the_wrong_source_is_told_apart() {
-    let Some(shared) = testkit::shared_or_skip("the_wrong_source_is_told_apart") else { return };
+    let Some(shared) = testkit::shared_or_skip("the_wrong_source_is_told_apart") else {
+        return;
+    };
     let golden = shared.join("golden");
     let source = layers(&[file(&golden.join("upper.tar"))]);
     let report = check(Some(&source), &bare(&golden.join("v6-zstd.blob"), None));
@@ -68,10 +109,12 @@ fn the_wrong_source_is_told_apart() {
 
 #[test]
 fn two_images_of_one_layer_are_equal() {
-    let Some(shared) = testkit::shared_or_skip("two_images_of_one_layer_are_equal") else { return };
+    let Some(shared) = testkit::shared_or_skip("two_images_of_one_layer_are_equal") else {
+        return;
+    };
     let golden = shared.join("golden");
-    let [zstd, none, upper] =
-        ["v6-zstd", "v6-none", "v6-upper"].map(|name| bare(&golden.join(format!("{name}.blob")), None));
+    let [zstd, none, upper] = ["v6-zstd", "v6-none", "v6-upper"]
+        .map(|name| bare(&golden.join(format!("{name}.blob")), None));
     assert_verified(&check(Some(&zstd), &none));
     assert!(!check(Some(&zstd), &upper).verified);
     let tars = [file(&golden.join("lower.tar"))];
@@ -81,11 +124,15 @@ fn two_images_of_one_layer_are_equal() {
 
 #[test]
 fn any_damaged_byte_of_the_data_is_found() {
-    let Some(shared) = testkit::shared_or_skip("any_damaged_byte_of_the_data_is_found") else { return };
+    let Some(shared) = testkit::shared_or_skip("any_damaged_byte_of_the_data_is_found") else {
+        return;
+    };
     let golden = shared.join("golden");
     let bytes = file(&golden.join("v6-zstd.blob"));
     let side = bare(&golden.join("v6-zstd.blob"), None);
-    let Files::Rafs { bootstrap, .. } = &side.files else { panic!("a bootstrap") };
+    let Files::Rafs { bootstrap, .. } = &side.files else {
+        panic!("a bootstrap")
+    };
     let info = &bootstrap.blobs()[0];
     let data = usize::try_from(info.data_size()).unwrap();
     for at in [0, data / 3, data - 1] {
@@ -96,10 +143,21 @@ fn any_damaged_byte_of_the_data_is_found() {
         let target = Side {
             name: "damaged".to_owned(),
             document: None,
-            files: Files::Rafs { bootstrap: Arc::clone(bootstrap), blobs: Some(Arc::new(blobs)) },
+            files: Files::Rafs {
+                bootstrap: Arc::clone(bootstrap),
+                blobs: Some(Arc::new(blobs)),
+            },
         };
         let report = check(None, &target);
-        assert_eq!(report.rule(Rule::Data).unwrap().problem_count, 1, "{report}");
-        assert_eq!(report.rule(Rule::Bootstrap).unwrap().outcome, Outcome::Passed, "{report}");
+        assert_eq!(
+            report.rule(Rule::Data).unwrap().problem_count,
+            1,
+            "{report}"
+        );
+        assert_eq!(
+            report.rule(Rule::Bootstrap).unwrap().outcome,
+            Outcome::Passed,
+            "{report}"
+        );
     }
 }

@@ -29,7 +29,11 @@ fn no_overlay() -> Option<&'static str> {
 /// Unpacks each layer with GNU tar, rewrites whiteouts for overlayfs, and lists what an overlay of them shows.
 fn overlay(tars: &[Vec<u8>]) -> Side {
     // The lower directories of an overlay must not lie on an overlay themselves.
-    let base = if Path::new("/dev/shm").is_dir() { Path::new("/dev/shm") } else { Path::new("/tmp") };
+    let base = if Path::new("/dev/shm").is_dir() {
+        Path::new("/dev/shm")
+    } else {
+        Path::new("/tmp")
+    };
     let dir = tempfile::tempdir_in(base).unwrap();
     let mut lower = Vec::new();
     for (index, tar) in tars.iter().enumerate() {
@@ -37,15 +41,32 @@ fn overlay(tars: &[Vec<u8>]) -> Side {
         std::fs::create_dir(&root).unwrap();
         let file = dir.path().join("layer.tar");
         std::fs::write(&file, tar).unwrap();
-        let options = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-p", "--same-owner", "--delay-directory-restore"];
-        let status =
-            Command::new("tar").arg("-xf").arg(&file).arg("-C").arg(&root).args(options).status().unwrap();
+        let options = [
+            "--numeric-owner",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--acls",
+            "-p",
+            "--same-owner",
+            "--delay-directory-restore",
+        ];
+        let status = Command::new("tar")
+            .arg("-xf")
+            .arg(&file)
+            .arg("-C")
+            .arg(&root)
+            .args(options)
+            .status()
+            .unwrap();
         assert!(status.success(), "GNU tar refuses layer {index}");
         describe_implied(&root, tar, &lower);
         to_overlay(&root);
         lower.push(root);
     }
-    let mut lower: Vec<String> = lower.into_iter().map(|dir| dir.display().to_string()).collect();
+    let mut lower: Vec<String> = lower
+        .into_iter()
+        .map(|dir| dir.display().to_string())
+        .collect();
     // An overlay without an upper directory needs two lower ones.
     let empty = dir.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
@@ -54,13 +75,25 @@ fn overlay(tars: &[Vec<u8>]) -> Side {
     let at = dir.path().join("merged");
     std::fs::create_dir(&at).unwrap();
     let mount = Command::new("mount")
-        .args(["-t", "overlay", "overlay", "-o", &format!("lowerdir={},index=off", lower.join(":"))])
+        .args([
+            "-t",
+            "overlay",
+            "overlay",
+            "-o",
+            &format!("lowerdir={},index=off", lower.join(":")),
+        ])
         .arg(&at)
         .status()
         .unwrap();
     assert!(mount.success());
     let mut blob = Vec::new();
-    let built = builder::build_directory(&at, Whiteouts::None, &mut blob, &build_options(), Dedup::Layer);
+    let built = builder::build_directory(
+        &at,
+        Whiteouts::None,
+        &mut blob,
+        &build_options(),
+        Dedup::Layer,
+    );
     assert!(Command::new("umount").arg(&at).status().unwrap().success());
     target(&built.unwrap().image, vec![blob])
 }
@@ -75,27 +108,48 @@ fn describe_implied(root: &Path, tar: &[u8], lower: &[PathBuf]) {
             explicit.insert(names(&entry.path));
         }
     }
-    for (path, _) in testkit::scan::scan(root).unwrap().into_iter().filter(|(_, file)| file.mode & 0o170_000 == 0o040_000) {
+    for (path, _) in testkit::scan::scan(root)
+        .unwrap()
+        .into_iter()
+        .filter(|(_, file)| file.mode & 0o170_000 == 0o040_000)
+    {
         if path.is_empty() || explicit.contains(&path) {
             continue;
         }
         let relative = Path::new(std::ffi::OsStr::from_bytes(&path));
         let here = root.join(relative);
         let below = lower.iter().rev().map(|dir| dir.join(relative));
-        let known = below.filter_map(|path| Some((std::fs::symlink_metadata(&path).ok()?, path))).next();
+        let known = below
+            .filter_map(|path| Some((std::fs::symlink_metadata(&path).ok()?, path)))
+            .next();
         match known.filter(|(known, _)| known.is_dir()) {
             Some((known, path)) => {
                 let xattrs = &testkit::scan::scan(&path).unwrap()[&b""[..]].xattrs;
-                for (name, value) in xattrs.iter().filter(|(name, _)| !name.starts_with(b"trusted.")) {
-                    rustix::fs::lsetxattr(&here, name.as_slice(), value, rustix::fs::XattrFlags::empty()).unwrap();
+                for (name, value) in xattrs
+                    .iter()
+                    .filter(|(name, _)| !name.starts_with(b"trusted."))
+                {
+                    rustix::fs::lsetxattr(
+                        &here,
+                        name.as_slice(),
+                        value,
+                        rustix::fs::XattrFlags::empty(),
+                    )
+                    .unwrap();
                 }
                 std::os::unix::fs::chown(&here, Some(known.uid()), Some(known.gid())).unwrap();
                 std::fs::set_permissions(&here, known.permissions()).unwrap();
-                File::open(&here).unwrap().set_modified(known.modified().unwrap()).unwrap();
+                File::open(&here)
+                    .unwrap()
+                    .set_modified(known.modified().unwrap())
+                    .unwrap();
             }
             None => {
                 std::fs::set_permissions(&here, std::fs::Permissions::from_mode(0o755)).unwrap();
-                File::open(&here).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+                File::open(&here)
+                    .unwrap()
+                    .set_modified(std::time::UNIX_EPOCH)
+                    .unwrap();
             }
         }
     }
@@ -114,14 +168,23 @@ fn to_overlay(root: &Path) {
                 todo.push(entry.path());
             } else if name == ".wh..wh..opq" {
                 std::fs::remove_file(entry.path()).unwrap();
-                rustix::fs::lsetxattr(&dir, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
+                rustix::fs::lsetxattr(
+                    &dir,
+                    "trusted.overlay.opaque",
+                    b"y",
+                    rustix::fs::XattrFlags::empty(),
+                )
+                .unwrap();
                 changed = true;
             } else if let Some(hidden) = name.strip_prefix(".wh.") {
                 std::fs::remove_file(entry.path()).unwrap();
                 let hidden = dir.join(hidden);
                 changed = true;
                 if !hidden.exists() {
-                    let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::empty());
+                    let (kind, mode) = (
+                        rustix::fs::FileType::CharacterDevice,
+                        rustix::fs::Mode::empty(),
+                    );
                     rustix::fs::mknodat(rustix::fs::CWD, &hidden, kind, mode, 0).unwrap();
                 } else if hidden.is_dir() {
                     let flags = rustix::fs::XattrFlags::empty();
@@ -130,14 +193,20 @@ fn to_overlay(root: &Path) {
             }
         }
         if changed {
-            File::open(&dir).unwrap().set_modified(times.modified().unwrap()).unwrap();
+            File::open(&dir)
+                .unwrap()
+                .set_modified(times.modified().unwrap())
+                .unwrap();
         }
     }
 }
 
 /// The names of a path in a tar.
 fn names(path: &[u8]) -> Vec<u8> {
-    let names: Vec<&[u8]> = path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+    let names: Vec<&[u8]> = path
+        .split(|&byte| byte == b'/')
+        .filter(|name| !matches!(*name, b"" | b"."))
+        .collect();
     names.join(&b'/')
 }
 
@@ -146,11 +215,25 @@ fn compare(tars: &[Vec<u8>]) {
     let report = check_with(
         Some(&layers(tars)),
         &overlay(tars),
-        layer::Options { keep_trusted: false, ..layer::Options::default() },
+        layer::Options {
+            keep_trusted: false,
+            ..layer::Options::default()
+        },
     );
-    let of_root = report.differences.first.iter().filter(|difference| difference.path == "/").count() as u64;
+    let of_root = report
+        .differences
+        .first
+        .iter()
+        .filter(|difference| difference.path == "/")
+        .count() as u64;
     assert_eq!(report.differences.total, of_root, "{report}");
-    assert!(report.rules.iter().all(|rule| rule.rule == Rule::Filesystem || rule.outcome != Outcome::Failed), "{report}");
+    assert!(
+        report
+            .rules
+            .iter()
+            .all(|rule| rule.rule == Rule::Filesystem || rule.outcome != Outcome::Failed),
+        "{report}"
+    );
 }
 
 fn tar(entries: Vec<Entry>) -> Vec<u8> {
@@ -164,10 +247,17 @@ fn tar(entries: Vec<Entry>) -> Vec<u8> {
 #[test]
 fn privileged_stacks_are_what_tar_and_overlayfs_make_of_them() {
     if let Some(why) = no_overlay() {
-        return testkit::skip("privileged_stacks_are_what_tar_and_overlayfs_make_of_them", why);
+        return testkit::skip(
+            "privileged_stacks_are_what_tar_and_overlayfs_make_of_them",
+            why,
+        );
     }
     let lower = vec![
-        Entry::directory("keep").mode(0o711).owner(3, 4).mtime(77).xattr("user.k", "v"),
+        Entry::directory("keep")
+            .mode(0o711)
+            .owner(3, 4)
+            .mtime(77)
+            .xattr("user.k", "v"),
         Entry::file("keep/a", "a").owner(1, 2),
         Entry::hard("keep/b", "keep/a").owner(1, 2),
         Entry::file("keep/c", vec![7; 70_000]).mode(0o4755),
@@ -185,7 +275,10 @@ fn privileged_stacks_are_what_tar_and_overlayfs_make_of_them() {
         Entry::file("dir-over-file", "f"),
         Entry::device("null", b'3', 1, 3).mode(0o666),
         Entry::fifo("pipe"),
-        Entry::file("cap", "c").xattr("security.capability", [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        Entry::file("cap", "c").xattr(
+            "security.capability",
+            [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ),
     ];
     let middle = vec![
         Entry::file("keep/.wh.c", ""),
@@ -221,7 +314,9 @@ fn privileged_stacks_are_what_tar_and_overlayfs_make_of_them() {
 #[test]
 fn privileged_reference_images_are_what_tar_and_overlayfs_make_of_them() {
     let name = "privileged_reference_images_are_what_tar_and_overlayfs_make_of_them";
-    let Some(shared) = testkit::shared_or_skip(name) else { return };
+    let Some(shared) = testkit::shared_or_skip(name) else {
+        return;
+    };
     if let Some(why) = no_overlay() {
         return testkit::skip(name, why);
     }

@@ -23,8 +23,16 @@ impl ReadAhead {
     pub(crate) fn new(inner: Box<dyn Read + Send>) -> io::Result<Self> {
         let (send, parts) = sync_channel(PARTS);
         let (used, spare) = channel();
-        std::thread::Builder::new().name("read-ahead".to_owned()).spawn(move || pump(inner, &send, &spare))?;
-        Ok(Self { parts, used, current: Vec::new(), position: 0, ended: false })
+        std::thread::Builder::new()
+            .name("read-ahead".to_owned())
+            .spawn(move || pump(inner, &send, &spare))?;
+        Ok(Self {
+            parts,
+            used,
+            current: Vec::new(),
+            position: 0,
+            ended: false,
+        })
     }
 
     /// Makes the next part current; false at the end.
@@ -32,7 +40,10 @@ impl ReadAhead {
         while self.position == self.current.len() && !self.ended {
             match self.parts.recv() {
                 Ok(part) => {
-                    let used = std::mem::replace(&mut self.current, part.inspect_err(|_| self.ended = true)?);
+                    let used = std::mem::replace(
+                        &mut self.current,
+                        part.inspect_err(|_| self.ended = true)?,
+                    );
                     self.position = 0;
                     // The other thread may have ended; then nobody needs the part.
                     let _ = self.used.send(used);
@@ -59,7 +70,11 @@ impl Read for ReadAhead {
     }
 }
 
-fn pump(mut inner: Box<dyn Read + Send>, parts: &SyncSender<io::Result<Vec<u8>>>, spare: &Receiver<Vec<u8>>) {
+fn pump(
+    mut inner: Box<dyn Read + Send>,
+    parts: &SyncSender<io::Result<Vec<u8>>>,
+    spare: &Receiver<Vec<u8>>,
+) {
     loop {
         let mut part = spare.try_recv().unwrap_or_default();
         part.resize(PART, 0);
@@ -93,7 +108,10 @@ mod tests {
     fn bytes_and_errors_arrive_in_order() {
         let data: Vec<u8> = (0..3 * PART + 17).map(|i| (i % 251) as u8).collect();
         let mut out = Vec::new();
-        ReadAhead::new(Box::new(io::Cursor::new(data.clone()))).unwrap().read_to_end(&mut out).unwrap();
+        ReadAhead::new(Box::new(io::Cursor::new(data.clone())))
+            .unwrap()
+            .read_to_end(&mut out)
+            .unwrap();
         assert!(out == data);
 
         struct Broken;

@@ -21,7 +21,11 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What an entry creates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind<'a> {
-    Regular { size: u64, first_chunk: usize, chunks: usize },
+    Regular {
+        size: u64,
+        first_chunk: usize,
+        chunks: usize,
+    },
     HardLink(&'a [u8]),
     Symlink(&'a [u8]),
     Character,
@@ -147,9 +151,14 @@ impl Layer {
         }
         if let Some(hidden) = base.strip_prefix(WHITEOUT) {
             if matches!(hidden, b"" | b"." | b"..") {
-                return Err(Refusal::BadWhiteout { path: escape(entry.path) });
+                return Err(Refusal::BadWhiteout {
+                    path: escape(entry.path),
+                });
             }
-            self.whiteouts.entry(parent).or_default().insert(hidden.into());
+            self.whiteouts
+                .entry(parent)
+                .or_default()
+                .insert(hidden.into());
             return Ok(());
         }
         self.put(parent, base, entry)
@@ -172,8 +181,13 @@ impl Layer {
                 return Ok(());
             }
             Kind::Regular { .. } => (mode::REGULAR, 0, &[][..]),
-            Kind::Symlink(target) if !(1..=LINK_TARGET_MAX).contains(&target.len()) || target.contains(&0) => {
-                return Err(Refusal::BadLinkTarget { path: escape(entry.path), len: target.len() });
+            Kind::Symlink(target)
+                if !(1..=LINK_TARGET_MAX).contains(&target.len()) || target.contains(&0) =>
+            {
+                return Err(Refusal::BadLinkTarget {
+                    path: escape(entry.path),
+                    len: target.len(),
+                });
             }
             Kind::Symlink(target) => (mode::SYMLINK, 0, target),
             Kind::Character => (mode::CHARACTER, entry.rdev, &[][..]),
@@ -181,8 +195,17 @@ impl Layer {
             Kind::Fifo => (mode::FIFO, 0, &[][..]),
             Kind::Directory => (mode::DIRECTORY, 0, &[][..]),
         };
-        let mut inode = Inode { rdev, link: link.into(), ..Inode::new(file_type) };
-        if let Kind::Regular { size, first_chunk, chunks } = entry.kind {
+        let mut inode = Inode {
+            rdev,
+            link: link.into(),
+            ..Inode::new(file_type)
+        };
+        if let Kind::Regular {
+            size,
+            first_chunk,
+            chunks,
+        } = entry.kind
+        {
             (inode.size, inode.first_chunk, inode.chunks) = (size, first_chunk, chunks);
         }
         let inode = self.tree.add_inode(inode);
@@ -200,15 +223,29 @@ impl Layer {
 
     /// The file that a hard link names. It has to be there before the link, and must not be a directory.
     fn link_target(&self, target: &[u8], entry: &[u8]) -> Result<NodeId, Refusal> {
-        let missing = || Refusal::NoTarget { path: escape(entry), target: escape(target) };
-        let is_directory = || Refusal::LinkToDirectory { path: escape(entry), target: escape(target) };
+        let missing = || Refusal::NoTarget {
+            path: escape(entry),
+            target: escape(target),
+        };
+        let is_directory = || Refusal::LinkToDirectory {
+            path: escape(entry),
+            target: escape(target),
+        };
         let mut parents = names(target);
-        let name = parents.next_back().filter(|name| *name != b"..").ok_or_else(is_directory)?;
+        let name = parents
+            .next_back()
+            .filter(|name| *name != b"..")
+            .ok_or_else(is_directory)?;
         let directory = match Walk::new(parents).run(&self.tree) {
             Ok((directory, missing)) if missing.is_empty() => directory,
             _ => return Err(missing()),
         };
-        let &found = self.tree.node(directory).children.get(name).ok_or_else(missing)?;
+        let &found = self
+            .tree
+            .node(directory)
+            .children
+            .get(name)
+            .ok_or_else(missing)?;
         if self.tree.inode_of(found).is_directory() {
             return Err(is_directory());
         }
@@ -225,7 +262,12 @@ impl Layer {
         inode.mtime = entry.mtime;
         inode.mtime_nsec = entry.mtime_nsec;
         inode.implied = false;
-        inode.xattrs.extend(entry.xattrs.iter().map(|(name, value)| (name.clone(), value.clone())));
+        inode.xattrs.extend(
+            entry
+                .xattrs
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
     }
 
     /// Whether an entry only changes what is there: a directory over a directory, a file linked to itself.
@@ -241,14 +283,22 @@ impl Layer {
 
     /// The directory that `names` lead to, creating what is missing.
     fn make_directories(&mut self, names: &[&[u8]], entry: &[u8]) -> Result<NodeId, Refusal> {
-        let (mut directory, missing) = Walk::new(names.iter().copied()).run(&self.tree).map_err(|obstacle| match obstacle {
-            Obstacle::NotADirectory => Refusal::NotADirectory { path: escape(entry) },
-            Obstacle::TooManyLinks => Refusal::TooManyLinks { path: escape(entry) },
-        })?;
+        let (mut directory, missing) = Walk::new(names.iter().copied()).run(&self.tree).map_err(
+            |obstacle| match obstacle {
+                Obstacle::NotADirectory => Refusal::NotADirectory {
+                    path: escape(entry),
+                },
+                Obstacle::TooManyLinks => Refusal::TooManyLinks {
+                    path: escape(entry),
+                },
+            },
+        )?;
         for name in missing {
             check_name(&name, entry)?;
             if name.starts_with(WHITEOUT) {
-                return Err(Refusal::BelowWhiteout { path: escape(entry) });
+                return Err(Refusal::BelowWhiteout {
+                    path: escape(entry),
+                });
             }
             let inode = self.tree.add_inode(Inode::implied_directory());
             directory = self.tree.add_name(directory, &name, inode);
@@ -259,7 +309,9 @@ impl Layer {
 
 fn check_name(name: &[u8], entry: &[u8]) -> Result<(), Refusal> {
     if name.len() > NAME_MAX || name.contains(&0) {
-        return Err(Refusal::BadName { path: escape(entry) });
+        return Err(Refusal::BadName {
+            path: escape(entry),
+        });
     }
     Ok(())
 }
@@ -282,7 +334,12 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(names: impl DoubleEndedIterator<Item = &'a [u8]>) -> Self {
-        Self { trail: Vec::new(), missing: Vec::new(), ahead: names.rev().map(Cow::Borrowed).collect(), links: 0 }
+        Self {
+            trail: Vec::new(),
+            missing: Vec::new(),
+            ahead: names.rev().map(Cow::Borrowed).collect(),
+            links: 0,
+        }
     }
 
     /// Where the path leads: a directory, and names below it that are still to be made.
@@ -294,7 +351,11 @@ impl<'a> Walk<'a> {
                 }
                 continue;
             }
-            let child = if self.missing.is_empty() { tree.node(self.here()).children.get(&*name) } else { None };
+            let child = if self.missing.is_empty() {
+                tree.node(self.here()).children.get(&*name)
+            } else {
+                None
+            };
             let Some(&child) = child else {
                 self.missing.push(name);
                 continue;
@@ -323,7 +384,8 @@ impl<'a> Walk<'a> {
             self.trail.clear();
             self.ahead.extend(names(target).rev().map(owned));
         } else {
-            self.ahead.extend(clean(target).into_iter().rev().map(owned));
+            self.ahead
+                .extend(clean(target).into_iter().rev().map(owned));
         }
         Ok(())
     }

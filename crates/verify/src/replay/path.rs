@@ -6,7 +6,8 @@
 
 /// The names of a path, `..` included, without `.` and empty ones.
 pub(crate) fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|&byte| byte == b'/').filter(|name| !matches!(*name, b"" | b"."))
+    path.split(|&byte| byte == b'/')
+        .filter(|name| !matches!(*name, b"" | b"."))
 }
 
 /// The names of a path after each inner `..` has been taken out by the text. Those that lead above its beginning stay
@@ -41,6 +42,9 @@ mod tests {
         assert_eq!(clean(b"../../a/../../b"), [&b".."[..], b"..", b"..", b"b"]);
         assert_eq!(clean_below_root(b"/../a/../../b/c"), [b"b", b"c"]);
         assert!(clean_below_root(b"./").is_empty());
-        assert_eq!(names(b"/a/.././b/").collect::<Vec<_>>(), [&b"a"[..], b"..", b"b"]);
+        assert_eq!(
+            names(b"/a/.././b/").collect::<Vec<_>>(),
+            [&b"a"[..], b"..", b"b"]
+        );
     }
 }

@@ -31,7 +31,11 @@ impl Stack {
     pub(crate) fn new() -> Self {
         Self {
             tree: FileTree::new(Inode::implied_directory(), Contents::Digests(Vec::new())),
-            open: vec![Open { present: true, entries: true, metadata: true }],
+            open: vec![Open {
+                present: true,
+                entries: true,
+                metadata: true,
+            }],
         }
     }
 
@@ -81,7 +85,11 @@ impl Stack {
         let id = self.add(parent, name, *mapped);
         let inode = layer.inode_of(child);
         let directory = inode.is_directory();
-        self.open.push(Open { present: true, entries: directory, metadata: inode.implied });
+        self.open.push(Open {
+            present: true,
+            entries: directory,
+            metadata: inode.implied,
+        });
         if directory {
             todo.push((child, id));
         }
@@ -89,13 +97,26 @@ impl Stack {
 
     fn add(&mut self, parent: NodeId, name: &Arc<[u8]>, inode: InodeIndex) -> NodeId {
         let id = u32::try_from(self.tree.nodes.len()).expect("memory ends before 2^32 names");
-        self.tree.nodes.push(Node { parent, name: Arc::clone(name), inode, children: BTreeMap::new() });
-        self.tree.nodes[parent as usize].children.insert(Arc::clone(name), id);
+        self.tree.nodes.push(Node {
+            parent,
+            name: Arc::clone(name),
+            inode,
+            children: BTreeMap::new(),
+        });
+        self.tree.nodes[parent as usize]
+            .children
+            .insert(Arc::clone(name), id);
         id
     }
 
     /// A name that a layer above has, or keeps free.
-    fn meet(&mut self, layer: &FileTree, child: NodeId, there: NodeId, todo: &mut Vec<(NodeId, NodeId)>) {
+    fn meet(
+        &mut self,
+        layer: &FileTree,
+        child: NodeId,
+        there: NodeId,
+        todo: &mut Vec<(NodeId, NodeId)>,
+    ) {
         if layer.inode_of(child).is_directory() {
             self.meet_directory(layer, child, there, todo);
         } else {
@@ -103,7 +124,13 @@ impl Stack {
         }
     }
 
-    fn meet_directory(&mut self, layer: &FileTree, child: NodeId, there: NodeId, todo: &mut Vec<(NodeId, NodeId)>) {
+    fn meet_directory(
+        &mut self,
+        layer: &FileTree,
+        child: NodeId,
+        there: NodeId,
+        todo: &mut Vec<(NodeId, NodeId)>,
+    ) {
         let inode = layer.inode_of(child);
         let open = &mut self.open[there as usize];
         if open.metadata && !inode.implied {
@@ -121,7 +148,11 @@ impl Stack {
             Some(there) => self.close(there),
             None => {
                 self.add(directory, &Arc::from(name), UNMAPPED);
-                self.open.push(Open { present: false, entries: false, metadata: false });
+                self.open.push(Open {
+                    present: false,
+                    entries: false,
+                    metadata: false,
+                });
             }
         }
     }
@@ -148,7 +179,8 @@ impl Stack {
 /// Copies an inode and what it holds from a layer.
 fn take_inode(tree: &mut FileTree, layer: &FileTree, index: InodeIndex) -> InodeIndex {
     let mut inode = layer.inodes[index as usize].clone();
-    if let (Contents::Digests(all), Contents::Digests(own)) = (&mut tree.contents, &layer.contents) {
+    if let (Contents::Digests(all), Contents::Digests(own)) = (&mut tree.contents, &layer.contents)
+    {
         let first = all.len();
         if let Some(digests) = own.get(inode.first_chunk..inode.first_chunk + inode.chunks) {
             all.extend_from_slice(digests);

@@ -57,8 +57,19 @@ pub(crate) fn replay(
         let kind = match &entry.kind {
             EntryKind::Regular => {
                 let first_chunk = digests.len();
-                digest_chunks(&mut reader.data(), entry.size, chunking, &mut buffer, &mut digests, cancel)?;
-                Kind::Regular { size: entry.size, first_chunk, chunks: digests.len() - first_chunk }
+                digest_chunks(
+                    &mut reader.data(),
+                    entry.size,
+                    chunking,
+                    &mut buffer,
+                    &mut digests,
+                    cancel,
+                )?;
+                Kind::Regular {
+                    size: entry.size,
+                    first_chunk,
+                    chunks: digests.len() - first_chunk,
+                }
             }
             EntryKind::HardLink(target) => Kind::HardLink(target),
             EntryKind::Symlink(target) => Kind::Symlink(target),
@@ -75,7 +86,11 @@ pub(crate) fn replay(
             gid: entry.gid,
             rdev: entry.rdev,
             mtime: entry.mtime,
-            mtime_nsec: if options.fraction { entry.mtime_nsec } else { 0 },
+            mtime_nsec: if options.fraction {
+                entry.mtime_nsec
+            } else {
+                0
+            },
             xattrs: kept(entry.xattrs, options.keep_trusted),
         })?;
     }
@@ -109,7 +124,10 @@ fn digest_chunks(
 /// Whether it is one of the files that eStargz adds for its own use.
 fn is_estargz(path: &[u8]) -> bool {
     let names = clean_below_root(path);
-    matches!(names[..], [b"stargz.index.json" | b".prefetch.landmark" | b".no.prefetch.landmark"])
+    matches!(
+        names[..],
+        [b"stargz.index.json" | b".prefetch.landmark" | b".no.prefetch.landmark"]
+    )
 }
 
 /// The attributes that a container runtime would set: those of namespaces that files in a container image can have.
@@ -117,8 +135,13 @@ fn kept(xattrs: Xattrs, keep_trusted: bool) -> Xattrs {
     let keep = |name: &[u8]| {
         name.starts_with(b"user.")
             || name.starts_with(b"security.")
-            || matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default")
-            || keep_trusted && name.starts_with(b"trusted.") && !name.starts_with(b"trusted.overlay.")
+            || matches!(
+                name,
+                b"system.posix_acl_access" | b"system.posix_acl_default"
+            )
+            || keep_trusted
+                && name.starts_with(b"trusted.")
+                && !name.starts_with(b"trusted.overlay.")
     };
     xattrs.into_iter().filter(|(name, _)| keep(name)).collect()
 }

@@ -23,7 +23,11 @@ fn entry<'a>(path: &'a str, kind: Kind<'a>, uid: u32) -> Entry<'a> {
     }
 }
 
-const FILE: Kind<'_> = Kind::Regular { size: 0, first_chunk: 0, chunks: 0 };
+const FILE: Kind<'_> = Kind::Regular {
+    size: 0,
+    first_chunk: 0,
+    chunks: 0,
+};
 
 fn link(target: &str) -> Kind<'_> {
     Kind::HardLink(target.as_bytes())
@@ -55,8 +59,15 @@ fn list(tree: &FileTree) -> Vec<String> {
     let mut lines = Vec::new();
     for (path, letter, uid, inode) in out {
         let next = files.len();
-        let file = if letter == 'd' { String::new() } else { format!(" #{}", files.entry(inode).or_insert(next)) };
-        lines.push(format!("{letter}{uid} {}{file}", String::from_utf8_lossy(&path)));
+        let file = if letter == 'd' {
+            String::new()
+        } else {
+            format!(" #{}", files.entry(inode).or_insert(next))
+        };
+        lines.push(format!(
+            "{letter}{uid} {}{file}",
+            String::from_utf8_lossy(&path)
+        ));
     }
     lines
 }
@@ -81,7 +92,11 @@ fn check(layers: &[Vec<Entry<'_>>], expected: &[&str]) {
 fn paths_lead_through_links_of_their_own_layer_only() {
     check(
         &[
-            vec![entry("real", Kind::Directory, 1), entry("alias", symlink("/real"), 2), entry("alias/f", FILE, 3)],
+            vec![
+                entry("real", Kind::Directory, 1),
+                entry("alias", symlink("/real"), 2),
+                entry("alias/f", FILE, 3),
+            ],
             vec![entry("alias/g", FILE, 4)],
         ],
         &["d0 /alias", "f4 /alias/g #0", "d1 /real", "f3 /real/f #1"],
@@ -97,7 +112,14 @@ fn links_stay_inside_the_root() {
             entry("../../c", FILE, 3),
             entry("/d/../e", FILE, 4),
         ]],
-        &["d0 /a", "l1 /a/up #0", "d0 /b", "f2 /b/f #1", "f3 /c #2", "f4 /e #3"],
+        &[
+            "d0 /a",
+            "l1 /a/up #0",
+            "d0 /b",
+            "f2 /b/f #1",
+            "f3 /c #2",
+            "f4 /e #3",
+        ],
     );
 }
 
@@ -106,30 +128,76 @@ fn endless_links_and_files_on_the_way_are_refused() {
     let one = |entries: Vec<Entry<'static>>| replay(&[entries]).map(|_| ()).unwrap_err();
     assert_eq!(
         one(vec![entry("l", symlink("l"), 0), entry("l/f", FILE, 0)]),
-        Refusal::TooManyLinks { path: "l/f".to_owned() }
+        Refusal::TooManyLinks {
+            path: "l/f".to_owned()
+        }
     );
-    assert_eq!(one(vec![entry("f", FILE, 0), entry("f/g", FILE, 0)]), Refusal::NotADirectory { path: "f/g".to_owned() });
-    assert!(matches!(one(vec![entry(".wh.", FILE, 0)]), Refusal::BadWhiteout { .. }));
-    assert!(matches!(one(vec![entry("a/.wh...", FILE, 0)]), Refusal::BadWhiteout { .. }));
-    assert!(matches!(one(vec![entry("a\0b", FILE, 0)]), Refusal::BadName { .. }));
-    assert!(matches!(one(vec![entry("a/.wh.b/c", FILE, 0)]), Refusal::BelowWhiteout { .. }));
-    assert!(matches!(one(vec![entry("a", symlink(""), 0)]), Refusal::BadLinkTarget { .. }));
+    assert_eq!(
+        one(vec![entry("f", FILE, 0), entry("f/g", FILE, 0)]),
+        Refusal::NotADirectory {
+            path: "f/g".to_owned()
+        }
+    );
+    assert!(matches!(
+        one(vec![entry(".wh.", FILE, 0)]),
+        Refusal::BadWhiteout { .. }
+    ));
+    assert!(matches!(
+        one(vec![entry("a/.wh...", FILE, 0)]),
+        Refusal::BadWhiteout { .. }
+    ));
+    assert!(matches!(
+        one(vec![entry("a\0b", FILE, 0)]),
+        Refusal::BadName { .. }
+    ));
+    assert!(matches!(
+        one(vec![entry("a/.wh.b/c", FILE, 0)]),
+        Refusal::BelowWhiteout { .. }
+    ));
+    assert!(matches!(
+        one(vec![entry("a", symlink(""), 0)]),
+        Refusal::BadLinkTarget { .. }
+    ));
 }
 
 #[test]
 fn hard_links_need_a_target_before_them_in_their_layer() {
-    let one = |entries: Vec<Entry<'static>>| replay(&[vec![entry("low", FILE, 0)], entries]).map(|_| ()).unwrap_err();
-    assert!(matches!(one(vec![entry("a", link("b"), 0), entry("b", FILE, 0)]), Refusal::NoTarget { .. }));
-    assert!(matches!(one(vec![entry("a", link("low"), 0)]), Refusal::NoTarget { .. }));
-    assert!(matches!(one(vec![entry("a/b", FILE, 0), entry("a", link("a/b"), 0)]), Refusal::NoTarget { .. }));
-    assert!(matches!(one(vec![entry("d", Kind::Directory, 0), entry("a", link("d"), 0)]), Refusal::LinkToDirectory { .. }));
+    let one = |entries: Vec<Entry<'static>>| {
+        replay(&[vec![entry("low", FILE, 0)], entries])
+            .map(|_| ())
+            .unwrap_err()
+    };
+    assert!(matches!(
+        one(vec![entry("a", link("b"), 0), entry("b", FILE, 0)]),
+        Refusal::NoTarget { .. }
+    ));
+    assert!(matches!(
+        one(vec![entry("a", link("low"), 0)]),
+        Refusal::NoTarget { .. }
+    ));
+    assert!(matches!(
+        one(vec![entry("a/b", FILE, 0), entry("a", link("a/b"), 0)]),
+        Refusal::NoTarget { .. }
+    ));
+    assert!(matches!(
+        one(vec![
+            entry("d", Kind::Directory, 0),
+            entry("a", link("d"), 0)
+        ]),
+        Refusal::LinkToDirectory { .. }
+    ));
 }
 
 #[test]
 fn a_hard_link_shares_the_inode_even_when_its_first_name_is_gone() {
     check(
         &[
-            vec![entry("a", FILE, 1), entry("b", link("./a"), 2), entry("s", symlink("x"), 3), entry("t", link("/s"), 4)],
+            vec![
+                entry("a", FILE, 1),
+                entry("b", link("./a"), 2),
+                entry("s", symlink("x"), 3),
+                entry("t", link("/s"), 4),
+            ],
             vec![entry("a", FILE, 5)],
         ],
         &["f5 /a #0", "f2 /b #1", "l4 /s #2", "l4 /t #2"],
@@ -138,7 +206,14 @@ fn a_hard_link_shares_the_inode_even_when_its_first_name_is_gone() {
 
 #[test]
 fn whiteouts_hide_lower_layers_only_wherever_they_stand() {
-    let lower = || vec![entry("d/x", FILE, 1), entry("d/y", FILE, 1), entry("e", FILE, 1), entry("o/p", FILE, 1)];
+    let lower = || {
+        vec![
+            entry("d/x", FILE, 1),
+            entry("d/y", FILE, 1),
+            entry("e", FILE, 1),
+            entry("o/p", FILE, 1),
+        ]
+    };
     check(
         &[
             lower(),
@@ -152,7 +227,13 @@ fn whiteouts_hide_lower_layers_only_wherever_they_stand() {
                 entry(".wh..wh.plnk/7", FILE, 2),
             ],
         ],
-        &["d2 /d", "f2 /d/new #0", "f1 /e #1", "d0 /o", "f2 /o/mine #2"],
+        &[
+            "d2 /d",
+            "f2 /d/new #0",
+            "f1 /e #1",
+            "d0 /o",
+            "f2 /o/mine #2",
+        ],
     );
 }
 
@@ -160,11 +241,22 @@ fn whiteouts_hide_lower_layers_only_wherever_they_stand() {
 fn implied_directories_take_what_lower_layers_know() {
     check(
         &[
-            vec![entry("a", Kind::Directory, 1), entry("a/b", Kind::Directory, 2), entry("w", Kind::Directory, 9)],
+            vec![
+                entry("a", Kind::Directory, 1),
+                entry("a/b", Kind::Directory, 2),
+                entry("w", Kind::Directory, 9),
+            ],
             vec![entry("a/b/f", FILE, 3), entry(".wh.w", FILE, 3)],
             vec![entry("a/b/g", FILE, 4), entry("w/h", FILE, 4)],
         ],
-        &["d1 /a", "d2 /a/b", "f3 /a/b/f #0", "f4 /a/b/g #1", "d0 /w", "f4 /w/h #2"],
+        &[
+            "d1 /a",
+            "d2 /a/b",
+            "f3 /a/b/f #0",
+            "f4 /a/b/g #1",
+            "d0 /w",
+            "f4 /w/h #2",
+        ],
     );
 }
 
@@ -197,8 +289,14 @@ mod naive {
 
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub(super) enum What {
-        Directory { implied: bool },
-        Other { letter: char, link: String, inode: usize },
+        Directory {
+            implied: bool,
+        },
+        Other {
+            letter: char,
+            link: String,
+            inode: usize,
+        },
     }
 
     pub(super) type Files = BTreeMap<Vec<String>, (What, u32)>;
@@ -238,7 +336,13 @@ mod naive {
                     path.remove(at - 1);
                 }
                 at = 0;
-            } else if let Some((What::Other { letter: 'l', link, .. }, _)) = files.get(&path[..=at]) {
+            } else if let Some((
+                What::Other {
+                    letter: 'l', link, ..
+                },
+                _,
+            )) = files.get(&path[..=at])
+            {
                 links += 1;
                 if links > 255 {
                     return None;
@@ -263,7 +367,10 @@ mod naive {
     }
 
     fn raw(path: &str) -> Vec<String> {
-        path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+        path.split('/')
+            .filter(|part| !part.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// How many `..` of a relative path lead above its beginning.
@@ -300,7 +407,10 @@ mod naive {
     }
 
     /// One layer on its own, with what it hides. `None` if it is refused.
-    pub(super) fn layer(ops: &[(Op, u32)], inodes: &mut usize) -> Option<(Files, Vec<Vec<String>>, Vec<Vec<String>>)> {
+    pub(super) fn layer(
+        ops: &[(Op, u32)],
+        inodes: &mut usize,
+    ) -> Option<(Files, Vec<Vec<String>>, Vec<Vec<String>>)> {
         let (mut files, mut hidden, mut opaque) = (Files::new(), Vec::new(), Vec::new());
         for (op, uid) in ops {
             match op {
@@ -317,19 +427,29 @@ mod naive {
                 }
                 _ => {}
             }
-            let (Op::File(path) | Op::Directory(path) | Op::Symlink(path, _) | Op::Link(path, _)) = op else { continue };
+            let (Op::File(path) | Op::Directory(path) | Op::Symlink(path, _) | Op::Link(path, _)) =
+                op
+            else {
+                continue;
+            };
             let path = text(path);
-            let Some((base, parents)) = path.split_last() else { continue };
+            let Some((base, parents)) = path.split_last() else {
+                continue;
+            };
             let mut path = parent(&mut files, parents)?;
             path.push(base.clone());
-            if matches!(op, Op::Directory(_)) && matches!(files.get(&path), Some((What::Directory { .. }, _))) {
+            if matches!(op, Op::Directory(_))
+                && matches!(files.get(&path), Some((What::Directory { .. }, _)))
+            {
                 files.insert(path, (What::Directory { implied: false }, *uid));
                 continue;
             }
             if let Op::Link(_, target) = op
                 && let Some(target) = link_target(&files, target)
-                && let (Some((What::Other { inode: old, .. }, _)), Some((What::Other { inode: new, .. }, _))) =
-                    (files.get(&path), files.get(&target))
+                && let (
+                    Some((What::Other { inode: old, .. }, _)),
+                    Some((What::Other { inode: new, .. }, _)),
+                ) = (files.get(&path), files.get(&target))
                 && old == new
             {
                 let this = *old;
@@ -337,12 +457,18 @@ mod naive {
                 continue;
             }
             // What a replaced directory hid is forgotten with it.
-            hidden.retain(|other: &Vec<String>| other.len() <= path.len() || !other.starts_with(&path));
+            hidden.retain(|other: &Vec<String>| {
+                other.len() <= path.len() || !other.starts_with(&path)
+            });
             opaque.retain(|other: &Vec<String>| !other.starts_with(&path));
             remove(&mut files, &path);
             let mut other = |letter, link: &str| {
                 *inodes += 1;
-                What::Other { letter, link: link.to_owned(), inode: *inodes }
+                What::Other {
+                    letter,
+                    link: link.to_owned(),
+                    inode: *inodes,
+                }
             };
             let what = match op {
                 Op::File(_) => other('f', ""),
@@ -351,7 +477,9 @@ mod naive {
                 Op::Link(_, target) => {
                     let target = link_target(&files, target)?;
                     let (what, _) = files.get(&target)?.clone();
-                    let What::Other { inode, .. } = what else { return None };
+                    let What::Other { inode, .. } = what else {
+                        return None;
+                    };
                     own(&mut files, inode, *uid);
                     what
                 }
@@ -366,7 +494,9 @@ mod naive {
         let mut parents = raw(target);
         let base = parents.pop().filter(|base| base != "..")?;
         let mut target = real(files, &parents)?;
-        let there = |path: &[String]| path.is_empty() || matches!(files.get(path), Some((What::Directory { .. }, _)));
+        let there = |path: &[String]| {
+            path.is_empty() || matches!(files.get(path), Some((What::Directory { .. }, _)))
+        };
         if !there(&target) {
             return None;
         }
@@ -396,7 +526,9 @@ mod naive {
             }
             for (path, (what, uid)) in files {
                 match (&what, image.get(&path)) {
-                    (What::Directory { implied: true }, Some((What::Directory { .. }, _))) => continue,
+                    (What::Directory { implied: true }, Some((What::Directory { .. }, _))) => {
+                        continue;
+                    }
                     (What::Directory { .. }, Some((What::Directory { .. }, _))) => {}
                     _ => remove(&mut image, &path),
                 }
@@ -408,14 +540,19 @@ mod naive {
 
     pub(super) fn list(files: &Files) -> Vec<String> {
         let mut numbers = BTreeMap::new();
-        let mut paths: Vec<(String, &(What, u32))> =
-            files.iter().map(|(path, file)| (format!("/{}", path.join("/")), file)).collect();
+        let mut paths: Vec<(String, &(What, u32))> = files
+            .iter()
+            .map(|(path, file)| (format!("/{}", path.join("/")), file))
+            .collect();
         paths.sort_by(|a, b| a.0.cmp(&b.0));
         let line = |(path, (what, uid)): (String, &(What, u32))| match what {
             What::Directory { .. } => format!("d{uid} {path}"),
             What::Other { letter, inode, .. } => {
                 let next = numbers.len();
-                format!("{letter}{uid} {path} #{}", numbers.entry(*inode).or_insert(next))
+                format!(
+                    "{letter}{uid} {path} #{}",
+                    numbers.entry(*inode).or_insert(next)
+                )
             }
         };
         paths.into_iter().map(line).collect()
@@ -429,11 +566,13 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn path() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop_oneof![6 => name(), 1 => Just("..".to_owned())], 1..4).prop_map(|names| names.join("/"))
+    prop::collection::vec(prop_oneof![6 => name(), 1 => Just("..".to_owned())], 1..4)
+        .prop_map(|names| names.join("/"))
 }
 
 fn target() -> impl Strategy<Value = String> {
-    (prop::bool::ANY, path()).prop_map(|(absolute, path)| if absolute { format!("/{path}") } else { path })
+    (prop::bool::ANY, path())
+        .prop_map(|(absolute, path)| if absolute { format!("/{path}") } else { path })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -491,7 +630,9 @@ proptest! {
 
 fn raw_paths(ops: &[(Op, u32)]) -> Vec<String> {
     let raw = |(op, _): &(Op, u32)| match op {
-        Op::File(path) | Op::Directory(path) | Op::Symlink(path, _) | Op::Link(path, _) => path.clone(),
+        Op::File(path) | Op::Directory(path) | Op::Symlink(path, _) | Op::Link(path, _) => {
+            path.clone()
+        }
         Op::Whiteout(dir, name) => format!("{dir}/.wh.{name}"),
         Op::Opaque(dir) => format!("{dir}/.wh..wh..opq"),
     };

@@ -16,9 +16,15 @@ use verify::{Files, LayerFile, Options, Outcome, Report, Side};
 pub fn layers(tars: &[Vec<u8>]) -> Side {
     let layer = |tar: &Vec<u8>| {
         let tar = Arc::new(tar.clone());
-        LayerFile::new("layer", tar.len() as u64, move || Ok(Box::new(Cursor::new(Vec::clone(&tar)))))
+        LayerFile::new("layer", tar.len() as u64, move || {
+            Ok(Box::new(Cursor::new(Vec::clone(&tar))))
+        })
     };
-    Side { name: "layers".to_owned(), document: None, files: Files::Layers(tars.iter().map(layer).collect()) }
+    Side {
+        name: "layers".to_owned(),
+        document: None,
+        files: Files::Layers(tars.iter().map(layer).collect()),
+    }
 }
 
 pub fn file(path: &Path) -> Vec<u8> {
@@ -32,11 +38,24 @@ pub fn check(source: Option<&Side>, target: &Side) -> Report {
 pub fn check_with(source: Option<&Side>, target: &Side, layers: layer::Options) -> Report {
     let cancel = Cancel::default();
     let threads = NonZeroUsize::new(2).unwrap();
-    verify::check(source, target, &Options { threads, layers, cancel: &cancel, progress: &Silent }).unwrap()
+    verify::check(
+        source,
+        target,
+        &Options {
+            threads,
+            layers,
+            cancel: &cancel,
+            progress: &Silent,
+        },
+    )
+    .unwrap()
 }
 
 pub fn build_options() -> BuildOptions {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(2)
+        .build()
+        .unwrap();
     BuildOptions {
         level: 1,
         chunk_size: 0x4000,
@@ -50,7 +69,11 @@ pub fn build(tars: &[Vec<u8>], options: &BuildOptions) -> (tree::Image, Vec<Vec<
     let mut images = Vec::new();
     for tar in tars {
         let mut blob = Vec::new();
-        images.push(builder::build_tar(&tar[..], &mut blob, options, Dedup::Layer).unwrap().image);
+        images.push(
+            builder::build_tar(&tar[..], &mut blob, options, Dedup::Layer)
+                .unwrap()
+                .image,
+        );
         blobs.push(blob);
     }
     (builder::merge(images).unwrap(), blobs)
@@ -66,21 +89,32 @@ pub fn target(image: &tree::Image, blobs: Vec<Vec<u8>>) -> Side {
     Side {
         name: "built".to_owned(),
         document: None,
-        files: Files::Rafs { bootstrap: Arc::new(bootstrap), blobs: Some(Arc::new(source)) },
+        files: Files::Rafs {
+            bootstrap: Arc::new(bootstrap),
+            blobs: Some(Arc::new(source)),
+        },
     }
 }
 
 /// The uncompressed layers of a reference image.
 pub fn image_tars(shared: &Path, layout: &str, tag: &str) -> Vec<Vec<u8>> {
-    let location = Location::OciLayout { dir: shared.join(layout), tag: Some(tag.to_owned()) };
+    let location = Location::OciLayout {
+        dir: shared.join(layout),
+        tag: Some(tag.to_owned()),
+    };
     let source = Arc::new(Source::open(&location).unwrap());
     let (_, manifest) = source.manifests(&PlatformChoice::All).unwrap().remove(0);
     let side = Side::image(&source, tag, manifest).unwrap();
-    let Files::Layers(layers) = &side.files else { panic!("an image of layers") };
+    let Files::Layers(layers) = &side.files else {
+        panic!("an image of layers")
+    };
     let unpacked = |layer: &LayerFile| {
         let (kind, stored) = layer::detecting(layer.open().unwrap()).unwrap();
         let mut tar = Vec::new();
-        layer::decompress(stored, kind).unwrap().read_to_end(&mut tar).unwrap();
+        layer::decompress(stored, kind)
+            .unwrap()
+            .read_to_end(&mut tar)
+            .unwrap();
         tar
     };
     layers.iter().map(unpacked).collect()
@@ -89,5 +123,10 @@ pub fn image_tars(shared: &Path, layout: &str, tag: &str) -> Vec<Vec<u8>> {
 pub fn assert_verified(report: &Report) {
     assert!(report.verified, "{report}");
     assert_eq!(report.differences.total, 0, "{report}");
-    assert!(report.rules.iter().all(|rule| rule.outcome != Outcome::Failed));
+    assert!(
+        report
+            .rules
+            .iter()
+            .all(|rule| rule.outcome != Outcome::Failed)
+    );
 }
