@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_context_that_was_used_before_gives_the_same_bytes() {
-        let chunk: Vec<u8> = (0..50_000_u32).map(|i| (i * i >> 7) as u8).collect();
+        let chunk: Vec<u8> = (0..50_000_u32).map(|i| ((i * i) >> 7) as u8).collect();
         let mut fresh = Encoder::new(Compressor::Zstd, 3).unwrap();
         let expected = fresh.compress(&chunk).unwrap().unwrap().to_vec();
         let mut used = Encoder::new(Compressor::Zstd, 3).unwrap();

@@ -189,13 +189,15 @@ pub enum ReadCause {
     Meta(#[source] Arc<Error>),
     /// The blob's chunk table and the bootstrap disagree.
     #[error(
-        "the blob places the chunk at {actual:#x} with {actual_size} bytes, the bootstrap with {size} bytes elsewhere or otherwise"
+        "the blob's own table has the chunk at {actual:#x} with {actual_size} bytes, the bootstrap at {offset:#x} with {size} bytes"
     )]
     Mismatch {
         /// Uncompressed offset in the blob's chunk table.
         actual: u64,
         /// Uncompressed size in the blob's chunk table.
         actual_size: u32,
+        /// Uncompressed offset in the bootstrap.
+        offset: u64,
         /// Uncompressed size in the bootstrap.
         size: u32,
     },

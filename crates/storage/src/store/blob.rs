@@ -88,6 +88,7 @@ impl Remote {
             return Err(ReadCause::Mismatch {
                 actual: record.uncompressed_offset,
                 actual_size: record.uncompressed_size,
+                offset: known.offset,
                 size: known.size,
             });
         }

@@ -591,7 +591,8 @@ fn impossible_chunk_tables_are_refused() {
         .err()
         .unwrap()
     };
-    let changes: [(fn(&mut Vec<ChunkRecord>), &str); 7] = [
+    type Change = (fn(&mut Vec<ChunkRecord>), &'static str);
+    let changes: [Change; 7] = [
         (
             |records| records[1].uncompressed_offset = 0,
             "another chunk lies at the same uncompressed offset",
