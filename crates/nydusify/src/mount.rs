@@ -17,7 +17,12 @@ use crate::args::{Usage, switch};
 #[derive(Debug, clap::Args)]
 pub struct MountArgs {
     /// Nydus image to mount: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    #[arg(long, env = "TARGET", value_name = "IMAGE", required_unless_present = "bootstrap")]
+    #[arg(
+        long,
+        env = "TARGET",
+        value_name = "IMAGE",
+        required_unless_present = "bootstrap"
+    )]
     target: Option<String>,
 
     /// Bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
@@ -29,7 +34,12 @@ pub struct MountArgs {
     blob_dir: Option<PathBuf>,
 
     /// Directory to mount on; made if absent
-    #[arg(long, env = "MOUNT_PATH", value_name = "DIR", default_value = "./image-fs")]
+    #[arg(
+        long,
+        env = "MOUNT_PATH",
+        value_name = "DIR",
+        default_value = "./image-fs"
+    )]
     mount_path: PathBuf,
 
     /// Directory of the chunk cache [default: one per image below $XDG_CACHE_HOME/nydusify or ~/.cache/nydusify]
@@ -101,7 +111,9 @@ impl MountArgs {
             ("--allow-unverified", self.allow_unverified),
             ("--backend-config-file", self.backend_config_file.is_some()),
         ];
-        given.into_iter().find_map(|(flag, given)| given.then_some(flag))
+        given
+            .into_iter()
+            .find_map(|(flag, given)| given.then_some(flag))
     }
 
     fn prefetch(&self) -> Prefetch {
@@ -123,7 +135,9 @@ impl MountArgs {
 /// in the background has to say.
 pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     if args.names_two_images() {
-        return Err(Usage("--target and --bootstrap both name an image: give one".to_owned()).into());
+        return Err(
+            Usage("--target and --bootstrap both name an image: give one".to_owned()).into(),
+        );
     }
     if args.detach && !args.detached {
         return detach::spawn();
@@ -134,10 +148,19 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     }
     let image = image::open(args)?;
     let (store, cache) = open_store(args, &image)?;
-    let threads = args.fuse_threads.map_or_else(Options::threads_for_this_machine, usize::from);
-    let options = Options { threads, prefetch: args.prefetch() };
+    let threads = args
+        .fuse_threads
+        .map_or_else(Options::threads_for_this_machine, usize::from);
+    let options = Options {
+        threads,
+        prefetch: args.prefetch(),
+    };
     let mounted = mount::mount(image.bootstrap, Arc::new(store), &args.mount_path, &options)?;
-    tracing::info!("mounted on {}, cache in {}", mounted.mountpoint().display(), cache.display());
+    tracing::info!(
+        "mounted on {}, cache in {}",
+        mounted.mountpoint().display(),
+        cache.display()
+    );
     if args.detached {
         detach::ready(log_file)?;
     }
@@ -162,7 +185,11 @@ fn open_store(args: &MountArgs, image: &image::Image) -> Result<(ChunkStore, Pat
     let own = image::default_cache(&image.bootstrap)?;
     let mut number = 1;
     loop {
-        let dir = if number == 1 { own.clone() } else { own.with_extension(number.to_string()) };
+        let dir = if number == 1 {
+            own.clone()
+        } else {
+            own.with_extension(number.to_string())
+        };
         match open(&dir) {
             // Another mount of the same image fills it.
             Err(storage::Error::CacheBusy { .. }) if number < MOUNTS_OF_ONE_IMAGE => number += 1,

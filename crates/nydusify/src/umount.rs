@@ -24,7 +24,10 @@ pub struct UmountArgs {
 
 /// Unmounts and waits until the process that served the image is gone.
 pub fn run(args: &UmountArgs) -> Result<ExitCode> {
-    let options = mount::Unmount { lazy: args.lazy, patience: Duration::from_secs(args.timeout) };
+    let options = mount::Unmount {
+        lazy: args.lazy,
+        patience: Duration::from_secs(args.timeout),
+    };
     mount::unmount(&args.mountpoint, &options)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -25,13 +25,19 @@ pub(super) fn spawn() -> Result<ExitCode> {
         .context("starting the process in the background")?;
     let mut said = Vec::new();
     if let Some(mut pipe) = child.stdout.take() {
-        pipe.read_to_end(&mut said).context("waiting for the process in the background")?;
+        pipe.read_to_end(&mut said)
+            .context("waiting for the process in the background")?;
     }
     if said == READY {
         return Ok(ExitCode::SUCCESS);
     }
-    let status = child.wait().context("waiting for the process in the background")?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0);
+    let status = child
+        .wait()
+        .context("waiting for the process in the background")?;
+    let code = status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .filter(|&code| code != 0);
     Ok(ExitCode::from(code.unwrap_or(1)))
 }
 
@@ -45,16 +51,27 @@ pub(super) fn leave_terminal() -> Result<()> {
 /// `log_file`.
 pub(super) fn ready(log_file: Option<&Path>) -> Result<()> {
     let log = match log_file {
-        Some(path) => OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())?,
+        Some(path) => OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .with_context(|| path.display().to_string())?,
         None => null()?,
     };
     std::env::set_current_dir("/").context("/")?;
-    io::stdout().write_all(READY).and_then(|()| io::stdout().flush()).context("telling the parent")?;
+    io::stdout()
+        .write_all(READY)
+        .and_then(|()| io::stdout().flush())
+        .context("telling the parent")?;
     rustix::stdio::dup2_stderr(&log).context("standard error")?;
     rustix::stdio::dup2_stdout(null()?).context("standard output")?;
     Ok(())
 }
 
 fn null() -> Result<File> {
-    OpenOptions::new().read(true).write(true).open("/dev/null").context("/dev/null")
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .context("/dev/null")
 }

@@ -37,7 +37,10 @@ fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
         None => None,
     };
     let blobs = loaded.source(rest)?;
-    Ok(Image { bootstrap: Arc::new(loaded.bootstrap), blobs })
+    Ok(Image {
+        bootstrap: Arc::new(loaded.bootstrap),
+        blobs,
+    })
 }
 
 fn in_layout(target: &str, platform: Option<&str>) -> Result<Image> {
@@ -54,7 +57,10 @@ fn in_layout(target: &str, platform: Option<&str>) -> Result<Image> {
         .ok_or_else(|| anyhow!("{target}: not a Nydus image; convert it first: nydusify convert --source {target} --target oci:DIR:TAG"))?;
     let bytes = nydus::read_bootstrap(&source, &manifest).with_context(|| target.to_owned())?;
     let bootstrap = Bootstrap::parse(bytes).with_context(|| format!("{target}: the bootstrap"))?;
-    Ok(Image { bootstrap: Arc::new(bootstrap), blobs: Arc::new(LayoutBlobs(source)) })
+    Ok(Image {
+        bootstrap: Arc::new(bootstrap),
+        blobs: Arc::new(LayoutBlobs(source)),
+    })
 }
 
 /// The blobs of an image, where they lie in its layout or archive.
@@ -62,8 +68,12 @@ struct LayoutBlobs(Source);
 
 impl BlobSource for LayoutBlobs {
     fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
-        let digest = Digest::from_hex(id)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("blob id {id:?} is no SHA-256")))?;
+        let digest = Digest::from_hex(id).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("blob id {id:?} is no SHA-256"),
+            )
+        })?;
         let (file, offset, len) = self.0.file_blob(&digest).map_err(io::Error::other)?;
         Ok(Arc::new(FileBlob::window(file, offset, len)))
     }
@@ -71,9 +81,18 @@ impl BlobSource for LayoutBlobs {
 
 /// The image's own directory below the user's cache directory.
 pub(super) fn default_cache(bootstrap: &Bootstrap<Vec<u8>>) -> Result<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let base = absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .ok_or_else(|| anyhow!("no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir"))?;
-    Ok(base.join("nydusify").join("mount").join(Digest::of(bootstrap.data()).hex()))
+        .ok_or_else(|| {
+            anyhow!("no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir")
+        })?;
+    Ok(base
+        .join("nydusify")
+        .join("mount")
+        .join(Digest::of(bootstrap.data()).hex()))
 }
