@@ -93,7 +93,13 @@ pub struct Create {
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// What SOURCE is and what is made of it
-    #[arg(short = 't', long = "type", alias = "source-type", value_enum, default_value = "dir-rafs")]
+    #[arg(
+        short = 't',
+        long = "type",
+        alias = "source-type",
+        value_enum,
+        default_value = "dir-rafs"
+    )]
     pub source_type: SourceType,
     /// Write the bootstrap to FILE
     #[arg(
@@ -200,7 +206,12 @@ pub struct Merge {
     #[arg(long, value_name = "FILE")]
     pub parent_bootstrap: Option<String>,
     /// Write the bootstrap to FILE
-    #[arg(short = 'B', long, value_name = "FILE", required_unless_present = "blob_dir")]
+    #[arg(
+        short = 'B',
+        long,
+        value_name = "FILE",
+        required_unless_present = "blob_dir"
+    )]
     pub bootstrap: Option<PathBuf>,
     /// Write the bootstrap into DIR, named by its digest
     #[arg(short = 'D', long, value_name = "DIR")]
@@ -246,11 +257,19 @@ fn number(text: &str) -> Result<u32, String> {
 fn chunk_size(text: &str) -> Result<u32, String> {
     let size = number(text)?;
     let fits = size.is_power_of_two() && (0x1000..=0x100_0000).contains(&size);
-    if fits { Ok(size) } else { Err("expected a power of two from 0x1000 to 0x1000000".to_owned()) }
+    if fits {
+        Ok(size)
+    } else {
+        Err("expected a power of two from 0x1000 to 0x1000000".to_owned())
+    }
 }
 
 fn batch_size(text: &str) -> Result<u32, String> {
-    if number(text)? == 0 { Ok(0) } else { chunk_size(text) }
+    if number(text)? == 0 {
+        Ok(0)
+    } else {
+        chunk_size(text)
+    }
 }
 
 #[cfg(test)]

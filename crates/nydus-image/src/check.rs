@@ -33,7 +33,12 @@ pub struct Input {
     #[arg(value_name = "BOOTSTRAP", required_unless_present = "bootstrap_flag")]
     bootstrap: Option<PathBuf>,
     /// The same; the blobs are then taken as unreachable
-    #[arg(short = 'B', long = "bootstrap", value_name = "BOOTSTRAP", conflicts_with = "bootstrap")]
+    #[arg(
+        short = 'B',
+        long = "bootstrap",
+        value_name = "BOOTSTRAP",
+        conflicts_with = "bootstrap"
+    )]
     bootstrap_flag: Option<PathBuf>,
     /// Configuration of a storage backend
     #[arg(short = 'C', long, value_name = "FILE", conflicts_with = "blob_dir")]
@@ -59,7 +64,10 @@ impl Input {
 
     /// Where blobs can be looked at.
     fn blobs(&self) -> Option<DirSource> {
-        let dir = self.blob_dir.as_ref().filter(|_| self.bootstrap_flag.is_none())?;
+        let dir = self
+            .blob_dir
+            .as_ref()
+            .filter(|_| self.bootstrap_flag.is_none())?;
         Some(DirSource(dir.clone()))
     }
 }
@@ -68,7 +76,9 @@ pub fn run(args: &Check, interrupt: &Interrupt) -> anyhow::Result<()> {
     let start = Instant::now();
     let bootstrap = args.input.load()?;
     let path = args.input.path()?;
-    bootstrap.check().with_context(|| format!("{} is not valid", path.display()))?;
+    bootstrap
+        .check()
+        .with_context(|| format!("{} is not valid", path.display()))?;
     if let Some(source) = args.input.blobs() {
         inspect::check_blobs(&bootstrap, &source)
             .with_context(|| format!("{} and its blobs do not fit together", path.display()))?;
@@ -80,7 +90,11 @@ pub fn run(args: &Check, interrupt: &Interrupt) -> anyhow::Result<()> {
         return Err(error.into());
     }
     if let Some(json) = &args.output_json {
-        let blobs = bootstrap.blobs().iter().map(|info| info.id.to_string()).collect();
+        let blobs = bootstrap
+            .blobs()
+            .iter()
+            .map(|info| info.id.to_string())
+            .collect();
         Report::new(Some(path), blobs, bootstrap.compressor())
             .trace([("load_tree_from_bootstrap", checked)], Map::new())
             .write_compact(json, &interrupt.unfinished)?;

@@ -9,7 +9,9 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use builder::{Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode_v6};
+use builder::{
+    Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode_v6,
+};
 use clap::ValueEnum;
 use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT};
 use serde_json::{Map, Value, json};
@@ -18,9 +20,9 @@ use sha2::{Digest as _, Sha256};
 use crate::args::{Create, PrefetchPolicy, SourceType, WhiteoutSpec};
 use crate::interrupt::Interrupt;
 use crate::output::{self, Output};
+use crate::prefetch;
 use crate::report::Report;
 use crate::unsupported::Unsupported;
-use crate::prefetch;
 
 /// Memory for file data when none is asked for: this much per thread, but not less than twice as much.
 const MEMORY_PER_THREAD: usize = 32 << 20;
@@ -33,13 +35,31 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut blob = create_blob(args, interrupt)?;
     let layer = build(args, &mut blob, &options)?;
     let built = start.elapsed().as_secs_f64();
-    let id = layer.image.blobs.iter().find(|_| layer.has_data).map(|blob| blob.id.to_string());
+    let id = layer
+        .image
+        .blobs
+        .iter()
+        .find(|_| layer.has_data)
+        .map(|blob| blob.id.to_string());
     finish_blob(args, blob, &layer, id.as_deref())?;
-    let bootstrap = if args.blob_inline_meta { None } else { Some(write_bootstrap(args, &layer, interrupt)?) };
+    let bootstrap = if args.blob_inline_meta {
+        None
+    } else {
+        Some(write_bootstrap(args, &layer, interrupt)?)
+    };
     if let Some(path) = &args.output_json {
-        let blobs = layer.image.blobs.iter().map(|blob| blob.id.to_string()).collect();
-        let times = [("build_tree", built), ("total_build", start.elapsed().as_secs_f64())];
-        let report = Report::new(bootstrap.as_deref(), blobs, layer.image.compressor).trace(times, events(&layer));
+        let blobs = layer
+            .image
+            .blobs
+            .iter()
+            .map(|blob| blob.id.to_string())
+            .collect();
+        let times = [
+            ("build_tree", built),
+            ("total_build", start.elapsed().as_secs_f64()),
+        ];
+        let report = Report::new(bootstrap.as_deref(), blobs, layer.image.compressor)
+            .trace(times, events(&layer));
         report.write(path, &interrupt.unfinished)?;
     }
     Ok(())
@@ -47,21 +67,35 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
 
 /// Refuses what belongs to the contract and is not built yet.
 fn check_supported(args: &Create) -> Result<(), Unsupported> {
-    let kinds = [SourceType::Directory, SourceType::DirRafs, SourceType::TarRafs, SourceType::TargzRafs];
+    let kinds = [
+        SourceType::Directory,
+        SourceType::DirRafs,
+        SourceType::TarRafs,
+        SourceType::TargzRafs,
+    ];
     if !kinds.contains(&args.source_type) {
         let value = args.source_type.to_possible_value();
-        return Err(Unsupported::value("--type", value.as_ref().map_or("", |value| value.get_name())));
+        return Err(Unsupported::value(
+            "--type",
+            value.as_ref().map_or("", |value| value.get_name()),
+        ));
     }
     if args.fs_version != "6" {
         return Err(Unsupported::value("--fs-version", &args.fs_version));
     }
     if args.batch_size != 0 {
-        return Err(Unsupported::value("--batch-size", format_args!("{:#x}", args.batch_size)));
+        return Err(Unsupported::value(
+            "--batch-size",
+            format_args!("{:#x}", args.batch_size),
+        ));
     }
     if args.blob_offset != 0 {
         return Err(Unsupported::value("--blob-offset", args.blob_offset));
     }
-    let parent = args.parent_bootstrap.as_deref().is_some_and(|path| !path.is_empty());
+    let parent = args
+        .parent_bootstrap
+        .as_deref()
+        .is_some_and(|path| !path.is_empty());
     let flags = [
         ("--encrypt", args.encrypt),
         ("--chunk-dict", args.chunk_dict.is_some()),
@@ -82,15 +116,25 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
 /// Refuses what could only fail later.
 fn check_paths(args: &Create) -> anyhow::Result<()> {
     let source = &args.source;
-    let kind = fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?.file_type();
+    let kind = fs::metadata(source)
+        .with_context(|| format!("cannot read {}", source.display()))?
+        .file_type();
     if is_directory(args.source_type) {
         ensure!(kind.is_dir(), "{} is not a directory", source.display());
     } else {
         let stream = kind.is_file() || kind.is_fifo() || kind.is_char_device();
-        ensure!(stream, "{} is neither a file nor a FIFO nor a character device", source.display());
+        ensure!(
+            stream,
+            "{} is neither a file nor a FIFO nor a character device",
+            source.display()
+        );
     }
     if let Some(dir) = &args.blob_dir {
-        ensure!(dir.is_dir(), "the blob directory {} does not exist", dir.display());
+        ensure!(
+            dir.is_dir(),
+            "the blob directory {} does not exist",
+            dir.display()
+        );
     }
     if args.blob.is_none() && args.blob_dir.is_none() {
         bail!("there is no place for the blob: give --blob or --blob-dir");
@@ -111,10 +155,15 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         Some(mebibytes) => mebibytes as usize * (1 << 20),
         None => MEMORY_PER_THREAD * threads.max(2),
     };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|number| format!("work-{number}"));
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|number| format!("work-{number}"));
     let pool = pool.build().context("cannot start threads")?;
     let blob_id = match &args.blob_id {
-        Some(id) => Some(BlobId::new(id.as_str()).with_context(|| format!("{id:?} cannot be the id of a blob"))?),
+        Some(id) => Some(
+            BlobId::new(id.as_str())
+                .with_context(|| format!("{id:?} cannot be the id of a blob"))?,
+        ),
         None => None,
     };
     Ok(BuildOptions {
@@ -127,7 +176,10 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         blob_id,
         explicit_owners: !args.repeatable,
         prefetch: prefetch::read(args.prefetch_policy)?,
-        layer: layer::Options { drop_estargz: true, ..layer::Options::default() },
+        layer: layer::Options {
+            drop_estargz: true,
+            ..layer::Options::default()
+        },
         cancel: interrupt.cancel.clone(),
         ..BuildOptions::new(Arc::new(pool), Budget::new(memory))
     })
@@ -149,7 +201,8 @@ fn build(args: &Create, blob: &mut Output, options: &BuildOptions) -> anyhow::Re
             WhiteoutSpec::Overlayfs => Whiteouts::Overlayfs,
             WhiteoutSpec::None => Whiteouts::None,
         };
-        build_directory(&args.source, whiteouts, blob, options, Dedup::Layer).with_context(failed)?
+        build_directory(&args.source, whiteouts, blob, options, Dedup::Layer)
+            .with_context(failed)?
     } else {
         build_tar(open_tar(&args.source)?, blob, options, Dedup::Layer).with_context(failed)?
     };
@@ -168,7 +221,12 @@ fn open_tar(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
 }
 
 /// Gives the blob its name, or drops it if nothing was stored.
-fn finish_blob(args: &Create, blob: Output, layer: &BuiltLayer, id: Option<&str>) -> anyhow::Result<()> {
+fn finish_blob(
+    args: &Create,
+    blob: Output,
+    layer: &BuiltLayer,
+    id: Option<&str>,
+) -> anyhow::Result<()> {
     if layer.blob_size == 0 {
         if let (Some(path), true) = (&args.blob, blob.is_regular()) {
             output::remove(path)?;
@@ -185,7 +243,11 @@ fn finish_blob(args: &Create, blob: Output, layer: &BuiltLayer, id: Option<&str>
     }
 }
 
-fn write_bootstrap(args: &Create, layer: &BuiltLayer, interrupt: &Interrupt) -> anyhow::Result<PathBuf> {
+fn write_bootstrap(
+    args: &Create,
+    layer: &BuiltLayer,
+    interrupt: &Interrupt,
+) -> anyhow::Result<PathBuf> {
     let bootstrap = encode_v6(&layer.image).context("cannot encode the bootstrap")?;
     let path = match (&args.bootstrap, &args.blob_dir) {
         (Some(path), _) => path.clone(),
@@ -199,10 +261,16 @@ fn write_bootstrap(args: &Create, layer: &BuiltLayer, interrupt: &Interrupt) -> 
 fn events(layer: &BuiltLayer) -> Map<String, Value> {
     let stats = &layer.stats;
     let mut events = Map::new();
-    events.insert("blob_uncompressed_size".to_owned(), json!(stats.uncompressed_size));
+    events.insert(
+        "blob_uncompressed_size".to_owned(),
+        json!(stats.uncompressed_size),
+    );
     if stats.duplicate_chunks != 0 {
         events.insert("dedup_chunks".to_owned(), json!(stats.duplicate_chunks));
-        events.insert("dedup_uncompressed_size".to_owned(), json!(stats.duplicate_size));
+        events.insert(
+            "dedup_uncompressed_size".to_owned(),
+            json!(stats.duplicate_size),
+        );
     }
     events
 }

@@ -28,19 +28,24 @@ pub struct Interrupt {
 impl Interrupt {
     /// Watches for signals from now on.
     pub fn watch() -> anyhow::Result<Self> {
-        let interrupt =
-            Self { signal: Arc::default(), cancel: Cancel::default(), unfinished: Unfinished::default() };
+        let interrupt = Self {
+            signal: Arc::default(),
+            cancel: Cancel::default(),
+            unfinished: Unfinished::default(),
+        };
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
         let watcher = interrupt.clone();
-        thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            if let Some(signal) = signals.forever().next() {
-                watcher.signal.store(signal, Ordering::SeqCst);
-                watcher.cancel.cancel();
-                thread::sleep(GRACE);
-                watcher.unfinished.remove_all();
-                std::process::exit(128 + signal);
-            }
-        })?;
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                if let Some(signal) = signals.forever().next() {
+                    watcher.signal.store(signal, Ordering::SeqCst);
+                    watcher.cancel.cancel();
+                    thread::sleep(GRACE);
+                    watcher.unfinished.remove_all();
+                    std::process::exit(128 + signal);
+                }
+            })?;
         Ok(interrupt)
     }
 

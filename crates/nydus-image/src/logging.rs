@@ -22,13 +22,20 @@ pub fn init(level: Level, file: Option<&Path>) -> anyhow::Result<()> {
             let file = open(path)?;
             builder.event_format(format(false)).with_writer(file).init();
         }
-        None => builder.event_format(format(io::stderr().is_terminal())).with_writer(io::stderr).init(),
+        None => builder
+            .event_format(format(io::stderr().is_terminal()))
+            .with_writer(io::stderr)
+            .init(),
     }
     Ok(())
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {
-    let path = if path.extension().is_some() { path.to_owned() } else { PathBuf::from(format!("{}.log", path.display())) };
+    let path = if path.extension().is_some() {
+        path.to_owned()
+    } else {
+        PathBuf::from(format!("{}.log", path.display()))
+    };
     let file = OpenOptions::new().create(true).append(true).open(&path);
     file.with_context(|| format!("cannot open the log file {}", path.display()))
 }
@@ -37,8 +44,15 @@ struct Lines {
     colour: bool,
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static> FormatEvent<S, N> for Lines {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static>
+    FormatEvent<S, N> for Lines
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let level = *event.metadata().level();
         write!(out, "[{}] ", Timestamp(SystemTime::now()))?;
         match colour(level).filter(|_| self.colour) {
@@ -46,7 +60,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'stat
             None => write!(out, "{level} ")?,
         }
         if level != Level::INFO {
-            let (file, line) = (event.metadata().file().unwrap_or("?"), event.metadata().line().unwrap_or(0));
+            let (file, line) = (
+                event.metadata().file().unwrap_or("?"),
+                event.metadata().line().unwrap_or(0),
+            );
             write!(out, "[{file}:{line}] ")?;
         }
         context.field_format().format_fields(out.by_ref(), event)?;
@@ -74,7 +91,10 @@ impl fmt::Display for Timestamp {
         let (year, month, day) = civil(days);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
         let micros = since.subsec_micros();
-        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{micros:06} +00:00")
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{micros:06} +00:00"
+        )
     }
 }
 
@@ -99,7 +119,9 @@ mod tests {
 
     #[test]
     fn times_are_written_as_calendar_dates() {
-        let at = |seconds| Timestamp(UNIX_EPOCH + Duration::from_micros(seconds * 1_000_000 + 7)).to_string();
+        let at = |seconds: u64| {
+            Timestamp(UNIX_EPOCH + Duration::from_micros(seconds * 1_000_000 + 7)).to_string()
+        };
         assert_eq!(at(0), "1970-01-01 00:00:00.000007 +00:00");
         assert_eq!(at(951_782_399), "2000-02-28 23:59:59.000007 +00:00");
         assert_eq!(at(951_782_400), "2000-02-29 00:00:00.000007 +00:00");

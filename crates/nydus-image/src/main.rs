@@ -65,7 +65,9 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
         Command::Merge(args) => merge::run(args, interrupt),
         Command::Check(args) => check::run(args, interrupt),
         Command::Inspect(args) => inspect::run(args),
-        Command::Other(words) => Err(Unsupported::flag(words.first().map_or("", String::as_str)).into()),
+        Command::Other(words) => {
+            Err(Unsupported::flag(words.first().map_or("", String::as_str)).into())
+        }
     }
 }
 
@@ -97,5 +99,9 @@ fn exit_status(error: &anyhow::Error) -> u8 {
         tracing::error!("message:{inconsistent}");
         return EXIT_USAGE;
     }
-    if error.is::<Unsupported>() || error.is::<Usage>() { EXIT_USAGE } else { 1 }
+    if error.is::<Unsupported>() || error.is::<Usage>() {
+        EXIT_USAGE
+    } else {
+        1
+    }
 }

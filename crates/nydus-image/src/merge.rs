@@ -22,7 +22,11 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     let start = Instant::now();
     let patterns = prefetch::read(args.prefetch_policy)?;
     let mut layers = Vec::new();
-    if let Some(parent) = args.parent_bootstrap.as_deref().filter(|path| !path.is_empty()) {
+    if let Some(parent) = args
+        .parent_bootstrap
+        .as_deref()
+        .filter(|path| !path.is_empty())
+    {
         layers.push(load(Path::new(parent))?);
     }
     for (number, source) in args.sources.iter().enumerate() {
@@ -45,8 +49,13 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     output::write(&path, &bootstrap, &interrupt.unfinished)?;
     if let Some(json) = &args.output_json {
         let blobs = image.blobs.iter().map(|blob| blob.id.to_string()).collect();
-        let times = [("load_tree_from_bootstrap", loaded), ("merge_bootstrap", start.elapsed().as_secs_f64())];
-        Report::new(Some(&path), blobs, image.compressor).trace(times, Map::new()).write(json, &interrupt.unfinished)?;
+        let times = [
+            ("load_tree_from_bootstrap", loaded),
+            ("merge_bootstrap", start.elapsed().as_secs_f64()),
+        ];
+        Report::new(Some(&path), blobs, image.compressor)
+            .trace(times, Map::new())
+            .write(json, &interrupt.unfinished)?;
     }
     Ok(())
 }
@@ -82,13 +91,17 @@ impl Facts {
             digests: list(args, "--blob-digests", &args.blob_digests, digest)?,
             sizes: list(args, "--blob-sizes", &args.blob_sizes, |size| Some(*size))?,
             toc_digests: list(args, "--blob-toc-digests", &args.blob_toc_digests, digest)?,
-            toc_sizes: list(args, "--blob-toc-sizes", &args.blob_toc_sizes, |size| Some(*size))?,
+            toc_sizes: list(args, "--blob-toc-sizes", &args.blob_toc_sizes, |size| {
+                Some(*size)
+            })?,
         })
     }
 
     /// Enters them, or what the file name of the bootstrap says, into the layer's own blob.
     fn apply(&self, number: usize, source: &Path, layer: &mut Image) -> anyhow::Result<()> {
-        let Some(blob) = own_blob(source, layer)? else { return Ok(()) };
+        let Some(blob) = own_blob(source, layer)? else {
+            return Ok(());
+        };
         blob.id = match &self.ids {
             Some(ids) => ids[number].clone(),
             None => name(source)?,
@@ -102,7 +115,11 @@ impl Facts {
             }
         }
         if let Some(sizes) = &self.sizes {
-            let field = if separate { &mut blob.meta_size } else { &mut blob.compressed_size };
+            let field = if separate {
+                &mut blob.meta_size
+            } else {
+                &mut blob.compressed_size
+            };
             *field = sizes[number];
         }
         if let Some(digests) = &self.toc_digests {
@@ -125,10 +142,16 @@ fn list<T, U>(
     let Some(items) = items else { return Ok(None) };
     if items.len() != args.sources.len() {
         let (items, sources) = (items.len(), args.sources.len());
-        return Err(Usage(format!("{flag} has {items} items for {sources} sources: give one for each")));
+        return Err(Usage(format!(
+            "{flag} has {items} items for {sources} sources: give one for each"
+        )));
     }
     let parsed: Option<Vec<U>> = items.iter().map(parse).collect();
-    parsed.map(Some).ok_or_else(|| Usage(format!("{flag} has an item that is no SHA-256 in hexadecimal or no id")))
+    parsed.map(Some).ok_or_else(|| {
+        Usage(format!(
+            "{flag} has an item that is no SHA-256 in hexadecimal or no id"
+        ))
+    })
 }
 
 fn digest(text: &String) -> Option<Digest> {
@@ -144,13 +167,24 @@ fn own_blob<'a>(source: &Path, layer: &'a mut Image) -> anyhow::Result<Option<&'
     let position = layer.blobs.iter().position(inlined);
     match position {
         Some(own) => Ok(layer.blobs.get_mut(own)),
-        None => bail!("{} is no layer: it names {} blobs", source.display(), layer.blobs.len()),
+        None => bail!(
+            "{} is no layer: it names {} blobs",
+            source.display(),
+            layer.blobs.len()
+        ),
     }
 }
 
 /// A blob is called as its bootstrap's file is, up to the first dot.
 fn name(source: &Path) -> anyhow::Result<BlobId> {
-    let name = source.file_name().and_then(|name| name.to_str()).and_then(|name| name.split('.').next());
-    name.and_then(BlobId::new)
-        .with_context(|| format!("{}: the file name does not tell the id of the blob", source.display()))
+    let name = source
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.split('.').next());
+    name.and_then(BlobId::new).with_context(|| {
+        format!(
+            "{}: the file name does not tell the id of the blob",
+            source.display()
+        )
+    })
 }

@@ -38,13 +38,21 @@ pub struct Output {
 impl Output {
     /// Begins the file `path`. A FIFO is opened exactly once, here.
     pub fn create(path: &Path, unfinished: &Unfinished) -> anyhow::Result<Self> {
-        let special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
+        let special =
+            fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
         if special {
             let file = OpenOptions::new().write(true).open(path);
-            let file = file.with_context(|| format!("cannot open {} for writing", path.display()))?;
-            return Ok(Self { file, temporary: None, unfinished: unfinished.clone() });
+            let file =
+                file.with_context(|| format!("cannot open {} for writing", path.display()))?;
+            return Ok(Self {
+                file,
+                temporary: None,
+                unfinished: unfinished.clone(),
+            });
         }
-        let name = path.file_name().with_context(|| format!("{} is not the name of a file", path.display()))?;
+        let name = path
+            .file_name()
+            .with_context(|| format!("{} is not the name of a file", path.display()))?;
         let mut temporary = OsString::from(".");
         temporary.push(name);
         temporary.push(format!(".{}.tmp", std::process::id()));
@@ -53,14 +61,25 @@ impl Output {
 
     /// Begins a file in `dir` whose name is not known yet; `kind` tells several of them apart.
     pub fn create_in(dir: &Path, kind: &str, unfinished: &Unfinished) -> anyhow::Result<Self> {
-        Self::create_temporary(dir.join(format!(".{kind}.{}.tmp", std::process::id())), unfinished)
+        Self::create_temporary(
+            dir.join(format!(".{kind}.{}.tmp", std::process::id())),
+            unfinished,
+        )
     }
 
     fn create_temporary(temporary: PathBuf, unfinished: &Unfinished) -> anyhow::Result<Self> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&temporary);
         let file = file.with_context(|| format!("cannot create {}", temporary.display()))?;
         unfinished.lock().push(temporary.clone());
-        Ok(Self { file, temporary: Some(temporary), unfinished: unfinished.clone() })
+        Ok(Self {
+            file,
+            temporary: Some(temporary),
+            unfinished: unfinished.clone(),
+        })
     }
 
     /// Whether it is a regular file, as opposed to a FIFO or device.
@@ -104,7 +123,9 @@ impl Drop for Output {
 /// Writes a whole file that appears complete or not at all.
 pub fn write(path: &Path, content: &[u8], unfinished: &Unfinished) -> anyhow::Result<()> {
     let mut output = Output::create(path, unfinished)?;
-    output.write_all(content).with_context(|| format!("cannot write {}", path.display()))?;
+    output
+        .write_all(content)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     output.commit(path)
 }
 
@@ -123,7 +144,10 @@ mod tests {
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 
     #[test]

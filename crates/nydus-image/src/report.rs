@@ -26,7 +26,9 @@ impl Report {
     pub fn new(bootstrap: Option<&Path>, blobs: Vec<String>, compressor: Compressor) -> Self {
         Self {
             version: format!("v{}-{}", env!("CARGO_PKG_VERSION"), env!("BUILD_COMMIT")),
-            bootstrap: bootstrap.map(|path| path.display().to_string()).unwrap_or_default(),
+            bootstrap: bootstrap
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
             blobs,
             external_bootstrap: String::new(),
             external_blobs: Vec::new(),
@@ -37,8 +39,15 @@ impl Report {
     }
 
     /// Adds how long things took, in seconds, and figures.
-    pub fn trace<const N: usize>(mut self, times: [(&str, f64); N], events: Map<String, Value>) -> Self {
-        let times: Map<String, Value> = times.iter().map(|(name, time)| ((*name).to_owned(), json!(time))).collect();
+    pub fn trace<const N: usize>(
+        mut self,
+        times: [(&str, f64); N],
+        events: Map<String, Value>,
+    ) -> Self {
+        let times: Map<String, Value> = times
+            .iter()
+            .map(|(name, time)| ((*name).to_owned(), json!(time)))
+            .collect();
         self.trace = json!({ "consumed_time": times, "registered_events": events });
         self
     }

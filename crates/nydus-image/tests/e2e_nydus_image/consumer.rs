@@ -14,14 +14,17 @@ use crate::support::*;
 
 fn lower() -> Vec<u8> {
     let mut tar = Tar::new();
-    tar.add(Entry::directory("etc/")).add(Entry::file("etc/config", prose(1, 3000)));
-    tar.add(Entry::file("data", noise(1, 1_500_000))).add(Entry::file("old", b"goes"));
+    tar.add(Entry::directory("etc/"))
+        .add(Entry::file("etc/config", prose(1, 3000)));
+    tar.add(Entry::file("data", noise(1, 1_500_000)))
+        .add(Entry::file("old", b"goes"));
     tar.finish()
 }
 
 fn upper() -> Vec<u8> {
     let mut tar = Tar::new();
-    tar.add(Entry::file(".wh.old", b"")).add(Entry::file("etc/config", b"new"));
+    tar.add(Entry::file(".wh.old", b""))
+        .add(Entry::file("etc/config", b"new"));
     tar.finish()
 }
 
@@ -35,9 +38,33 @@ fn through_fifos(dir: &Path, tar: &[u8], behind: &[u8]) -> (Ran, Vec<u8>) {
         rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     }
     let mut child = Command::new(NYDUS_IMAGE)
-        .args(["create", "--log-level", "warn", "--prefetch-policy", "fs", "--blob", text(&blob)])
-        .args(["--whiteout-spec", "none", "--fs-version", "6", "--type", "tar-rafs", "--blob-inline-meta"])
-        .args(["--features", "blob-toc", "--compressor", "zstd", "--aligned-chunk", "--chunk-size", "0x100000"])
+        .args([
+            "create",
+            "--log-level",
+            "warn",
+            "--prefetch-policy",
+            "fs",
+            "--blob",
+            text(&blob),
+        ])
+        .args([
+            "--whiteout-spec",
+            "none",
+            "--fs-version",
+            "6",
+            "--type",
+            "tar-rafs",
+            "--blob-inline-meta",
+        ])
+        .args([
+            "--features",
+            "blob-toc",
+            "--compressor",
+            "zstd",
+            "--aligned-chunk",
+            "--chunk-size",
+            "0x100000",
+        ])
         .arg(&source)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -45,11 +72,19 @@ fn through_fifos(dir: &Path, tar: &[u8], behind: &[u8]) -> (Ran, Vec<u8>) {
         .spawn()
         .unwrap();
     let stream = [tar, behind].concat();
-    let writer = std::thread::spawn(move || std::fs::OpenOptions::new().write(true).open(source)?.write_all(&stream));
+    let writer = std::thread::spawn(move || {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(source)?
+            .write_all(&stream)
+    });
     let reader = std::thread::spawn(move || std::fs::read(blob).unwrap());
     child.stdin.take().unwrap().write_all(b"/\n").unwrap();
     let ran = Ran::new("create".into(), child.wait_with_output().unwrap()).ok();
-    writer.join().unwrap().expect("the source is drained to its end");
+    writer
+        .join()
+        .unwrap()
+        .expect("the source is drained to its end");
     (ran, reader.join().unwrap())
 }
 
@@ -61,7 +96,13 @@ fn a_layer_goes_through_fifos_and_merges() {
         // Far more than a pipe holds, behind the end mark.
         let (ran, blob) = through_fifos(dir.path(), &tar, &vec![0; 1 << 20]);
         assert_eq!(ran.stdout, "");
-        for name in ["image.blob", "blob.meta", "blob.digest", "image.boot", "rafs.blob.toc"] {
+        for name in [
+            "image.blob",
+            "blob.meta",
+            "blob.digest",
+            "image.boot",
+            "rafs.blob.toc",
+        ] {
             assert!(section(&blob, name).is_some(), "{name}");
         }
         // The consumer names the bootstrap by the digest of the whole blob.
@@ -69,34 +110,69 @@ fn a_layer_goes_through_fifos_and_merges() {
         std::fs::write(dir.path().join(&digest), bootstrap(&blob)).unwrap();
         sources.push(digest);
     }
-    let (json, merged) = (dir.path().join("merge-output.json"), dir.path().join("bootstrap"));
+    let (json, merged) = (
+        dir.path().join("merge-output.json"),
+        dir.path().join("bootstrap"),
+    );
     let merge = || {
         let mut command = Command::new(NYDUS_IMAGE);
-        command.args(["merge", "--log-level", "warn", "--prefetch-policy", "fs", "--output-json", text(&json)]);
-        command.args(["--bootstrap", text(&merged)]).args(sources.iter().map(|digest| dir.path().join(digest)));
+        command.args([
+            "merge",
+            "--log-level",
+            "warn",
+            "--prefetch-policy",
+            "fs",
+            "--output-json",
+            text(&json),
+        ]);
+        command
+            .args(["--bootstrap", text(&merged)])
+            .args(sources.iter().map(|digest| dir.path().join(digest)));
         command
     };
     output(&mut merge()).ok();
     let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
-    let mut blobs: Vec<&str> = report["blobs"].as_array().unwrap().iter().map(|blob| blob.as_str().unwrap()).collect();
+    let mut blobs: Vec<&str> = report["blobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|blob| blob.as_str().unwrap())
+        .collect();
     blobs.sort_unstable();
     let mut want: Vec<&str> = sources.iter().map(String::as_str).collect();
     want.sort_unstable();
     assert_eq!(blobs, want);
     assert_eq!(report["fs_version"], "6");
     assert_eq!(report["compressor"], "zstd");
-    for key in ["version", "bootstrap", "external_bootstrap", "external_blobs", "trace"] {
+    for key in [
+        "version",
+        "bootstrap",
+        "external_bootstrap",
+        "external_blobs",
+        "trace",
+    ] {
         assert!(!report[key].is_null(), "{key}");
     }
 
     let checked = dir.path().join("check.json");
-    let arguments = ["check", "--log-level", "warn", "--output-json", text(&checked), "--bootstrap", text(&merged)];
+    let arguments = [
+        "check",
+        "--log-level",
+        "warn",
+        "--output-json",
+        text(&checked),
+        "--bootstrap",
+        text(&merged),
+    ];
     let ran = nydus_image(arguments).ok();
     assert!(ran.stdout.contains(sources[0].as_str()), "{ran}");
     let compact = std::fs::read_to_string(&checked).unwrap();
     let report: Value = serde_json::from_str(&compact).unwrap();
     assert_eq!(report["blobs"].as_array().unwrap().len(), 2);
-    assert!(compact.contains("\"blobs\":["), "check writes its JSON compact: {compact}");
+    assert!(
+        compact.contains("\"blobs\":["),
+        "check writes its JSON compact: {compact}"
+    );
 
     // The same command gives the same bytes, and options may follow the sources.
     let first = std::fs::read(&merged).unwrap();
@@ -128,7 +204,12 @@ fn the_version_is_found() {
     let (_, version) = ran.stdout.split_once("Version:").unwrap();
     assert!(version.trim_start().starts_with('v'), "{ran}");
     assert!(ran.stdout.contains("Git Commit:"), "{ran}");
-    assert!(nydus_image([] as [&str; 0]).ok().stdout.contains("nydus-image"));
+    assert!(
+        nydus_image([] as [&str; 0])
+            .ok()
+            .stdout
+            .contains("nydus-image")
+    );
 }
 
 #[test]
@@ -139,7 +220,15 @@ fn exit_codes_tell_usage_and_inconsistent_layers_from_the_rest() {
     for usage in [
         &["create", "--no-such-flag"][..],
         &["create", "--compressor", "brotli", "x"],
-        &["create", "--chunk-size", "0x1001", "--blob", "b", "--blob-inline-meta", "x"],
+        &[
+            "create",
+            "--chunk-size",
+            "0x1001",
+            "--blob",
+            "b",
+            "--blob-inline-meta",
+            "x",
+        ],
         &["no-such-command"],
         &["merge", "--bootstrap", "x"],
     ] {
@@ -154,15 +243,28 @@ fn exit_codes_tell_usage_and_inconsistent_layers_from_the_rest() {
     let merge = |sources: [&str; 2]| {
         let sources = sources.map(|name| text(&path(name)).to_owned());
         let merged = text(&path("merged")).to_owned();
-        nydus_image(["merge", "--bootstrap", &merged].into_iter().chain(sources.iter().map(String::as_str)))
+        nydus_image(
+            ["merge", "--bootstrap", &merged]
+                .into_iter()
+                .chain(sources.iter().map(String::as_str)),
+        )
     };
     merge(["a.boot", "b.boot"]).exits(2);
     assert!(!path("merged").exists());
     merge(["a.boot", "absent"]).exits(1).fails_with(&["absent"]);
     merge(["a.boot", "tar"]).exits(1).fails_with(&["tar"]);
     assert!(!path("merged").exists());
-    let missing = ["create", "--type", "tar-rafs", "--blob", text(&path("x")).to_owned().leak(), "--blob-inline-meta"];
-    nydus_image(missing.iter().chain(&["/nowhere/layer.tar"])).exits(1).fails_with(&["/nowhere/layer.tar"]);
+    let missing = [
+        "create",
+        "--type",
+        "tar-rafs",
+        "--blob",
+        text(&path("x")).to_owned().leak(),
+        "--blob-inline-meta",
+    ];
+    nydus_image(missing.iter().chain(&["/nowhere/layer.tar"]))
+        .exits(1)
+        .fails_with(&["/nowhere/layer.tar"]);
     assert!(!path("x").exists());
 }
 
@@ -174,18 +276,29 @@ fn requests_to_inspect_answer_on_standard_output_alone() {
     let boot = dir.path().join("boot");
     std::fs::write(&boot, bootstrap(&std::fs::read(blob).unwrap())).unwrap();
     // The snapshotter passes flag and value as one argument.
-    for request in [&["inspect", text(&boot), "--request", "blobs"][..], &["inspect", "-R blobs", text(&boot)]] {
+    for request in [
+        &["inspect", text(&boot), "--request", "blobs"][..],
+        &["inspect", "-R blobs", text(&boot)],
+    ] {
         let ran = nydus_image(request).ok();
         assert_eq!(ran.stderr, "");
         assert!(ran.stdout.contains("\"blob_id\":\""), "compact: {ran}");
         let blobs: Value = serde_json::from_str(&ran.stdout).unwrap();
         assert_eq!(blobs.as_array().unwrap().len(), 1);
-        for key in ["readahead_offset", "readahead_size", "decompressed_size", "compressed_size"] {
+        for key in [
+            "readahead_offset",
+            "readahead_size",
+            "decompressed_size",
+            "compressed_size",
+        ] {
             assert!(blobs[0][key].is_u64(), "{key}");
         }
     }
     let ran = nydus_image(["inspect", text(&boot), "--request", "stats"]).ok();
-    assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap()["inodes_count"], 5);
+    assert_eq!(
+        serde_json::from_str::<Value>(&ran.stdout).unwrap()["inodes_count"],
+        5
+    );
     let mut child = Command::new(NYDUS_IMAGE)
         .args(["inspect", text(&boot)])
         .stdin(Stdio::piped())
@@ -193,11 +306,26 @@ fn requests_to_inspect_answer_on_standard_output_alone() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(b"ls\nstat data\ncd etc\nls\nblobs\nnonsense\n").unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"ls\nstat data\ncd etc\nls\nblobs\nnonsense\n")
+        .unwrap();
     let mut shown = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut shown)
+        .unwrap();
     assert!(child.wait().unwrap().success());
-    assert!(shown.contains("Inspecting RAFS :> ") && shown.contains("config") && shown.contains("1500000"), "{shown}");
+    assert!(
+        shown.contains("Inspecting RAFS :> ")
+            && shown.contains("config")
+            && shown.contains("1500000"),
+        "{shown}"
+    );
 }
 
 /// A directory, with the whiteouts of a layer kept as files, for consumers that do not know tar sources.
@@ -207,9 +335,21 @@ fn a_directory_gives_the_tree_of_its_tar() {
     let root = dir.path().join("root");
     std::fs::create_dir(&root).unwrap();
     std::fs::write(dir.path().join("tar"), lower()).unwrap();
-    testkit::run::run("tar", ["-xf", text(&dir.path().join("tar")), "-C", text(&root)]).ok();
+    testkit::run::run(
+        "tar",
+        ["-xf", text(&dir.path().join("tar")), "-C", text(&root)],
+    )
+    .ok();
     let blob = dir.path().join("blob");
-    let arguments = ["create", "--source-type", "directory", "--inline-bootstrap", "--blob", text(&blob), text(&root)];
+    let arguments = [
+        "create",
+        "--source-type",
+        "directory",
+        "--inline-bootstrap",
+        "--blob",
+        text(&blob),
+        text(&root),
+    ];
     nydus_image(arguments).ok();
     // Without a TOC the bootstrap ends the file, as it is.
     let boot = section(&std::fs::read(&blob).unwrap(), "image.boot").unwrap();

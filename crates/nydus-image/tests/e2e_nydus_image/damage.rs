@@ -15,7 +15,11 @@ fn every_kind_of_bootstrap_is_valid() {
         nydus_image(["check", text(&path)]).ok();
         let ran = nydus_image(["inspect", text(&path), "--request", "blobs"]).ok();
         let blobs: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
-        let count = if name.contains("merged") || name.contains("dict") { 2 } else { 1 };
+        let count = if name.contains("merged") || name.contains("dict") {
+            2
+        } else {
+            1
+        };
         assert_eq!(blobs.as_array().unwrap().len(), count, "{name}");
     }
 }
@@ -26,7 +30,10 @@ fn flipped_bytes_are_refused_or_harmless() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("boot");
     let mut refused = 0;
-    for (name, sound) in bootstraps().into_iter().filter(|(name, _)| name == "v6-merged" || name == "v6-upper") {
+    for (name, sound) in bootstraps()
+        .into_iter()
+        .filter(|(name, _)| name == "v6-merged" || name == "v6-upper")
+    {
         // The superblock and the tables densely, the rest in strides.
         let dense = (1024..1200).step_by(5).chain((4096..4608).step_by(13));
         for at in dense.chain((0..sound.len()).step_by(sound.len() / 50 + 1)) {
@@ -37,10 +44,23 @@ fn flipped_bytes_are_refused_or_harmless() {
             assert!(ran.code == 0 || ran.code == 1, "byte {at} of {name}: {ran}");
             if ran.code == 1 {
                 refused += 1;
-                assert!(ran.stderr.contains(text(&path)) || ran.stderr.contains("boot"), "no name: {ran}");
+                assert!(
+                    ran.stderr.contains(text(&path)) || ran.stderr.contains("boot"),
+                    "no name: {ran}"
+                );
             }
         }
-        for length in [0, 1, 1023, 1024, 1100, 4095, 4096, sound.len() / 2, sound.len() - 1] {
+        for length in [
+            0,
+            1,
+            1023,
+            1024,
+            1100,
+            4095,
+            4096,
+            sound.len() / 2,
+            sound.len() - 1,
+        ] {
             std::fs::write(&path, &sound[..length]).unwrap();
             nydus_image(["check", text(&path)]).exits(1);
         }

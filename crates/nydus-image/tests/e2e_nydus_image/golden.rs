@@ -13,43 +13,101 @@ use crate::support::*;
 fn dump(shared: &Path, bootstrap: &[u8], scratch: &Path) -> Value {
     let path = scratch.join("dumped.boot");
     std::fs::write(&path, bootstrap).unwrap();
-    let ran = run("python3", [text(&shared.join("tools/rafsdump.py")), "boot", text(&path)]).ok();
+    let ran = run(
+        "python3",
+        [text(&shared.join("tools/rafsdump.py")), "boot", text(&path)],
+    )
+    .ok();
     serde_json::from_str(&ran.stdout).unwrap()
 }
 
 /// Fields of an object.
 fn pick(value: &Value, fields: &[&str]) -> Value {
-    fields.iter().map(|field| ((*field).to_owned(), value[*field].clone())).collect::<serde_json::Map<_, _>>().into()
+    fields
+        .iter()
+        .map(|field| ((*field).to_owned(), value[*field].clone()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// Inodes by path, without what may differ.
 fn inodes(dump: &Value) -> BTreeMap<String, Value> {
     let fields = [
-        "nid", "layout", "mode", "size", "uid", "gid", "mtime", "mtime_nsec", "nlink", "ino", "xattrs", "target",
-        "entries", "chunks", "chunk_format_bits",
+        "nid",
+        "layout",
+        "mode",
+        "size",
+        "uid",
+        "gid",
+        "mtime",
+        "mtime_nsec",
+        "nlink",
+        "ino",
+        "xattrs",
+        "target",
+        "entries",
+        "chunks",
+        "chunk_format_bits",
     ];
     let inodes = dump["inodes"].as_array().unwrap().iter();
-    inodes.map(|inode| (inode["path"].as_str().unwrap().to_owned(), pick(inode, &fields))).collect()
+    inodes
+        .map(|inode| {
+            (
+                inode["path"].as_str().unwrap().to_owned(),
+                pick(inode, &fields),
+            )
+        })
+        .collect()
 }
 
 /// Chunk records in the order of the table.
 fn chunks(dump: &Value) -> Vec<Value> {
-    let fields = ["digest", "blob_index", "uncompressed_size", "uncompressed_offset", "file_offset", "index", "crc32", "flags"];
-    dump["chunk_table"].as_array().unwrap().iter().map(|chunk| pick(chunk, &fields)).collect()
+    let fields = [
+        "digest",
+        "blob_index",
+        "uncompressed_size",
+        "uncompressed_offset",
+        "file_offset",
+        "index",
+        "crc32",
+        "flags",
+    ];
+    dump["chunk_table"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|chunk| pick(chunk, &fields))
+        .collect()
 }
 
 fn blobs(dump: &Value) -> Vec<Value> {
     let fields = [
-        "blob_id", "blob_index", "chunk_size", "chunk_count", "compressor", "digester", "features", "uncompressed_size",
-        "ci_compressor", "ci_uncompressed_size",
+        "blob_id",
+        "blob_index",
+        "chunk_size",
+        "chunk_count",
+        "compressor",
+        "digester",
+        "features",
+        "uncompressed_size",
+        "ci_compressor",
+        "ci_uncompressed_size",
     ];
-    dump["blobs"].as_array().unwrap().iter().map(|blob| pick(blob, &fields)).collect()
+    dump["blobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|blob| pick(blob, &fields))
+        .collect()
 }
 
 #[track_caller]
 fn assert_agree(name: &str, ours: &Value, theirs: &Value) {
     assert_eq!(ours["ext"], theirs["ext"], "{name}: extended superblock");
-    assert_eq!(ours["superblock"], theirs["superblock"], "{name}: superblock");
+    assert_eq!(
+        ours["superblock"], theirs["superblock"],
+        "{name}: superblock"
+    );
     assert_eq!(ours["devices"], theirs["devices"], "{name}: devices");
     assert_eq!(blobs(ours), blobs(theirs), "{name}: blobs");
     let (mut a, mut b) = (inodes(ours), inodes(theirs));
@@ -65,32 +123,49 @@ fn assert_agree(name: &str, ours: &Value, theirs: &Value) {
 
 #[test]
 fn layers_agree_with_the_deployed_builder() {
-    let Some(shared) = shared_or_skip("layers_agree_with_the_deployed_builder") else { return };
+    let Some(shared) = shared_or_skip("layers_agree_with_the_deployed_builder") else {
+        return;
+    };
     let golden = shared.join("golden");
     let dir = tempfile::tempdir().unwrap();
     let cases: [(&str, &str, &[&str]); 5] = [
         ("v6-zstd", "lower.tar", &[]),
-        ("v6-lz4-sha256", "lower.tar", &["--compressor", "lz4_block", "--digester", "sha256"]),
+        (
+            "v6-lz4-sha256",
+            "lower.tar",
+            &["--compressor", "lz4_block", "--digester", "sha256"],
+        ),
         ("v6-none", "lower.tar", &["--compressor", "none"]),
         ("v6-zstd-64k", "lower.tar", &["--chunk-size", "0x10000"]),
         ("v6-upper", "upper.tar", &[]),
     ];
     for (name, tar, options) in cases {
-        let ours = std::fs::read(create(&golden.join(tar), &dir.path().join(name), options)).unwrap();
+        let ours =
+            std::fs::read(create(&golden.join(tar), &dir.path().join(name), options)).unwrap();
         let theirs = std::fs::read(golden.join(format!("{name}.blob"))).unwrap();
         let of = |blob: &[u8]| dump(&shared, &bootstrap(blob), dir.path());
         assert_agree(name, &of(&ours), &of(&theirs));
-        assert_eq!(section(&ours, "blob.digest"), section(&theirs, "blob.digest"), "{name}: digests in order");
+        assert_eq!(
+            section(&ours, "blob.digest"),
+            section(&theirs, "blob.digest"),
+            "{name}: digests in order"
+        );
     }
 }
 
 #[test]
 fn merged_bootstraps_agree_with_the_deployed_builder() {
-    let Some(shared) = shared_or_skip("merged_bootstraps_agree_with_the_deployed_builder") else { return };
+    let Some(shared) = shared_or_skip("merged_bootstraps_agree_with_the_deployed_builder") else {
+        return;
+    };
     let golden = shared.join("golden");
     let dir = tempfile::tempdir().unwrap();
     // Their layers, merged by us.
-    let mut arguments = vec!["merge".to_owned(), "--bootstrap".to_owned(), text(&dir.path().join("merged")).to_owned()];
+    let mut arguments = vec![
+        "merge".to_owned(),
+        "--bootstrap".to_owned(),
+        text(&dir.path().join("merged")).to_owned(),
+    ];
     for name in ["v6-zstd.blob", "v6-upper.blob"] {
         let blob = std::fs::read(golden.join(name)).unwrap();
         let path = dir.path().join(testkit::sha256(&blob));
@@ -98,7 +173,15 @@ fn merged_bootstraps_agree_with_the_deployed_builder() {
         arguments.push(text(&path).to_owned());
     }
     nydus_image(arguments).ok();
-    let ours = dump(&shared, &std::fs::read(dir.path().join("merged")).unwrap(), dir.path());
-    let theirs = dump(&shared, &std::fs::read(golden.join("merged/v6.boot")).unwrap(), dir.path());
+    let ours = dump(
+        &shared,
+        &std::fs::read(dir.path().join("merged")).unwrap(),
+        dir.path(),
+    );
+    let theirs = dump(
+        &shared,
+        &std::fs::read(golden.join("merged/v6.boot")).unwrap(),
+        dir.path(),
+    );
     assert_agree("merged", &ours, &theirs);
 }
