@@ -40,7 +40,7 @@ pub fn run(image: Option<String>) -> Result<()> {
     step("Prove the result equal to its source, without root and without a mount");
     timed(Command::new(&nydusify).args(["check", "--source", &source, "--target", &target]))?;
 
-    step("Mount it lazily");
+    step("Mount it lazily (prefetch in the background is off, to show what a read alone fetches)");
     let mount = Mounted::new(&nydusify, &target, scratch.path())?;
     println!(
         "ready after {} ms, nothing of the files' data fetched yet",
@@ -106,7 +106,7 @@ impl Mounted {
         let child = Command::new(nydusify)
             .args(["mount", "--target", target, "--mount-path"])
             .arg(&at)
-            .arg("--cache-dir")
+            .args(["--no-prefetch", "--cache-dir"])
             .arg(&cache)
             .stdin(Stdio::null())
             .spawn()
