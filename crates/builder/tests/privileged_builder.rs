@@ -1,4 +1,5 @@
 //! Our bootstraps before other judges: `fsck.erofs`, and the kernel where it has EROFS.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::sync::Arc;

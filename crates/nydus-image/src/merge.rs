@@ -27,7 +27,9 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
         .as_deref()
         .filter(|path| !path.is_empty())
     {
-        layers.push(load(Path::new(parent))?);
+        let loaded = storage::load_bootstrap(Path::new(parent))?;
+        layers
+            .push(load_image(&loaded.bootstrap).with_context(|| format!("cannot load {parent}"))?);
     }
     for (number, source) in args.sources.iter().enumerate() {
         interrupt.cancel.check()?;
@@ -68,9 +70,10 @@ fn check_supported(args: &Merge) -> Result<(), Unsupported> {
     }
 }
 
+/// Blob ids that a bootstrap leaves open stay so: the command line may know better than the file's name.
 fn load(path: &Path) -> anyhow::Result<Image> {
-    let loaded = storage::load_bootstrap(path)?;
-    load_image(&loaded.bootstrap).with_context(|| format!("cannot load {}", path.display()))
+    let bootstrap = storage::parse_bootstrap(path)?;
+    load_image(&bootstrap).with_context(|| format!("cannot load {}", path.display()))
 }
 
 /// What the command line says about the blob of each layer.
@@ -102,17 +105,16 @@ impl Facts {
         let Some(blob) = own_blob(source, layer)? else {
             return Ok(());
         };
-        blob.id = match &self.ids {
-            Some(ids) => ids[number].clone(),
-            None => name(source)?,
-        };
         let separate = blob.features.contains(BlobFeatures::SEPARATE);
-        if let Some(digests) = &self.digests {
-            if separate {
-                blob.meta_digest = digests[number];
-            } else {
-                blob.id = BlobId::new(hex::encode(digests[number])).context("a digest is an id")?;
+        blob.id = match (&self.ids, &self.digests) {
+            (_, Some(digests)) if !separate => {
+                BlobId::new(hex::encode(digests[number])).context("a digest is an id")?
             }
+            (Some(ids), _) => ids[number].clone(),
+            (None, _) => name(source)?,
+        };
+        if let (Some(digests), true) = (&self.digests, separate) {
+            blob.meta_digest = digests[number];
         }
         if let Some(sizes) = &self.sizes {
             let field = if separate {

@@ -1,4 +1,5 @@
 //! Where `create` and `merge` put things, what they refuse, and that a failure leaves nothing behind.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::io::Write as _;
@@ -325,6 +326,12 @@ fn merge_names_blobs_by_files_unless_told_otherwise() {
     let dir = workplace();
     bootstrap(dir.path(), "first.boot.x", "1");
     bootstrap(dir.path(), "second", "2");
+    // No blob could be called that.
+    let long = "z".repeat(70);
+    fs::copy(dir.path().join("second"), dir.path().join(&long)).unwrap();
+    run(dir.path(), &format!("merge {long} -B merged"))
+        .exits(1)
+        .fails_with(&[&long]);
     let digests = ["a".repeat(64), "b".repeat(64)].join(",");
     let ids = |words: &str| {
         run(dir.path(), &format!("merge {words} -J report")).ok();

@@ -54,7 +54,17 @@ pub fn load_bootstrap(path: &Path) -> Result<LoadedBootstrap, Error> {
     load(path).map_err(|error| error.in_file(path))
 }
 
-fn load(path: &Path) -> Result<LoadedBootstrap, Error> {
+/// Like [`load_bootstrap`], but leaves ids open that the bootstrap leaves open.
+///
+/// # Errors
+/// [`Error::File`] with the path and the cause.
+pub fn parse_bootstrap(path: &Path) -> Result<Bootstrap<Vec<u8>>, Error> {
+    let parsed = parse(path).map_err(|error| error.in_file(path));
+    parsed.map(|(bootstrap, _)| bootstrap)
+}
+
+/// The bootstrap, and whether the file is nothing else.
+fn parse(path: &Path) -> Result<(Bootstrap<Vec<u8>>, bool), Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let len = file.metadata().map_err(Error::io("open", path))?.len();
     let blob = FileBlob::window(Arc::new(file), 0, len);
@@ -64,10 +74,15 @@ fn load(path: &Path) -> Result<LoadedBootstrap, Error> {
     } else {
         extract_bootstrap(&blob)?
     };
-    let mut bootstrap = Bootstrap::parse(data).map_err(|source| Error::Format {
+    let bootstrap = Bootstrap::parse(data).map_err(|source| Error::Format {
         what: "the bootstrap",
         source,
     })?;
+    Ok((bootstrap, bare))
+}
+
+fn load(path: &Path) -> Result<LoadedBootstrap, Error> {
+    let (mut bootstrap, bare) = parse(path)?;
     let mut own = None;
     for info in bootstrap.blobs_mut() {
         if info.id.is_placeholder() {

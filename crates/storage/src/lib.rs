@@ -15,7 +15,7 @@ mod meta;
 mod reader;
 mod store;
 
-pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap};
+pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
 pub use cache::cache_file;
 pub use decode::{
     ChunkDecoder, ChunkError, DecodedBatch, VerifiedChunk, decode_chunk, require_supported,

@@ -1,4 +1,5 @@
 //! Builds through the public interface: what comes out, and what happens when something goes wrong.
+#![allow(clippy::unwrap_used)]
 
 mod dedup;
 mod directory;
