@@ -1,4 +1,5 @@
 //! Real mounts within the test process: needs root (or fusermount3) and /dev/fuse.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::File;
 use std::io::Read;

@@ -1,4 +1,5 @@
 //! The program as a user runs it, without privileges.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
 mod cli;

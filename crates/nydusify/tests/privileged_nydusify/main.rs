@@ -1,4 +1,5 @@
 //! The program with real mounts: needs root, FUSE, the kernel's EROFS and erofs-utils.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod damage;
 mod life;
