@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 
 use image::nydus::ANNOTATION_REF;
 use progress::{Cancel, Cancelled, Progress};
@@ -48,49 +47,37 @@ pub fn check(source: Option<&Side>, target: &Side, options: &Options<'_>) -> Res
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(options.threads.get())
         .build()?;
-    let mut rules = vec![manifest::check(source, target)];
+    let sides = || [source, Some(target)].into_iter().flatten();
     let mut structure = RuleReport::new(Rule::Bootstrap);
-    let mut counts = Counts::default();
-
-    let target_tree = read_bootstrap(target, &mut structure, &mut counts);
-    let source_tree =
-        source.and_then(|source| read_bootstrap(source, &mut structure, &mut Counts::default()));
-    let chunking = chunking(target)
-        .or(source.and_then(chunking))
-        .unwrap_or(DEFAULT_CHUNKING);
+    let mut files = RuleReport::new(Rule::Filesystem);
 
     // Layers and blobs are read side by side: one thread inflates while the others decode.
-    let sides = || [source, Some(target)].into_iter().flatten();
     let (source_tree, target_tree, passes) = std::thread::scope(|scope| {
-        let passes = scope.spawn(|| {
+        let blobs = || {
             sides()
                 .filter_map(|side| read_blobs(side, &pool, options))
-                .collect::<Vec<_>>()
-        });
-        let replayed = |side: &Side, read: Option<Result<FileTree, ()>>| match (&side.files, read) {
-            (_, Some(tree)) => tree.map_err(|()| None),
-            (Files::Layers(layers), None) => {
-                replay_image(layers, replay_context(chunking, options)).map_err(Some)
-            }
-            (Files::Rafs { .. }, None) => Err(None),
+                .collect()
         };
-        let source_tree = source.map(|source| replayed(source, source_tree));
-        let target_tree = replayed(target, target_tree);
-        (
-            source_tree,
-            target_tree,
-            passes
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-        )
+        let passes = scope.spawn(blobs);
+        let chunking = chunking(target)
+            .or(source.and_then(chunking))
+            .unwrap_or(DEFAULT_CHUNKING);
+        let mut load = |side: &Side| match &side.files {
+            Files::Rafs { bootstrap, .. } => read_bootstrap(side, bootstrap, &mut structure),
+            Files::Layers(layers) => replay_image(layers, replay_context(chunking, options))
+                .map_err(|error| files.problem(format!("{}: {}", side.name, chain(&error))))
+                .ok(),
+        };
+        let target_tree = load(target);
+        let source_tree = source.filter(|_| target_tree.is_some()).and_then(load);
+        let passes: Vec<data::Outcome> = passes
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (source_tree, target_tree, passes)
     });
     options.cancel.check()?;
 
-    for side in sides() {
-        if let Files::Layers(layers) = &side.files {
-            counts.layers += layers.len() as u64;
-        }
-    }
+    let mut counts = counts(sides(), target, target_tree.as_ref());
     let mut data = RuleReport::skipped(Rule::Data, "there are no blobs to read");
     for pass in passes {
         structure.absorb(pass.tables);
@@ -98,20 +85,21 @@ pub fn check(source: Option<&Side>, target: &Side, options: &Options<'_>) -> Res
         counts.bytes_read += pass.bytes;
         data = merge(data, pass.data);
     }
-    if is_rafs(target) || source.is_some_and(is_rafs) {
-        rules.push(structure);
-    } else {
-        rules.push(RuleReport::skipped(
-            Rule::Bootstrap,
-            "there is no bootstrap",
-        ));
+    if !sides().any(is_rafs) {
+        structure = RuleReport::skipped(Rule::Bootstrap, "there is no bootstrap");
     }
-    let (files, differences) =
-        compare_trees(source.zip(source_tree), target, target_tree, &mut counts);
-    rules.push(files);
-    rules.push(data);
+    let differences = match source {
+        Some(source) => compare_trees((source, source_tree), (target, target_tree), &mut files),
+        None if files.outcome == Outcome::Passed => {
+            files = RuleReport::skipped(Rule::Filesystem, "there is no source to compare with");
+            Differences::default()
+        }
+        None => Differences::default(),
+    };
+    let rules = vec![manifest::check(source, target), structure, files, data];
+    let source = source.map(|side| side.name.clone());
     Ok(Report::new(
-        source.map(|side| side.name.clone()),
+        source,
         target.name.clone(),
         rules,
         differences,
@@ -148,44 +136,40 @@ fn replay_context<'a>(chunking: Chunking, options: &'a Options<'_>) -> source::C
     }
 }
 
-/// The bootstrap rule as far as no blob is needed, and the tree. `None` for a side of layers.
+/// The bootstrap rule as far as no blob is needed, and the tree if there is a sound one.
 fn read_bootstrap(
     side: &Side,
+    bootstrap: &Bootstrap<Vec<u8>>,
     report: &mut RuleReport,
-    counts: &mut Counts,
-) -> Option<Result<FileTree, ()>> {
-    let Files::Rafs { bootstrap, .. } = &side.files else {
-        return None;
-    };
-    match bootstrap.check() {
-        Ok(summary) => {
-            counts.names = summary.names;
-            counts.inodes = summary.inodes;
-            counts.chunks = summary.chunks;
-            let blobs = bootstrap.blobs().len();
-            let note = format!(
-                "{} names, {} inodes, {} chunks, {blobs} blobs",
-                summary.names, summary.inodes, summary.chunks
-            );
-            report.note = note;
-        }
+) -> Option<FileTree> {
+    let name = &side.name;
+    let summary = match bootstrap.check() {
+        Ok(summary) => summary,
         Err(error) => {
-            report.problem(format!("{}: {}", side.name, chain(&error)));
-            return Some(Err(()));
+            report.problem(format!("{name}: {}", chain(&error)));
+            return None;
         }
-    }
+    };
+    report.note = format!(
+        "{} names, {} inodes, {} chunks, {} blobs",
+        summary.names,
+        summary.inodes,
+        summary.chunks,
+        bootstrap.blobs().len()
+    );
     if let Some(document) = &side.document {
-        check_blob_ids(side, document, bootstrap, report);
+        check_blob_ids(name, document, bootstrap, report);
     }
-    let tree = bootstrap::read(bootstrap);
-    Some(tree.map_err(|error| report.problem(format!("{}: {}", side.name, chain(&error)))))
+    bootstrap::read(bootstrap)
+        .map_err(|error| report.problem(format!("{name}: {}", chain(&error))))
+        .ok()
 }
 
 /// Each blob that the bootstrap names has to be a layer of the manifest.
 fn check_blob_ids(
-    side: &Side,
+    name: &str,
     document: &Document,
-    bootstrap: &Arc<Bootstrap<Vec<u8>>>,
+    bootstrap: &Bootstrap<Vec<u8>>,
     report: &mut RuleReport,
 ) {
     let Some((_, layers)) = document.manifest.layers.split_last() else {
@@ -205,8 +189,8 @@ fn check_blob_ids(
     for info in bootstrap.blobs() {
         if !ids.contains(info.id.as_str()) {
             report.problem(format!(
-                "{}: blob {} of the bootstrap is not among the layers",
-                side.name, info.id
+                "{name}: blob {} of the bootstrap is not among the layers",
+                info.id
             ));
         }
     }
@@ -243,66 +227,63 @@ fn merge(mut all: RuleReport, one: RuleReport) -> RuleReport {
     all
 }
 
-type Replayed = Result<FileTree, Option<source::ReplayError>>;
-
-/// The file system rule.
-fn compare_trees(
-    source: Option<(&Side, Replayed)>,
+/// How much there is to look at.
+fn counts<'a>(
+    sides: impl Iterator<Item = &'a Side>,
     target: &Side,
-    target_tree: Replayed,
-    counts: &mut Counts,
-) -> (RuleReport, Differences) {
-    let mut report = RuleReport::new(Rule::Filesystem);
-    let mut usable = |side: &Side, tree: Replayed| match tree {
-        Ok(tree) => Some(tree),
-        Err(Some(error)) => {
-            report.problem(format!("{}: {}", side.name, chain(&error)));
-            None
-        }
-        Err(None) => None,
+    tree: Option<&FileTree>,
+) -> Counts {
+    let layers = |side: &Side| match &side.files {
+        Files::Layers(layers) => layers.len() as u64,
+        Files::Rafs { .. } => 0,
     };
-    let target_tree = usable(target, target_tree);
-    if let (Some(tree), Files::Layers(_)) = (&target_tree, &target.files) {
-        counts.names = tree.nodes.len() as u64;
-        counts.inodes = tree.inodes.len() as u64;
-    }
-    let (source, source_tree) = match source {
-        Some((source, tree)) => (Some(source), usable(source, tree)),
-        None => (None, None),
+    let chunks = match &target.files {
+        Files::Rafs { bootstrap, .. } => bootstrap.chunk_table().len() as u64,
+        Files::Layers(_) => 0,
     };
-    let mut differences = Differences::default();
-    match (source, source_tree, target_tree) {
-        (None, ..) => {
-            if report.outcome == Outcome::Passed {
-                report =
-                    RuleReport::skipped(Rule::Filesystem, "there is no source to compare with");
-            }
-        }
-        (Some(_), Some(old), Some(new)) if is_undigested(&old) || is_undigested(&new) => {
-            report.problem("the bootstrap has no chunk digests, so contents cannot be compared");
-        }
-        (Some(source), Some(_), Some(_))
-            if chunking(source)
-                .is_some_and(|old| chunking(target).is_some_and(|new| old != new)) =>
-        {
-            report.problem("source and target cut their files into different chunks, so contents cannot be compared yet");
-        }
-        (Some(_), Some(old), Some(new)) => {
-            differences = compare(&old, &new);
-            report.note = format!("{} names compared", counts.names);
-            if differences.total > 0 {
-                report.outcome = Outcome::Failed;
-                report
-                    .note
-                    .push_str(&format!(", {} differences", differences.total));
-            }
-        }
-        _ => {
-            report.outcome = Outcome::Failed;
-            report.note = "one side cannot be read, so nothing was compared".to_owned();
-        }
+    Counts {
+        names: tree.map_or(0, FileTree::names),
+        inodes: tree.map_or(0, |tree| tree.inodes.len() as u64),
+        chunks,
+        layers: sides.map(layers).sum(),
+        ..Counts::default()
     }
-    (report, differences)
+}
+
+/// The file system rule. A tree that is missing has been reported where it could not be read.
+fn compare_trees(
+    (source, old): (&Side, Option<FileTree>),
+    (target, new): (&Side, Option<FileTree>),
+    report: &mut RuleReport,
+) -> Differences {
+    let (Some(old), Some(new)) = (old, new) else {
+        report.outcome = Outcome::Failed;
+        "one side cannot be read, so nothing was compared".clone_into(&mut report.note);
+        return Differences::default();
+    };
+    let mut contents = true;
+    if is_undigested(&old) || is_undigested(&new) {
+        contents = false;
+        report.problem("contents cannot be compared: the bootstrap has no digests of its chunks");
+    } else if let (Some(old), Some(new)) = (chunking(source), chunking(target))
+        && old != new
+    {
+        contents = false;
+        report.problem(format!(
+            "contents cannot be compared: the source has chunks of {} bytes with {}, the target of {} bytes with {}; \
+             check each against the image they were made from",
+            old.size, old.digester, new.size, new.digester
+        ));
+    }
+    let differences = compare(&old, &new, contents);
+    report.note = format!("{} names compared", new.names());
+    if differences.total > 0 {
+        report.outcome = Outcome::Failed;
+        report
+            .note
+            .push_str(&format!(", {} differences", differences.total));
+    }
+    differences
 }
 
 /// Whether any chunk lacks a digest: images of that kind cannot be proven.

@@ -11,11 +11,13 @@ use crate::report::{Differences, Fact};
 /// Longest value shown in a difference, in bytes.
 const VALUE_SHOWN_MAX: usize = 120;
 
-/// Everything in which `target` differs from `source`. Both must have their files cut into the same chunks.
-pub(crate) fn compare(source: &FileTree, target: &FileTree) -> Differences {
+/// Everything in which `target` differs from `source`. With `contents` both must have their files cut into the same
+/// chunks.
+pub(crate) fn compare(source: &FileTree, target: &FileTree, contents: bool) -> Differences {
     let mut comparison = Comparison {
         source,
         target,
+        contents,
         found: Differences::default(),
         to_target: HashMap::new(),
         to_source: HashMap::new(),
@@ -27,11 +29,12 @@ pub(crate) fn compare(source: &FileTree, target: &FileTree) -> Differences {
 struct Comparison<'a> {
     source: &'a FileTree,
     target: &'a FileTree,
+    contents: bool,
     found: Differences,
-    /// Inode of the source to the first pair of names that it was seen under.
-    to_target: HashMap<InodeIndex, (NodeId, NodeId)>,
-    /// Inode of the target to the first pair of names that it was seen under.
-    to_source: HashMap<InodeIndex, (NodeId, NodeId)>,
+    /// Inode of the source to the inode of the target under its first name, and that name (of the source).
+    to_target: HashMap<InodeIndex, (InodeIndex, NodeId)>,
+    /// Inode of the target to its first name (of the source).
+    to_source: HashMap<InodeIndex, NodeId>,
 }
 
 impl Comparison<'_> {
@@ -115,24 +118,24 @@ impl Comparison<'_> {
             self.source.node(source).inode,
             self.target.node(target).inode,
         );
-        let target_seen = self.to_target.get(&old).copied();
-        let source_seen = self.to_source.get(&new).copied();
-        match (target_seen, source_seen) {
-            (None, None) => {}
-            (Some((_, other)), Some(_)) if self.target.node(other).inode == new => return false,
-            _ => {
-                let same = |seen: Option<(NodeId, NodeId)>, tree: &FileTree| match seen {
-                    Some((name, _)) => format!("the same file as {}", escape(&tree.path(name))),
-                    None => "a file of its own".to_owned(),
-                };
-                let (tree, describe) = (self.source, (target_seen, source_seen));
-                self.differ(source, Fact::HardLink, || {
-                    (same(describe.0, tree), same(describe.1, tree))
-                });
-            }
+        let counterpart = self.to_target.get(&old).copied();
+        let first_of_new = self.to_source.get(&new).copied();
+        if counterpart.is_some_and(|(counterpart, _)| counterpart == new) {
+            return false;
         }
-        self.to_target.entry(old).or_insert((source, target));
-        self.to_source.entry(new).or_insert((source, target));
+        let first_of_old = counterpart.map(|(_, name)| name);
+        if first_of_old.or(first_of_new).is_some() {
+            let tree = self.source;
+            let describe = |first: Option<NodeId>| match first {
+                Some(name) => format!("the same file as {}", escape(&tree.path(name))),
+                None => "a file of its own".to_owned(),
+            };
+            self.differ(source, Fact::HardLink, || {
+                (describe(first_of_old), describe(first_of_new))
+            });
+        }
+        self.to_target.entry(old).or_insert((new, source));
+        self.to_source.entry(new).or_insert(source);
         true
     }
 
@@ -177,8 +180,8 @@ impl Comparison<'_> {
         self.xattrs(node, source, target);
         if source.size != target.size {
             self.number(node, Fact::Size, source.size, target.size);
-        } else {
-            self.contents(node, source, target);
+        } else if self.contents {
+            self.compare_contents(node, source, target);
         }
     }
 
@@ -203,7 +206,7 @@ impl Comparison<'_> {
     }
 
     /// Compares chunk by chunk; one difference per file, which names the first chunk that differs.
-    fn contents(&mut self, node: NodeId, source: &Inode, target: &Inode) {
+    fn compare_contents(&mut self, node: NodeId, source: &Inode, target: &Inode) {
         if source.chunks != target.chunks {
             self.differ(node, Fact::Content, || {
                 (

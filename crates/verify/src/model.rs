@@ -176,6 +176,16 @@ impl FileTree {
         id
     }
 
+    /// Number of names, the root's included.
+    pub(crate) fn names(&self) -> u64 {
+        // What no directory lists has no entries itself.
+        1 + self
+            .nodes
+            .iter()
+            .map(|node| node.children.len() as u64)
+            .sum::<u64>()
+    }
+
     /// The absolute path of a name, as raw bytes.
     pub(crate) fn path(&self, id: NodeId) -> Vec<u8> {
         let mut names = Vec::new();

@@ -1,5 +1,7 @@
 //! Images that the deployed builder made of known layers.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod common;
 
 use std::path::Path;
@@ -160,4 +162,26 @@ fn any_damaged_byte_of_the_data_is_found() {
             "{report}"
         );
     }
+}
+
+#[test]
+fn images_cut_otherwise_are_compared_but_for_contents() {
+    let Some(shared) =
+        testkit::shared_or_skip("images_cut_otherwise_are_compared_but_for_contents")
+    else {
+        return;
+    };
+    let golden = shared.join("golden");
+    let [whole, small, upper] = ["v6-zstd", "v6-zstd-64k", "v6-upper"]
+        .map(|name| bare(&golden.join(format!("{name}.blob")), None));
+    let report = check(Some(&whole), &small);
+    let rule = report.rule(Rule::Filesystem).unwrap();
+    assert_eq!(
+        (rule.outcome, rule.problem_count),
+        (Outcome::Failed, 1),
+        "{report}"
+    );
+    assert!(rule.problems[0].contains("65536"), "{report}");
+    assert_eq!(report.differences.total, 0, "{report}");
+    assert!(check(Some(&upper), &small).differences.total > 0);
 }

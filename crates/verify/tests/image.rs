@@ -1,5 +1,7 @@
 //! Whole images: documents, damaged blobs, damaged layers.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod common;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The replay of layers against GNU tar and overlayfs: what they make of the layers is packed as an image and checked.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -321,6 +321,9 @@ enum Obstacle {
     TooManyLinks,
 }
 
+/// A directory, and names below it that are not there.
+type Place<'a> = (NodeId, Vec<Cow<'a, [u8]>>);
+
 /// Resolution of a path inside a layer. Links lead back into the layer's root, wherever they point.
 struct Walk<'a> {
     /// Directories from below the root to the last one that exists.
@@ -343,7 +346,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Where the path leads: a directory, and names below it that are still to be made.
-    fn run(mut self, tree: &FileTree) -> Result<(NodeId, Vec<Cow<'a, [u8]>>), Obstacle> {
+    fn run(mut self, tree: &FileTree) -> Result<Place<'a>, Obstacle> {
         while let Some(name) = self.ahead.pop() {
             if *name == *b".." {
                 if self.missing.pop().is_none() {

@@ -83,7 +83,7 @@ fn fact(tree: &FileTree, node: NodeId) -> Found {
         Some(digest) => hex::encode(digest),
         None => testkit::sha256(b""),
     };
-    let owned = |(name, value): (&Box<[u8]>, &Box<[u8]>)| (name.to_vec(), value.to_vec());
+    let xattrs = inode.xattrs.iter();
     Found {
         mode: inode.mode,
         uid: inode.uid,
@@ -103,7 +103,9 @@ fn fact(tree: &FileTree, node: NodeId) -> Found {
         inode: (0, tree.node(node).inode.into()),
         link: link.then(|| inode.link.to_vec()),
         sha256: regular.then_some(Ok(sha256)),
-        xattrs: inode.xattrs.iter().map(owned).collect(),
+        xattrs: xattrs
+            .map(|(name, value)| (name.to_vec(), value.to_vec()))
+            .collect(),
     }
 }
 

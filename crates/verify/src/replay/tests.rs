@@ -301,6 +301,8 @@ mod naive {
 
     pub(super) type Files = BTreeMap<Vec<String>, (What, u32)>;
 
+    type Paths = Vec<Vec<String>>;
+
     #[derive(Debug, Clone)]
     pub(super) enum Op {
         File(String),
@@ -407,10 +409,7 @@ mod naive {
     }
 
     /// One layer on its own, with what it hides. `None` if it is refused.
-    pub(super) fn layer(
-        ops: &[(Op, u32)],
-        inodes: &mut usize,
-    ) -> Option<(Files, Vec<Vec<String>>, Vec<Vec<String>>)> {
+    pub(super) fn layer(ops: &[(Op, u32)], inodes: &mut usize) -> Option<(Files, Paths, Paths)> {
         let (mut files, mut hidden, mut opaque) = (Files::new(), Vec::new(), Vec::new());
         for (op, uid) in ops {
             match op {
