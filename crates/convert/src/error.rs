@@ -64,12 +64,12 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The new image is not equal to its source.
-    #[error("the new image differs from its source {manifest}, nothing was tagged; {report}")]
+    #[error("the new image is not equal to its source {manifest}; nothing was tagged")]
     Different {
         /// The source's manifest.
         manifest: Digest,
         /// What differs.
-        report: String,
+        report: Box<verify::Report>,
     },
     /// No threads could be started.
     #[error("cannot start threads")]

@@ -328,7 +328,7 @@ impl<'a> Context<'a> {
         } else {
             Err(Error::Different {
                 manifest: digest,
-                report: report.to_string(),
+                report: Box::new(report),
             })
         }
     }

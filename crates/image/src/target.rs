@@ -123,7 +123,7 @@ impl Target {
         writer.finish(descriptor.digest).map(drop)
     }
 
-    /// Whether a blob is in place already.
+    /// Whether a blob is in place already. One that was there before is read to tell.
     pub fn contains(&self, digest: &Digest, size: u64) -> bool {
         match &self.inner {
             Inner::Layout(layout) => layout.contains(digest, size),

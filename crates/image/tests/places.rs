@@ -434,23 +434,31 @@ fn read_all_blobs(source: &Source) -> usize {
 
 #[test]
 fn a_damaged_blob_in_the_way_is_replaced() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path();
-    std::fs::create_dir_all(root.join("blobs/sha256")).unwrap();
-    std::fs::write(
-        root.join("oci-layout"),
-        br#"{"imageLayoutVersion":"1.0.0"}"#,
-    )
-    .unwrap();
-    std::fs::write(
-        root.join("blobs/sha256").join(Digest::of(b"content").hex()),
-        b"cont",
-    )
-    .unwrap();
-    let target = Target::open(&oci(root, Some("a"))).unwrap();
-    let image = put_image(&target, b"content");
-    target.commit(&image).unwrap();
-    assert_eq!(read_all_blobs(&Source::open(&oci(root, None)).unwrap()), 1);
+    for damaged in [&b"cont"[..], b"CONTENT"] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let path = root.join("blobs/sha256").join(Digest::of(b"content").hex());
+        std::fs::create_dir_all(root.join("blobs/sha256")).unwrap();
+        std::fs::write(
+            root.join("oci-layout"),
+            br#"{"imageLayoutVersion":"1.0.0"}"#,
+        )
+        .unwrap();
+        std::fs::write(&path, damaged).unwrap();
+        let target = Target::open(&oci(root, Some("a"))).unwrap();
+        let image = put_image(&target, b"content");
+        target.commit(&image).unwrap();
+        assert_eq!(read_all_blobs(&Source::open(&oci(root, None)).unwrap()), 1);
+
+        // Also when nothing is known of the content before it is written; and giving up takes no old blob away.
+        std::fs::write(&path, damaged).unwrap();
+        let target = Target::open(&oci(root, Some("b"))).unwrap();
+        let mut writer = target.blob_writer().unwrap();
+        writer.write_all(b"content").unwrap();
+        writer.finish(Digest::of(b"content")).unwrap();
+        drop(target);
+        assert_eq!(read_all_blobs(&Source::open(&oci(root, None)).unwrap()), 1);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ pub mod unsupported;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing::Level;
@@ -24,8 +24,8 @@ pub struct Arguments {
     log_level: Level,
 
     /// Append the log to this file instead of writing it to standard error
-    #[arg(long, env = "LOG_FILE", value_name = "FILE", value_parser = some_path())]
-    pub log_file: Option<PathBuf>,
+    #[arg(long, env = "LOG_FILE", value_name = "FILE", value_parser = any_path())]
+    log_file: Option<PathBuf>,
 
     /// What to do.
     #[command(subcommand)]
@@ -49,12 +49,27 @@ pub enum Command {
     Unbuilt(Vec<OsString>),
 }
 
-/// Commands that are known but not built.
-const UNBUILT: [&str; 7] = ["build", "pack", "copy", "optimize", "commit", "chunkdict", "generate"];
+/// Commands of the deployed tool that are not built.
+const UNBUILT: [&str; 6] = ["build", "pack", "copy", "optimize", "commit", "chunkdict"];
+
+/// What is wrong with a command that is none of [`Command`]'s.
+pub fn unbuilt(words: &[OsString]) -> Usage {
+    let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+    if UNBUILT.contains(&&*name) {
+        Usage(format!("not supported yet: nydusify {name}"))
+    } else {
+        Usage(format!("unrecognized subcommand '{name}'; try nydusify --help"))
+    }
+}
 
 const VERSION: &str = concat!("Version: v", env!("CARGO_PKG_VERSION"));
 
 impl Arguments {
+    /// The file to log to.
+    pub fn log_file(&self) -> Option<&Path> {
+        given(self.log_file.as_ref())
+    }
+
     /// The level to log at.
     pub fn level(&self) -> Level {
         if self.debug { Level::DEBUG.max(self.log_level) } else { self.log_level }
@@ -90,12 +105,15 @@ pub fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Reads a path; an empty one, as an empty variable gives, is refused with a hint.
-pub fn some_path() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
+/// Reads a path, an empty one too.
+pub fn any_path() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
     use clap::builder::TypedValueParser as _;
-    clap::builder::OsStringValueParser::new().try_map(|text| {
-        if text.is_empty() { Err("it is empty: leave the option or variable away") } else { Ok(PathBuf::from(text)) }
-    })
+    clap::builder::OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// A path option; an empty one, as an empty variable gives, is none.
+pub fn given(path: Option<&PathBuf>) -> Option<&Path> {
+    path.map(PathBuf::as_path).filter(|path| !path.as_os_str().is_empty())
 }
 
 fn level(text: &str) -> Result<Level, String> {
@@ -109,14 +127,12 @@ fn level(text: &str) -> Result<Level, String> {
     }
 }
 
-/// Gives long options that begin with one dash, as the deployed tool allows, their second one. Also ends the
-/// program for a command that does not exist at all.
+/// Gives long options that begin with one dash, as the deployed tool allows, their second one.
 pub fn normalise(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let command = Arguments::command();
     let mut names = Vec::new();
-    long_names(&command, &mut names);
+    long_names(&Arguments::command(), &mut names);
     let mut options = true;
-    let normal: Vec<OsString> = arguments
+    arguments
         .map(|argument| {
             options &= argument != "--";
             if options && is_long_with_one_dash(&argument, &names) {
@@ -126,25 +142,7 @@ pub fn normalise(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
             }
             argument
         })
-        .collect();
-    check_command(command, &normal);
-    normal
-}
-
-fn check_command(mut command: clap::Command, arguments: &[OsString]) {
-    let known = |word: &OsStr| {
-        let unbuilt = UNBUILT.iter().any(|name| word == *name);
-        unbuilt || command.get_subcommands().any(|sub| sub.get_name_and_visible_aliases().iter().any(|name| word == *name))
-    };
-    // Only the first word: what comes after options may be their value.
-    if let Some(word) = arguments.get(1)
-        && !word.to_string_lossy().starts_with('-')
-        && word != "help"
-        && !known(word)
-    {
-        let message = format!("unrecognized subcommand '{}'\n", word.to_string_lossy());
-        command.error(clap::error::ErrorKind::InvalidSubcommand, message).exit();
-    }
+        .collect()
 }
 
 fn long_names(command: &clap::Command, names: &mut Vec<String>) {

@@ -12,7 +12,7 @@ use indicatif::MultiProgress;
 use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
-use crate::args::{Usage, refuse, some_path, switch};
+use crate::args::{Usage, any_path, given, refuse, switch};
 use crate::interrupt::Interrupt;
 use crate::progress::{Mode, renderer};
 
@@ -28,7 +28,7 @@ pub struct ConvertArgs {
     source: String,
 
     /// OCI or docker archive that holds the image
-    #[arg(long, env = "SOURCE_ARCHIVE", value_name = "FILE", value_parser = some_path())]
+    #[arg(long, env = "SOURCE_ARCHIVE", value_name = "FILE", value_parser = any_path())]
     source_archive: Option<PathBuf>,
 
     /// Where the new image goes: oci:DIR[:TAG] or oci-archive:FILE[:TAG]; with --target-archive its name in there
@@ -36,7 +36,7 @@ pub struct ConvertArgs {
     target: Option<String>,
 
     /// OCI archive to write the new image to
-    #[arg(long, env = "TARGET_ARCHIVE", value_name = "FILE", value_parser = some_path())]
+    #[arg(long, env = "TARGET_ARCHIVE", value_name = "FILE", value_parser = any_path())]
     target_archive: Option<PathBuf>,
 
     /// Which images of an index to convert, as OS/ARCHITECTURE[/VARIANT], separated by commas
@@ -99,8 +99,8 @@ pub struct ConvertArgs {
     check: bool,
 
     /// Threads that compress and digest [default: one per processor]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
 
     /// Memory for file data, such as 256MiB [default: 32 MiB per thread, at least 64 MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -111,7 +111,7 @@ pub struct ConvertArgs {
     progress: Mode,
 
     /// Write sizes and times as JSON to this file
-    #[arg(long, env = "OUTPUT_JSON", value_name = "FILE")]
+    #[arg(long, env = "OUTPUT_JSON", value_name = "FILE", value_parser = any_path())]
     output_json: Option<PathBuf>,
 
     /// Accepted and without effect: chunks are always aligned
@@ -120,15 +120,15 @@ pub struct ConvertArgs {
     fs_align_chunk: Option<bool>,
 
     /// Accepted and ignored: there is no temporary data
-    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true)]
+    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true, value_parser = any_path())]
     work_dir: Option<PathBuf>,
 
     /// Accepted and ignored: no second program is needed
-    #[arg(long, env = "NYDUS_IMAGE", value_name = "FILE", hide = true)]
+    #[arg(long, env = "NYDUS_IMAGE", value_name = "FILE", hide = true, value_parser = any_path())]
     nydus_image: Option<PathBuf>,
 
     /// Accepted and ignored: no second program is needed
-    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true)]
+    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true, value_parser = any_path())]
     nydusd: Option<PathBuf>,
 
     #[command(flatten)]
@@ -185,7 +185,8 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     }
     let source_location = source_location(args)?;
     let target = target_location(args)?;
-    if let Some(path) = &args.output_json {
+    let output = given(args.output_json.as_ref());
+    if let Some(path) = output {
         check_directory(path)?;
     }
     let options = options(args)?;
@@ -193,13 +194,13 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let progress = renderer(args.progress, terminal);
     let source = match &source_location {
         Some(location) => Source::open(location),
-        None => Source::open_archive(args.source_archive.as_deref().unwrap_or(Path::new("")), &args.source),
+        None => Source::open_archive(given(args.source_archive.as_ref()).unwrap_or(Path::new("")), &args.source),
     }?;
     let options = ConvertOptions { source_name: source_name(args, &source), ..options };
     match convert::convert_image(&source, &target, &options, &*progress, interrupt.cancel()) {
         Ok(report) => {
             drop(progress);
-            if let Some(path) = &args.output_json {
+            if let Some(path) = output {
                 write_report(path, &report)?;
             }
             tracing::debug!("wrote {} as {target}", report.digest);
@@ -212,16 +213,24 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
                     eprintln!("error: {error}");
                     Ok(code)
                 }
-                _ => Err(error.into()),
+                _ => Err(explain(error)),
             }
         }
     }
 }
 
+/// Shows what a check found before the error that follows from it.
+fn explain(error: Error) -> anyhow::Error {
+    if let Error::Different { report, .. } = &error {
+        eprint!("{report}");
+    }
+    error.into()
+}
+
 /// `None` if the source is an archive of either kind.
 fn source_location(args: &ConvertArgs) -> Result<Option<Location>> {
     let location: Location = args.source.parse()?;
-    match (&args.source_archive, location) {
+    match (given(args.source_archive.as_ref()), location) {
         (None, Location::Registry(reference)) => Err(image::Error::Registry(reference).into()),
         (None, location) => Ok(Some(location)),
         (Some(_), Location::Registry(_)) => Ok(None),
@@ -231,16 +240,16 @@ fn source_location(args: &ConvertArgs) -> Result<Option<Location>> {
 
 fn target_location(args: &ConvertArgs) -> Result<Location> {
     let named: Option<Location> = args.target.as_deref().filter(|t| !t.is_empty()).map(str::parse).transpose()?;
-    match (&args.target_archive, named) {
+    match (given(args.target_archive.as_ref()), named) {
         (None, Some(Location::Registry(reference))) => Err(image::Error::Registry(reference).into()),
         (None, Some(location @ Location::DockerArchive { .. })) => Err(Usage(format!(
             "docker archives can only be read: write an oci-archive: instead of {location}"
         ))
         .into()),
         (None, Some(location)) => Ok(location),
-        (Some(file), None) => Ok(Location::OciArchive { file: file.clone(), tag: None }),
+        (Some(file), None) => Ok(Location::OciArchive { file: file.to_owned(), tag: None }),
         (Some(file), Some(Location::Registry(name))) => {
-            Ok(Location::OciArchive { file: file.clone(), tag: Some(name) })
+            Ok(Location::OciArchive { file: file.to_owned(), tag: Some(name) })
         }
         (Some(_), Some(_)) => {
             Err(Usage("with --target-archive, --target is the name of the image in it".to_owned()).into())
@@ -251,7 +260,7 @@ fn target_location(args: &ConvertArgs) -> Result<Location> {
 
 /// What the manifest calls its source: never a path, so that the result does not depend on where things lie.
 fn source_name(args: &ConvertArgs, source: &Source) -> Option<String> {
-    match args.source_archive {
+    match given(args.source_archive.as_ref()) {
         Some(_) => Some(args.source.clone()),
         None => source.name().map(str::to_owned),
     }
@@ -262,7 +271,7 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
     if args.compression_level.is_some() && compressor != Compressor::Zstd {
         return Err(Usage("--compression-level is for zstd only".to_owned()).into());
     }
-    let threads = match args.threads {
+    let threads = match args.threads.and_then(|threads| NonZeroUsize::new(threads.into())) {
         Some(threads) => threads,
         None => std::thread::available_parallelism().context("cannot count the processors; use --threads")?,
     };

@@ -36,7 +36,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let terminal = indicatif::MultiProgress::new();
-    let log_file = arguments.log_file.as_deref();
+    let log_file = arguments.log_file();
     logging::init(arguments.level(), log_file, &terminal)?;
     match &arguments.command {
         Command::Convert(options) => convert::run(options, terminal),
@@ -46,9 +46,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             mount::run(options, log_file)
         }
         Command::Umount(options) => umount::run(options),
-        Command::Unbuilt(words) => {
-            let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
-            Err(Usage(format!("not supported yet: nydusify {name}")).into())
-        }
+        Command::Unbuilt(words) => Err(args::unbuilt(words).into()),
     }
 }

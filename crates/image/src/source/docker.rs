@@ -4,7 +4,6 @@
 //! layer that is not compressed is its diff id; that of a compressed one is in its name or computed here.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Archive, Source, Store, Stored, pick};
-use crate::{Descriptor, Digest, Error, FileWindow, Hasher, Manifest, media};
+use crate::{Descriptor, Digest, Error, FileWindow, Manifest, media};
 
 /// One entry of `manifest.json`.
 #[derive(Deserialize)]
@@ -128,7 +127,7 @@ fn layer(
     let digest = match digest_in_name(name) {
         _ if !compressed => diff_id,
         Some(digest) => digest,
-        None => digest_of(FileWindow::new(Arc::clone(&file), offset, len))
+        None => Digest::of_reader(FileWindow::new(Arc::clone(&file), offset, len))
             .map_err(Error::io("read", archive.path()))?,
     };
     blobs.insert(digest, Stored::Window { file, offset, len });
@@ -139,17 +138,6 @@ fn layer(
 fn digest_in_name(name: &str) -> Option<Digest> {
     let file = name.rsplit('/').next()?;
     Digest::from_hex(file.strip_suffix(".json").unwrap_or(file))
-}
-
-fn digest_of(mut window: FileWindow) -> std::io::Result<Digest> {
-    let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match window.read(&mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            got => hasher.update(&buffer[..got]),
-        }
-    }
 }
 
 /// The blobs of one image, real and made up.

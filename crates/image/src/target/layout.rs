@@ -33,6 +33,8 @@ pub(super) struct Layout {
 struct State {
     /// Files and directories that this writer made, in order: taken away if it gives up.
     made: Vec<PathBuf>,
+    /// Blobs that were there before and were written again.
+    replaced: Vec<PathBuf>,
     committed: bool,
 }
 
@@ -48,7 +50,7 @@ impl Layout {
                 index_before: fs::read(dir.join("index.json")).ok(),
                 state: Mutex::new(State {
                     made,
-                    committed: false,
+                    ..State::default()
                 }),
             }),
             Err(error) => {
@@ -68,7 +70,15 @@ impl Layout {
 
     pub(super) fn contains(&self, digest: &Digest, size: u64) -> bool {
         let path = self.blobs.join(digest.hex());
-        fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+        if self.has_written(&path) {
+            return true;
+        }
+        let Ok(file) = File::open(&path) else {
+            return false;
+        };
+        file.metadata()
+            .is_ok_and(|found| found.is_file() && found.len() == size)
+            && Digest::of_reader(file).is_ok_and(|found| found == *digest)
     }
 
     pub(super) fn writer(self: &Arc<Self>) -> Result<Writer, Error> {
@@ -113,11 +123,24 @@ impl Layout {
 
     /// Brings the new blobs to stable storage.
     fn sync_blobs(&self) -> Result<(), Error> {
-        let made = self.state().made.clone();
-        for path in &made {
+        let written = {
+            let state = self.state();
+            [state.made.clone(), state.replaced.clone()].concat()
+        };
+        for path in &written {
             sync(path)?;
         }
         sync(&self.blobs)
+    }
+
+    /// Whether this writer has written the file.
+    fn has_written(&self, path: &Path) -> bool {
+        let state = self.state();
+        state
+            .made
+            .iter()
+            .chain(&state.replaced)
+            .any(|known| known == path)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -147,15 +170,19 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    /// A blob of that name that is there already is replaced: it may be damaged.
     pub(super) fn finish(self, digest: Digest) -> Result<u64, Error> {
-        let Self { layout, file, size } = self;
-        if layout.contains(&digest, size) {
-            return Ok(size);
-        }
+        let Self { file, layout, size } = self;
         let path = layout.blobs.join(digest.hex());
+        let known = path.exists();
         file.persist(&path)
             .map_err(|error| Error::io("write", &path)(error.error))?;
-        layout.state().made.push(path);
+        let mut state = layout.state();
+        if known {
+            state.replaced.push(path);
+        } else {
+            state.made.push(path);
+        }
         Ok(size)
     }
 }
