@@ -198,6 +198,14 @@ fn features_are_found_in_the_short_help() {
     assert_eq!(ran.stderr, "");
 }
 
+/// Help and error texts word for word: `TRYCMD=overwrite` writes them anew.
+#[test]
+fn help_and_messages() {
+    trycmd::TestCases::new()
+        .env("COLUMNS", "100")
+        .case("tests/cmd/*.trycmd");
+}
+
 #[test]
 fn the_version_is_found() {
     let ran = nydus_image(["--version"]).ok();

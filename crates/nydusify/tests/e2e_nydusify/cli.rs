@@ -14,7 +14,9 @@ use crate::support::*;
 /// Help and error texts word for word: `TRYCMD=overwrite` writes them anew.
 #[test]
 fn help_and_messages() {
-    trycmd::TestCases::new().env("COLUMNS", "100").case("tests/cmd/*.trycmd");
+    trycmd::TestCases::new()
+        .env("COLUMNS", "100")
+        .case("tests/cmd/*.trycmd");
 }
 
 #[test]
@@ -61,12 +63,27 @@ fn nothing_is_printed_when_piped() {
 #[test]
 fn progress_comes_as_json_lines() {
     let place = Place::new();
-    let ran = convert(&fixture(), &place.oci("nydus", "v6"), &["--progress", "json"]).ok();
-    let events: Vec<Value> = ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ran = convert(
+        &fixture(),
+        &place.oci("nydus", "v6"),
+        &["--progress", "json"],
+    )
+    .ok();
+    let events: Vec<Value> = ran
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     for name in ["started", "finished"] {
-        assert!(events.iter().filter(|event| event["event"] == name).count() >= 3, "{name}: {ran}");
+        assert!(
+            events.iter().filter(|event| event["event"] == name).count() >= 3,
+            "{name}: {ran}"
+        );
     }
-    assert!(events.iter().all(|event| event["schema"].is_string()), "{ran}");
+    assert!(
+        events.iter().all(|event| event["schema"].is_string()),
+        "{ran}"
+    );
     assert!(events.iter().any(|event| event["task"] == "total"), "{ran}");
 }
 
@@ -74,13 +91,28 @@ fn progress_comes_as_json_lines() {
 fn the_report_has_the_keys_of_the_contract() {
     let place = Place::new();
     let report = place.path("report.json");
-    convert(&fixture(), &place.oci("nydus", "v6"), &["--output-json", report.to_str().unwrap()]).ok();
+    convert(
+        &fixture(),
+        &place.oci("nydus", "v6"),
+        &["--output-json", report.to_str().unwrap()],
+    )
+    .ok();
     let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
-    for key in ["SourceImageSize", "TargetImageSize", "SourcePullElapsed", "ConversionElapsed", "TargetPushElapsed"] {
+    for key in [
+        "SourceImageSize",
+        "TargetImageSize",
+        "SourcePullElapsed",
+        "ConversionElapsed",
+        "TargetPushElapsed",
+    ] {
         assert!(report[key].is_u64(), "{key} in {report}");
     }
     let manifest = manifest(&place.path("nydus"), "v6");
-    let layers = manifest["layers"].as_array().unwrap().iter().chain([&manifest["config"]]);
+    let layers = manifest["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .chain([&manifest["config"]]);
     let size: u64 = layers.map(|part| part["size"].as_u64().unwrap()).sum();
     assert_eq!(report["TargetImageSize"], size);
 }
@@ -90,7 +122,14 @@ fn prefetch_patterns_come_from_standard_input() {
     let place = Place::new();
     let target = place.oci("nydus", "v6");
     let mut child = Command::new(NYDUSIFY)
-        .args(["convert", "--source", &fixture(), "--target", &target, "--prefetch-patterns"])
+        .args([
+            "convert",
+            "--source",
+            &fixture(),
+            "--target",
+            &target,
+            "--prefetch-patterns",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -110,10 +149,19 @@ fn an_interrupted_conversion_leaves_nothing() {
         tar.add(Entry::file(format!("noise{i}"), noise(i, 2 << 20)));
     }
     testkit::layout::write(&place.path("source"), &[tar.finish()], Packing::None);
-    for (signal, code) in [(rustix::process::Signal::INT, 130), (rustix::process::Signal::TERM, 143)] {
+    for (signal, code) in [
+        (rustix::process::Signal::INT, 130),
+        (rustix::process::Signal::TERM, 143),
+    ] {
         let target = place.oci("nydus", "v6");
         let mut child = Command::new(NYDUSIFY)
-            .args(["convert", "--source", &place.oci("source", "latest"), "--target", &target])
+            .args([
+                "convert",
+                "--source",
+                &place.oci("source", "latest"),
+                "--target",
+                &target,
+            ])
             .args(["--threads", "1", "--compression-level", "19"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -128,7 +176,11 @@ fn an_interrupted_conversion_leaves_nothing() {
         let asked = Instant::now();
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
         let ran = Ran::new("convert".into(), child.wait_with_output().unwrap()).exits(code);
-        assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}: {ran}", asked.elapsed());
+        assert!(
+            asked.elapsed() < Duration::from_secs(10),
+            "it took {:?}: {ran}",
+            asked.elapsed()
+        );
         assert_clean(&place.path("nydus"), "v6");
         let _ = std::fs::remove_dir_all(place.path("nydus"));
     }
@@ -138,6 +190,10 @@ fn an_interrupted_conversion_leaves_nothing() {
 fn the_program_names_its_version() {
     let ran = run(NYDUSIFY, ["--version"]).ok();
     assert!(ran.stdout.contains("Version: v"), "{ran}");
-    let ran = output(Command::new(NYDUSIFY).env("LOG_LEVEL", "nonsense").arg("--version"));
+    let ran = output(
+        Command::new(NYDUSIFY)
+            .env("LOG_LEVEL", "nonsense")
+            .arg("--version"),
+    );
     assert!(ran.code == 0 || ran.code == 2, "{ran}");
 }

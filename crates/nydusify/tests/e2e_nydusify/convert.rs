@@ -14,7 +14,8 @@ const BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
 fn small_layers(count: u64) -> Vec<Vec<u8>> {
     let layer = |seed| {
         let mut tar = Tar::new();
-        tar.add(Entry::directory("etc/")).add(Entry::file(format!("etc/{seed}"), prose(seed, 20_000)));
+        tar.add(Entry::directory("etc/"))
+            .add(Entry::file(format!("etc/{seed}"), prose(seed, 20_000)));
         tar.add(Entry::file("etc/last", seed.to_string()));
         tar.finish()
     };
@@ -22,7 +23,10 @@ fn small_layers(count: u64) -> Vec<Vec<u8>> {
 }
 
 fn gzip_layers(count: u64) -> Vec<Layer> {
-    small_layers(count).iter().map(|tar| Layer::new(tar, Packing::Gzip)).collect()
+    small_layers(count)
+        .iter()
+        .map(|tar| Layer::new(tar, Packing::Gzip))
+        .collect()
 }
 
 #[test]
@@ -36,25 +40,52 @@ fn the_result_is_the_image_of_the_contract() {
     let config = document(&target, manifest["config"]["digest"].as_str().unwrap());
 
     assert_eq!(manifest["mediaType"], source["mediaType"]);
-    assert_eq!(manifest["config"]["mediaType"], source["config"]["mediaType"]);
+    assert_eq!(
+        manifest["config"]["mediaType"],
+        source["config"]["mediaType"]
+    );
     let layers = manifest["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 4);
     let (bootstrap, blobs) = layers.split_last().unwrap();
     for blob in blobs {
         assert_eq!(blob["mediaType"], BLOB);
-        assert_eq!(blob["annotations"]["containerd.io/snapshot/nydus-blob"], "true");
-        assert!(blob["annotations"].get("containerd.io/uncompressed").is_none());
+        assert_eq!(
+            blob["annotations"]["containerd.io/snapshot/nydus-blob"],
+            "true"
+        );
+        assert!(
+            blob["annotations"]
+                .get("containerd.io/uncompressed")
+                .is_none()
+        );
     }
-    assert_eq!(bootstrap["mediaType"], "application/vnd.oci.image.layer.v1.tar+gzip");
-    assert_eq!(bootstrap["annotations"]["containerd.io/snapshot/nydus-bootstrap"], "true");
-    assert_eq!(bootstrap["annotations"]["containerd.io/snapshot/nydus-fs-version"], "6");
+    assert_eq!(
+        bootstrap["mediaType"],
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+    );
+    assert_eq!(
+        bootstrap["annotations"]["containerd.io/snapshot/nydus-bootstrap"],
+        "true"
+    );
+    assert_eq!(
+        bootstrap["annotations"]["containerd.io/snapshot/nydus-fs-version"],
+        "6"
+    );
 
-    let path = target.join("blobs").join(bootstrap["digest"].as_str().unwrap().replace(':', "/"));
+    let path = target
+        .join("blobs")
+        .join(bootstrap["digest"].as_str().unwrap().replace(':', "/"));
     let mut tar = Vec::new();
     let gzip = std::fs::read(path).unwrap();
-    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(gzip.as_slice()), &mut tar).unwrap();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(gzip.as_slice()), &mut tar)
+        .unwrap();
     let names: Vec<String> = tar_names(&tar);
-    let meta = |blob: &Value| format!("image/{}.blob.meta", &blob["digest"].as_str().unwrap()["sha256:".len()..]);
+    let meta = |blob: &Value| {
+        format!(
+            "image/{}.blob.meta",
+            &blob["digest"].as_str().unwrap()["sha256:".len()..]
+        )
+    };
     let mut want = vec!["image".to_owned(), "image/image.boot".to_owned()];
     want.extend(blobs.iter().map(meta));
     assert_eq!(names, want);
@@ -64,7 +95,10 @@ fn the_result_is_the_image_of_the_contract() {
     assert_eq!(config["rootfs"]["diff_ids"], json!(diff_ids));
     let (last, history) = config["history"].as_array().unwrap().split_last().unwrap();
     assert_eq!(json!(history), source_config["history"]);
-    assert_eq!(*last, json!({"created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer"}));
+    assert_eq!(
+        *last,
+        json!({"created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer"})
+    );
     for key in ["config", "architecture", "os", "created"] {
         assert_eq!(config[key], source_config[key], "{key}");
     }
@@ -77,7 +111,11 @@ fn tar_names(tar: &[u8]) -> Vec<String> {
     while tar.get(at).is_some_and(|byte| *byte != 0) {
         let text = |range: std::ops::Range<usize>| {
             let field = &tar[at + range.start..at + range.end];
-            String::from_utf8_lossy(field).split('\0').next().unwrap_or_default().to_owned()
+            String::from_utf8_lossy(field)
+                .split('\0')
+                .next()
+                .unwrap_or_default()
+                .to_owned()
         };
         names.push(text(0..100).trim_end_matches('/').to_owned());
         let size = usize::from_str_radix(text(124..136).trim(), 8).unwrap();
@@ -96,13 +134,20 @@ fn check_tells_equal_from_different() {
 
     let (other, _) = testkit::fixture::busybox_layers(b"another binary");
     testkit::layout::write(&place.path("other"), &other, Packing::Gzip);
-    check(&place.oci("other", "latest"), &target).exits(1).says(&["bin/ash", "1982256"]);
+    check(&place.oci("other", "latest"), &target)
+        .exits(1)
+        .says(&["bin/ash", "1982256"]);
 }
 
 #[test]
 fn corner_cases_are_converted_and_checked_in_every_packing() {
     let image = corner::image();
-    for packing in [Packing::None, Packing::Gzip, Packing::GzipMembers, Packing::Zstd] {
+    for packing in [
+        Packing::None,
+        Packing::Gzip,
+        Packing::GzipMembers,
+        Packing::Zstd,
+    ] {
         let place = Place::new();
         testkit::layout::write(&place.path("source"), &image.layers, packing);
         let (source, target) = (place.oci("source", "latest"), place.oci("nydus", "v6"));
@@ -116,7 +161,10 @@ fn output_depends_on_input_and_options_alone() {
     let place = Place::new();
     testkit::layout::write(&place.path("source"), &image.layers, Packing::Gzip);
     let source = place.oci("source", "latest");
-    for more in [&[][..], &["--dedup", "image", "--compressor", "lz4_block"][..]] {
+    for more in [
+        &[][..],
+        &["--dedup", "image", "--compressor", "lz4_block"][..],
+    ] {
         let digest = |name: &str, threads: &str| {
             let arguments: Vec<&str> = ["--threads", threads].iter().chain(more).copied().collect();
             convert(&source, &place.oci(name, "v6"), &arguments).ok();
@@ -142,7 +190,14 @@ fn every_option_gives_an_equal_image() {
         &["--dedup", "image"],
         &["--prefetch-dir", "/etc"],
         &["--fs-version", "6", "--memory", "64MiB", "--threads", "1"],
-        &["--work-dir", "/nowhere", "--nydus-image", "/nowhere/nydus-image", "--nydusd", "/nowhere/nydusd"],
+        &[
+            "--work-dir",
+            "/nowhere",
+            "--nydus-image",
+            "/nowhere/nydus-image",
+            "--nydusd",
+            "/nowhere/nydusd",
+        ],
     ];
     let place = Place::new();
     for (number, options) in options.into_iter().enumerate() {
@@ -162,14 +217,31 @@ fn chunks_are_shared_between_layers_on_request() {
         tar.add(Entry::file(name, &data));
         tar.finish()
     };
-    testkit::layout::write(&place.path("source"), &[layer("a"), layer("b")], Packing::Gzip);
+    testkit::layout::write(
+        &place.path("source"),
+        &[layer("a"), layer("b")],
+        Packing::Gzip,
+    );
     let size = |dedup: &str| -> u64 {
-        convert(&place.oci("source", "latest"), &place.oci("nydus", dedup), &["--dedup", dedup, "--check"]).ok();
+        convert(
+            &place.oci("source", "latest"),
+            &place.oci("nydus", dedup),
+            &["--dedup", dedup, "--check"],
+        )
+        .ok();
         let manifest = manifest(&place.path("nydus"), dedup);
-        manifest["layers"].as_array().unwrap().iter().map(|layer| layer["size"].as_u64().unwrap()).sum()
+        manifest["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|layer| layer["size"].as_u64().unwrap())
+            .sum()
     };
     let (alone, shared) = (size("layer"), size("image"));
-    assert!(alone > 800_000 && shared < 500_000, "{alone} bytes alone, {shared} shared");
+    assert!(
+        alone > 800_000 && shared < 500_000,
+        "{alone} bytes alone, {shared} shared"
+    );
 }
 
 #[test]
@@ -179,28 +251,67 @@ fn archives_are_sources_and_targets() {
     testkit::layout::write(&place.path("source"), &layers, Packing::Gzip);
     let from_layout = place.oci("source", "latest");
     std::fs::write(place.path("oci.tar"), oci_archive(&place.path("source"))).unwrap();
-    std::fs::write(place.path("docker.tar"), docker_archive(&layers, "example/name:1.0")).unwrap();
+    std::fs::write(
+        place.path("docker.tar"),
+        docker_archive(&layers, "example/name:1.0"),
+    )
+    .unwrap();
     let archive = |kind: &str, name: &str| format!("{kind}:{}", place.path(name).display());
 
     convert(&from_layout, &place.oci("a", "v6"), &["--check"]).ok();
-    convert(&archive("oci-archive", "oci.tar"), &place.oci("b", "v6"), &["--check"]).ok();
-    assert_eq!(manifest(&place.path("a"), "v6")["layers"], manifest(&place.path("b"), "v6")["layers"]);
+    convert(
+        &archive("oci-archive", "oci.tar"),
+        &place.oci("b", "v6"),
+        &["--check"],
+    )
+    .ok();
+    assert_eq!(
+        manifest(&place.path("a"), "v6")["layers"],
+        manifest(&place.path("b"), "v6")["layers"]
+    );
 
     let docker = archive("docker-archive", "docker.tar");
     convert(&docker, &place.oci("c", "v6"), &["--check"]).ok();
-    convert(&format!("{docker}:example/name:1.0"), &place.oci("d", "v6"), &[]).ok();
-    assert_eq!(manifest(&place.path("c"), "v6")["layers"].as_array().unwrap().len(), 4);
+    convert(
+        &format!("{docker}:example/name:1.0"),
+        &place.oci("d", "v6"),
+        &[],
+    )
+    .ok();
+    assert_eq!(
+        manifest(&place.path("c"), "v6")["layers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        4
+    );
 
     let target = archive("oci-archive", "nydus.tar");
     convert(&from_layout, &format!("{target}:v6"), &["--check"]).ok();
     check(&from_layout, &format!("{target}:v6")).ok();
-    let left: Vec<_> = std::fs::read_dir(place.path("nydus.tar").parent().unwrap()).unwrap().flatten().collect();
-    assert!(left.iter().all(|entry| !entry.file_name().to_string_lossy().contains("tmp")), "{left:?}");
+    let left: Vec<_> = std::fs::read_dir(place.path("nydus.tar").parent().unwrap())
+        .unwrap()
+        .flatten()
+        .collect();
+    assert!(
+        left.iter()
+            .all(|entry| !entry.file_name().to_string_lossy().contains("tmp")),
+        "{left:?}"
+    );
 
     // The flags of the deployed tool mean the same.
     let (from, to) = (place.path("oci.tar"), place.path("flags.tar"));
-    let arguments = ["--source-archive", from.to_str().unwrap(), "--target-archive", to.to_str().unwrap()];
-    testkit::run::run(NYDUSIFY, ["convert", "--source", "latest"].iter().chain(&arguments)).ok();
+    let arguments = [
+        "--source-archive",
+        from.to_str().unwrap(),
+        "--target-archive",
+        to.to_str().unwrap(),
+    ];
+    testkit::run::run(
+        NYDUSIFY,
+        ["convert", "--source", "latest"].iter().chain(&arguments),
+    )
+    .ok();
     assert!(to.is_file());
 }
 
@@ -208,15 +319,29 @@ fn archives_are_sources_and_targets() {
 fn docker_manifests_stay_docker_manifests() {
     let place = Place::new();
     let root = place.path("source");
-    let layers: Vec<Layer> = small_layers(2).iter().map(|tar| Layer::docker(tar)).collect();
+    let layers: Vec<Layer> = small_layers(2)
+        .iter()
+        .map(|tar| Layer::docker(tar))
+        .collect();
     let mut layout = Layout::create(&root);
     let image = layout.manifest(&layers, Flavour::Docker);
     layout.tag(&image, "latest");
-    convert(&place.oci("source", "latest"), &place.oci("nydus", "v6"), &["--check"]).ok();
+    convert(
+        &place.oci("source", "latest"),
+        &place.oci("nydus", "v6"),
+        &["--check"],
+    )
+    .ok();
     let manifest = manifest(&place.path("nydus"), "v6");
-    assert_eq!(manifest["mediaType"], "application/vnd.docker.distribution.manifest.v2+json");
+    assert_eq!(
+        manifest["mediaType"],
+        "application/vnd.docker.distribution.manifest.v2+json"
+    );
     let bootstrap = manifest["layers"].as_array().unwrap().last().unwrap();
-    assert_eq!(bootstrap["mediaType"], "application/vnd.docker.image.rootfs.diff.tar.gzip");
+    assert_eq!(
+        bootstrap["mediaType"],
+        "application/vnd.docker.image.rootfs.diff.tar.gzip"
+    );
 }
 
 #[test]
@@ -225,7 +350,9 @@ fn an_index_is_resolved_by_platform() {
     let root = place.path("source");
     let mut layout = Layout::create(&root);
     let amd64 = layout.manifest(&gzip_layers(2), Flavour::Oci);
-    let arm64 = layout.manifest_with(&gzip_layers(3), Flavour::Oci, |_, config| config["architecture"] = json!("arm64"));
+    let arm64 = layout.manifest_with(&gzip_layers(3), Flavour::Oci, |_, config| {
+        config["architecture"] = json!("arm64")
+    });
     let attestation = layout.manifest_with(&[], Flavour::Oci, |manifest, config| {
         manifest["layers"] = json!([{ "mediaType": "application/vnd.in-toto+json", "size": 2,
             "digest": format!("sha256:{}", testkit::sha256(b"{}")) }]);
@@ -245,22 +372,64 @@ fn an_index_is_resolved_by_platform() {
     let other = arm64["digest"].as_str().unwrap().replace(':', "/");
     let kept = std::fs::read(root.join("blobs").join(&other)).unwrap();
     std::fs::remove_file(root.join("blobs").join(&other)).unwrap();
-    convert(&source, &place.oci("one", "v6"), &["--platform", "linux/amd64", "--check"]).ok();
-    assert_eq!(manifest(&place.path("one"), "v6")["layers"].as_array().unwrap().len(), 3);
-    convert(&source, &place.oci("none", "v6"), &["--platform", "linux/s390x"]).fails_with(&["linux/s390x"]);
+    convert(
+        &source,
+        &place.oci("one", "v6"),
+        &["--platform", "linux/amd64", "--check"],
+    )
+    .ok();
+    assert_eq!(
+        manifest(&place.path("one"), "v6")["layers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    convert(
+        &source,
+        &place.oci("none", "v6"),
+        &["--platform", "linux/s390x"],
+    )
+    .fails_with(&["linux/s390x"]);
     assert_clean(&place.path("none"), "v6");
     std::fs::write(root.join("blobs").join(&other), kept).unwrap();
 
     convert(&source, &place.oci("all", "v6"), &["--all-platforms"]).ok();
-    let manifests = manifest(&place.path("all"), "v6")["manifests"].as_array().unwrap().clone();
+    let manifests = manifest(&place.path("all"), "v6")["manifests"]
+        .as_array()
+        .unwrap()
+        .clone();
     assert_eq!(manifests.len(), 3);
     let of = |architecture: &str| {
-        manifests.iter().find(|m| m["platform"]["architecture"] == architecture).unwrap()["digest"].as_str().unwrap()
+        manifests
+            .iter()
+            .find(|m| m["platform"]["architecture"] == architecture)
+            .unwrap()["digest"]
+            .as_str()
+            .unwrap()
     };
-    assert_eq!(document(&place.path("all"), of("amd64"))["layers"].as_array().unwrap().len(), 3);
-    assert_eq!(document(&place.path("all"), of("arm64"))["layers"].as_array().unwrap().len(), 4);
+    assert_eq!(
+        document(&place.path("all"), of("amd64"))["layers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    assert_eq!(
+        document(&place.path("all"), of("arm64"))["layers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        4
+    );
     assert_eq!(of("unknown"), attestation["digest"]);
-    assert!(place.path("all").join("blobs/sha256").join(testkit::sha256(b"{}")).is_file());
+    assert!(
+        place
+            .path("all")
+            .join("blobs/sha256")
+            .join(testkit::sha256(b"{}"))
+            .is_file()
+    );
 }
 
 #[test]
@@ -273,10 +442,28 @@ fn unusual_stacks_of_layers() {
     let one = gzip_layers(1).remove(0);
     let cases = [
         ("no-layers", vec![]),
-        ("same-layer-twice", vec![one.clone(), one.clone(), one.clone()]),
+        (
+            "same-layer-twice",
+            vec![one.clone(), one.clone(), one.clone()],
+        ),
         ("empty-layer", vec![one.clone(), layer(&empty.finish())]),
-        ("only-metadata", vec![layer(&empty.add(Entry::directory("d/")).add(Entry::file("d/e", b"")).finish())]),
-        ("mixed", vec![one.clone(), Layer::new(&small_layers(2)[1], Packing::Zstd), Layer::new(&small_layers(3)[2], Packing::None)]),
+        (
+            "only-metadata",
+            vec![layer(
+                &empty
+                    .add(Entry::directory("d/"))
+                    .add(Entry::file("d/e", b""))
+                    .finish(),
+            )],
+        ),
+        (
+            "mixed",
+            vec![
+                one.clone(),
+                Layer::new(&small_layers(2)[1], Packing::Zstd),
+                Layer::new(&small_layers(3)[2], Packing::None),
+            ],
+        ),
     ];
     for (name, layers) in &cases {
         let image = layout.manifest(layers, Flavour::Oci);
@@ -286,10 +473,18 @@ fn unusual_stacks_of_layers() {
         let (source, target) = (place.oci("source", name), place.oci("nydus", name));
         convert(&source, &target, &["--check"]).ok();
         let converted = manifest(&place.path("nydus"), name);
-        assert_eq!(converted["layers"].as_array().unwrap().len(), layers.len() + 1, "{name}");
+        assert_eq!(
+            converted["layers"].as_array().unwrap().len(),
+            layers.len() + 1,
+            "{name}"
+        );
         // Nydus images pass through unchanged.
         convert(&target, &place.oci("again", name), &[]).ok();
-        assert_eq!(digest(&place.path("again"), name), digest(&place.path("nydus"), name), "{name}");
+        assert_eq!(
+            digest(&place.path("again"), name),
+            digest(&place.path("nydus"), name),
+            "{name}"
+        );
         check(&source, &place.oci("again", name)).ok();
     }
 }
@@ -300,8 +495,17 @@ fn an_existing_target_keeps_its_other_tags() {
     let target = place.path("nydus");
     convert(&fixture(), &place.oci("nydus", "one"), &[]).ok();
     let one = digest(&target, "one");
-    convert(&fixture(), &place.oci("nydus", "two"), &["--compressor", "none"]).ok();
+    convert(
+        &fixture(),
+        &place.oci("nydus", "two"),
+        &["--compressor", "none"],
+    )
+    .ok();
     assert_eq!(digest(&target, "one"), one);
     convert(&fixture(), &place.oci("nydus", "two"), &[]).ok();
-    assert_eq!(digest(&target, "two"), one, "a tag is moved to the new image");
+    assert_eq!(
+        digest(&target, "two"),
+        one,
+        "a tag is moved to the new image"
+    );
 }

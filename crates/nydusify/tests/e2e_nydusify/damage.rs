@@ -9,7 +9,10 @@ use crate::support::*;
 /// Positions spread over a file, its ends included.
 fn positions(length: u64, count: u64) -> impl Iterator<Item = u64> {
     let ends = [0, 1, length / 2, length.saturating_sub(1)];
-    (0..count).map(move |i| i * length / count + i % 7).chain(ends).filter(move |at| *at < length)
+    (0..count)
+        .map(move |i| i * length / count + i % 7)
+        .chain(ends)
+        .filter(move |at| *at < length)
 }
 
 fn flip(path: &Path, at: u64) {
@@ -19,7 +22,9 @@ fn flip(path: &Path, at: u64) {
 }
 
 fn blob_path(layout: &Path, descriptor: &serde_json::Value) -> PathBuf {
-    layout.join("blobs").join(descriptor["digest"].as_str().unwrap().replace(':', "/"))
+    layout
+        .join("blobs")
+        .join(descriptor["digest"].as_str().unwrap().replace(':', "/"))
 }
 
 #[test]
@@ -36,7 +41,9 @@ fn check_notices_any_flipped_byte_of_an_image() {
         for at in positions(length, 4) {
             flip(&path, at);
             let name = &part["digest"].as_str().unwrap()["sha256:".len()..][..12];
-            check(&fixture(), &place.oci("nydus", "v6")).exits(1).says(&[name]);
+            check(&fixture(), &place.oci("nydus", "v6"))
+                .exits(1)
+                .says(&[name]);
             flip(&path, at);
         }
     }
@@ -52,5 +59,7 @@ fn a_lost_blob_is_named() {
     let lost = &manifest["layers"][0];
     std::fs::remove_file(blob_path(&target, lost)).unwrap();
     let name = &lost["digest"].as_str().unwrap()["sha256:".len()..];
-    run(NYDUSIFY, ["check", "--target", &place.oci("nydus", "v6")]).exits(1).says(&[name]);
+    run(NYDUSIFY, ["check", "--target", &place.oci("nydus", "v6")])
+        .exits(1)
+        .says(&[name]);
 }

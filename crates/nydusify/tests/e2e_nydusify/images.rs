@@ -6,7 +6,9 @@ use crate::support::*;
 
 #[test]
 fn the_torture_image_is_converted_and_checked() {
-    let Some(shared) = shared_or_skip("the_torture_image_is_converted_and_checked") else { return };
+    let Some(shared) = shared_or_skip("the_torture_image_is_converted_and_checked") else {
+        return;
+    };
     let source = format!("oci:{}:torture", shared.join("torture/image").display());
     let place = Place::new();
     convert(&source, &place.oci("nydus", "v6"), &["--check"]).ok();

@@ -15,7 +15,9 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -30,13 +32,22 @@ impl Place {
 
 /// The reference of the busybox fixture.
 pub fn fixture() -> String {
-    format!("oci:{}:{}", testkit::fixture::busybox().display(), testkit::fixture::BUSYBOX_TAG)
+    format!(
+        "oci:{}:{}",
+        testkit::fixture::busybox().display(),
+        testkit::fixture::BUSYBOX_TAG
+    )
 }
 
 /// Runs `nydusify convert`.
 #[track_caller]
 pub fn convert(source: &str, target: &str, more: &[&str]) -> Ran {
-    run(NYDUSIFY, ["convert", "--source", source, "--target", target].iter().chain(more))
+    run(
+        NYDUSIFY,
+        ["convert", "--source", source, "--target", target]
+            .iter()
+            .chain(more),
+    )
 }
 
 /// Runs `nydusify check`.
@@ -55,10 +66,18 @@ pub fn document(layout: &Path, digest: &str) -> Value {
 
 /// The descriptors that `index.json` names by `tag`; none without an index.
 pub fn tagged(layout: &Path, tag: &str) -> Vec<Value> {
-    let Ok(bytes) = std::fs::read(layout.join("index.json")) else { return Vec::new() };
+    let Ok(bytes) = std::fs::read(layout.join("index.json")) else {
+        return Vec::new();
+    };
     let index: Value = serde_json::from_slice(&bytes).unwrap();
     let is_it = |m: &&Value| m["annotations"]["org.opencontainers.image.ref.name"] == tag;
-    index["manifests"].as_array().unwrap().iter().filter(is_it).cloned().collect()
+    index["manifests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(is_it)
+        .cloned()
+        .collect()
 }
 
 /// Digest of what `tag` names.
@@ -78,7 +97,11 @@ pub fn manifest(layout: &Path, tag: &str) -> Value {
 /// What a failed conversion must leave: no tag, and no file but complete blobs under their digests.
 #[track_caller]
 pub fn assert_clean(layout: &Path, tag: &str) {
-    assert_eq!(tagged(layout, tag), Vec::<Value>::new(), "a tag was written");
+    assert_eq!(
+        tagged(layout, tag),
+        Vec::<Value>::new(),
+        "a tag was written"
+    );
     if !layout.exists() {
         return;
     }

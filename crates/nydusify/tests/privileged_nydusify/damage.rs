@@ -3,16 +3,29 @@
 use std::path::{Path, PathBuf};
 
 use testkit::fixture::busybox_expect;
-use testkit::run::{run, output};
+use testkit::run::{output, run};
 
 use crate::support::*;
 
 /// Layer blobs of the image in a layout with one tag, the bootstrap layer last.
 fn layers(layout: &Path) -> Vec<PathBuf> {
-    let blob = |digest: &serde_json::Value| layout.join("blobs").join(digest.as_str().unwrap().replace(':', "/"));
-    let json = |path: PathBuf| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    let manifest = json(blob(&json(layout.join("index.json"))["manifests"][0]["digest"]));
-    manifest["layers"].as_array().unwrap().iter().map(|layer| blob(&layer["digest"])).collect()
+    let blob = |digest: &serde_json::Value| {
+        layout
+            .join("blobs")
+            .join(digest.as_str().unwrap().replace(':', "/"))
+    };
+    let json = |path: PathBuf| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let manifest = json(blob(
+        &json(layout.join("index.json"))["manifests"][0]["digest"],
+    ));
+    manifest["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| blob(&layer["digest"]))
+        .collect()
 }
 
 /// Each file either reads as it should or not at all.
@@ -21,9 +34,15 @@ fn assert_no_wrong_data(root: &Path) -> usize {
     let found = testkit::scan::scan(root).unwrap();
     for (path, want) in &busybox_expect().entries {
         match (&want.sha256, &found[path].sha256) {
-            (Some(want), Some(Ok(have))) => assert_eq!(have, want, "wrong data in {}", path.escape_ascii()),
+            (Some(want), Some(Ok(have))) => {
+                assert_eq!(have, want, "wrong data in {}", path.escape_ascii())
+            }
             (Some(_), Some(Err(error))) => {
-                assert!(error.contains("Input/output error"), "{}: {error}", path.escape_ascii());
+                assert!(
+                    error.contains("Input/output error"),
+                    "{}: {error}",
+                    path.escape_ascii()
+                );
                 unreadable += 1;
             }
             _ => {}
@@ -34,7 +53,11 @@ fn assert_no_wrong_data(root: &Path) -> usize {
 
 #[test]
 fn privileged_flipped_bytes_of_blobs_are_errors_and_never_wrong_data() {
-    let Some(place) = Place::new("privileged_flipped_bytes_of_blobs_are_errors_and_never_wrong_data") else { return };
+    let Some(place) =
+        Place::new("privileged_flipped_bytes_of_blobs_are_errors_and_never_wrong_data")
+    else {
+        return;
+    };
     let target = place.converted(&fixture(), &[]);
     let blobs = layers(&place.path("nydus"));
     let mut unreadable = 0;
@@ -62,8 +85,30 @@ fn privileged_flipped_bytes_of_blobs_are_errors_and_never_wrong_data() {
 }
 
 #[test]
-fn privileged_damage_in_the_cache_is_noticed_after_a_restart_of_the_machine_or_overwritten() {
-    let Some(place) = Place::new("privileged_damage_in_the_cache_is_noticed") else { return };
+fn privileged_a_flipped_byte_of_the_bootstrap_layer_is_refused() {
+    let Some(place) = Place::new("privileged_a_flipped_byte_of_the_bootstrap_layer_is_refused")
+    else {
+        return;
+    };
+    let target = place.converted(&fixture(), &[]);
+    let layer = layers(&place.path("nydus")).pop().unwrap();
+    let sound = std::fs::read(&layer).unwrap();
+    for part in 0..8 {
+        let mut bytes = sound.clone();
+        bytes[(sound.len() - 1) * part / 7] ^= 0x10;
+        std::fs::write(&layer, &bytes).unwrap();
+        let name = layer.file_name().unwrap().to_str().unwrap();
+        let mut command = place.mount_command(&target);
+        output(&mut command).exits(1).fails_with(&[name]);
+        assert!(!testkit::run::is_mounted(&place.path("root")));
+    }
+}
+
+#[test]
+fn privileged_a_cache_without_its_map_is_filled_anew() {
+    let Some(place) = Place::new("privileged_a_cache_without_its_map_is_filled_anew") else {
+        return;
+    };
     let target = place.converted(&fixture(), &[]);
     let mount = place.mount(&target, &["--no-prefetch"]);
     assert_equal(&busybox_expect().compare(mount.path()));
@@ -81,7 +126,10 @@ fn privileged_damage_in_the_cache_is_noticed_after_a_restart_of_the_machine_or_o
 
 #[test]
 fn privileged_a_lost_blob_is_an_error_and_the_rest_still_reads() {
-    let Some(place) = Place::new("privileged_a_lost_blob_is_an_error_and_the_rest_still_reads") else { return };
+    let Some(place) = Place::new("privileged_a_lost_blob_is_an_error_and_the_rest_still_reads")
+    else {
+        return;
+    };
     let target = place.converted(&fixture(), &[]);
     let blobs = layers(&place.path("nydus"));
     std::fs::remove_file(&blobs[0]).unwrap();
@@ -105,7 +153,9 @@ fn privileged_a_lost_blob_is_an_error_and_the_rest_still_reads() {
 
 #[test]
 fn privileged_a_full_disk_leaves_no_tag() {
-    let Some(place) = Place::new("privileged_a_full_disk_leaves_no_tag") else { return };
+    let Some(place) = Place::new("privileged_a_full_disk_leaves_no_tag") else {
+        return;
+    };
     let small = place.directory("small");
     let options = std::ffi::CString::new("size=512k").unwrap();
     let flags = rustix::mount::MountFlags::empty();
@@ -113,7 +163,10 @@ fn privileged_a_full_disk_leaves_no_tag() {
     let unmounted = scopeguard(&small);
     for target in ["oci:DIR/layout:v6", "oci-archive:DIR/archive.tar:v6"] {
         let target = target.replace("DIR", small.to_str().unwrap());
-        let ran = run(NYDUSIFY, ["convert", "--source", &fixture(), "--target", &target]);
+        let ran = run(
+            NYDUSIFY,
+            ["convert", "--source", &fixture(), "--target", &target],
+        );
         ran.exits(1).fails_with(&["No space left"]);
         assert!(!small.join("archive.tar").exists());
         let index = std::fs::read_to_string(small.join("layout/index.json")).unwrap_or_default();
@@ -121,8 +174,14 @@ fn privileged_a_full_disk_leaves_no_tag() {
         for (path, file) in testkit::scan::scan(&small).unwrap() {
             let path = String::from_utf8(path).unwrap();
             let name = path.rsplit('/').next().unwrap();
-            let complete = file.sha256.as_ref().is_none_or(|digest| digest.as_deref() == Ok(name));
-            assert!(complete || name == "oci-layout" || name == "index.json", "{path} was left behind");
+            let complete = file
+                .sha256
+                .as_ref()
+                .is_none_or(|digest| digest.as_deref() == Ok(name));
+            assert!(
+                complete || name == "oci-layout" || name == "index.json",
+                "{path} was left behind"
+            );
         }
     }
     drop(unmounted);

@@ -9,7 +9,9 @@ use crate::support::*;
 
 #[test]
 fn privileged_signals_end_a_mount_and_statistics_are_told() {
-    let Some(place) = Place::new("privileged_signals_end_a_mount_and_statistics_are_told") else { return };
+    let Some(place) = Place::new("privileged_signals_end_a_mount_and_statistics_are_told") else {
+        return;
+    };
     let target = place.converted(&fixture(), &[]);
     for signal in [Signal::INT, Signal::TERM] {
         let mount = place.mount(&target, &[]);
@@ -18,14 +20,19 @@ fn privileged_signals_end_a_mount_and_statistics_are_told() {
         std::thread::sleep(std::time::Duration::from_millis(200));
         mount.signal(signal);
         let ran = mount.finish().ok();
-        assert!(ran.stderr.matches("reads").count() >= 2, "on the signal and at the end: {ran}");
+        assert!(
+            ran.stderr.matches("reads").count() >= 2,
+            "on the signal and at the end: {ran}"
+        );
         assert!(!is_mounted(&place.path("root")));
     }
 }
 
 #[test]
 fn privileged_unmounting_from_outside_ends_the_process() {
-    let Some(place) = Place::new("privileged_unmounting_from_outside_ends_the_process") else { return };
+    let Some(place) = Place::new("privileged_unmounting_from_outside_ends_the_process") else {
+        return;
+    };
     let target = place.converted(&fixture(), &[]);
     let root = place.path("root");
     let mount = place.mount(&target, &[]);
@@ -35,12 +42,17 @@ fn privileged_unmounting_from_outside_ends_the_process() {
     run(NYDUSIFY, ["umount", root.to_str().unwrap()]).ok();
     mount.finish().ok();
     assert!(!is_mounted(&root));
-    run(NYDUSIFY, ["umount", root.to_str().unwrap()]).exits(1).fails_with(&[root.to_str().unwrap()]);
+    run(NYDUSIFY, ["umount", root.to_str().unwrap()])
+        .exits(1)
+        .fails_with(&[root.to_str().unwrap()]);
 }
 
 #[test]
 fn privileged_a_detached_mount_is_ready_when_the_command_returns() {
-    let Some(place) = Place::new("privileged_a_detached_mount_is_ready_when_the_command_returns") else { return };
+    let Some(place) = Place::new("privileged_a_detached_mount_is_ready_when_the_command_returns")
+    else {
+        return;
+    };
     let target = place.converted(&fixture(), &[]);
     let root = place.path("root");
     output(place.mount_command(&target).arg("--detach")).ok();
@@ -49,18 +61,32 @@ fn privileged_a_detached_mount_is_ready_when_the_command_returns() {
     run(NYDUSIFY, ["umount", root.to_str().unwrap()]).ok();
     assert!(!is_mounted(&root));
     // A failure is told by the command that was called.
-    let ran = output(place.mount_command(&place.oci("nydus", "absent")).arg("--detach"));
+    let ran = output(
+        place
+            .mount_command(&place.oci("nydus", "absent"))
+            .arg("--detach"),
+    );
     ran.exits(1).fails_with(&["absent"]);
 }
 
 #[test]
 fn privileged_bad_mounts_are_refused_by_name() {
-    let Some(place) = Place::new("privileged_bad_mounts_are_refused_by_name") else { return };
+    let Some(place) = Place::new("privileged_bad_mounts_are_refused_by_name") else {
+        return;
+    };
     let file = place.path("file");
     std::fs::write(&file, b"no bootstrap").unwrap();
     let root = place.directory("root");
-    let bare = ["mount", "--bootstrap", file.to_str().unwrap(), "--mount-path", root.to_str().unwrap()];
-    run(NYDUSIFY, bare).exits(1).fails_with(&[file.to_str().unwrap()]);
+    let bare = [
+        "mount",
+        "--bootstrap",
+        file.to_str().unwrap(),
+        "--mount-path",
+        root.to_str().unwrap(),
+    ];
+    run(NYDUSIFY, bare)
+        .exits(1)
+        .fails_with(&[file.to_str().unwrap()]);
     let no_nydus = output(&mut place.mount_command(&fixture()));
     no_nydus.exits(1).fails_with(&["Nydus"]);
     assert!(!is_mounted(&root));
@@ -68,7 +94,10 @@ fn privileged_bad_mounts_are_refused_by_name() {
 
 #[test]
 fn privileged_anyone_may_mount_where_fusermount_is_installed() {
-    let Some(place) = Place::new("privileged_anyone_may_mount_where_fusermount_is_installed") else { return };
+    let Some(place) = Place::new("privileged_anyone_may_mount_where_fusermount_is_installed")
+    else {
+        return;
+    };
     // As on any desktop: the device is open to all, and everything in here belongs to the user.
     let target = place.converted(&fixture(), &[]);
     place.directory("root");
@@ -80,7 +109,22 @@ fn privileged_anyone_may_mount_where_fusermount_is_installed() {
         here = here.display(),
     );
     // The program has to be within reach of the user.
-    if run("setpriv", ["--reuid", "65534", "--regid", "65534", "--clear-groups", "test", "-x", NYDUSIFY]).code != 0 {
+    if run(
+        "setpriv",
+        [
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "test",
+            "-x",
+            NYDUSIFY,
+        ],
+    )
+    .code
+        != 0
+    {
         return reachable_copy(&place, &script);
     }
     mount_as_user(&place, &script);
@@ -94,9 +138,17 @@ fn reachable_copy(place: &Place, script: &str) {
 }
 
 fn mount_as_user(place: &Place, script: &str) {
-    let mount = testkit::run::Mount::start(Command::new("sh").args(["-c", script]), &place.path("root"));
+    let mount =
+        testkit::run::Mount::start(Command::new("sh").args(["-c", script]), &place.path("root"));
     // Only the user may look: not even root, unless the user allows it.
-    let read = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "cat"];
+    let read = [
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+        "cat",
+    ];
     let file = place.path("root/etc/os-release");
     let ran = run("setpriv", read.iter().chain(&[file.to_str().unwrap()])).ok();
     assert!(ran.stdout.contains("fixture"), "{ran}");

@@ -22,7 +22,9 @@ impl Place {
             skip(name, why);
             return None;
         }
-        Some(Self { dir: tempfile::tempdir().unwrap() })
+        Some(Self {
+            dir: tempfile::tempdir().unwrap(),
+        })
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -45,7 +47,15 @@ impl Place {
     #[track_caller]
     pub fn converted(&self, source: &str, options: &[&str]) -> String {
         let target = self.oci("nydus", "v6");
-        run(NYDUSIFY, ["convert", "--source", source, "--target", &target, "--check"].iter().chain(options)).ok();
+        run(
+            NYDUSIFY,
+            [
+                "convert", "--source", source, "--target", &target, "--check",
+            ]
+            .iter()
+            .chain(options),
+        )
+        .ok();
         target
     }
 
@@ -58,7 +68,9 @@ impl Place {
     /// The command that mounts an image at `root` in here, with its cache in `cache`.
     pub fn mount_command(&self, target: &str) -> Command {
         let mut command = Command::new(NYDUSIFY);
-        command.args(["mount", "--target", target, "--mount-path"]).arg(self.directory("root"));
+        command
+            .args(["mount", "--target", target, "--mount-path"])
+            .arg(self.directory("root"));
         command.arg("--cache-dir").arg(self.path("cache"));
         command
     }
@@ -76,31 +88,56 @@ impl Place {
         let layer = blob(&manifest["layers"].as_array().unwrap().last().unwrap()["digest"]);
         let unpacked = self.directory("bootstrap-layer");
         std::fs::write(unpacked.join("layer.tar.gz"), layer).unwrap();
-        run("tar", ["-xzf", unpacked.join("layer.tar.gz").to_str().unwrap(), "-C", unpacked.to_str().unwrap()]).ok();
+        run(
+            "tar",
+            [
+                "-xzf",
+                unpacked.join("layer.tar.gz").to_str().unwrap(),
+                "-C",
+                unpacked.to_str().unwrap(),
+            ],
+        )
+        .ok();
         unpacked.join("image/image.boot")
     }
 
     /// The cache files of the blobs of a bootstrap, in slot order.
     pub fn devices(&self, bootstrap: &Path) -> Vec<PathBuf> {
         let slots = oracle::device_slots(&std::fs::read(bootstrap).unwrap());
-        slots.iter().map(|(id, _)| self.path("cache").join(format!("{id}.blob.data"))).collect()
+        slots
+            .iter()
+            .map(|(id, _)| self.path("cache").join(format!("{id}.blob.data")))
+            .collect()
     }
 }
 
 /// The reference of the busybox fixture.
 pub fn fixture() -> String {
-    format!("oci:{}:{}", testkit::fixture::busybox().display(), testkit::fixture::BUSYBOX_TAG)
+    format!(
+        "oci:{}:{}",
+        testkit::fixture::busybox().display(),
+        testkit::fixture::BUSYBOX_TAG
+    )
 }
 
 /// Bytes that the files in a directory take on disk.
 pub fn stored(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    std::fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.metadata().unwrap().blocks() * 512).sum()
+    std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.metadata().unwrap().blocks() * 512)
+        .sum()
 }
 
 /// Insists on an empty list of differences.
 #[track_caller]
 pub fn assert_equal(differences: &[String]) {
     let shown: Vec<&String> = differences.iter().take(40).collect();
-    assert!(differences.is_empty(), "{} differences: {shown:#?}", differences.len());
+    assert!(
+        differences.is_empty(),
+        "{} differences: {shown:#?}",
+        differences.len()
+    );
 }

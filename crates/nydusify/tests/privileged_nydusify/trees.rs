@@ -23,12 +23,22 @@ fn the_kernel_agrees(place: &Place, mount: &Mount) {
 
 #[test]
 fn privileged_the_fixture_is_mounted_lazily() {
-    let Some(place) = Place::new("privileged_the_fixture_is_mounted_lazily") else { return };
+    let Some(place) = Place::new("privileged_the_fixture_is_mounted_lazily") else {
+        return;
+    };
     let target = place.converted(&fixture(), &["--prefetch-dir", "/etc"]);
     let mount = place.mount(&target, &["--no-prefetch"]);
-    assert_eq!(std::fs::read(mount.path().join("etc/os-release")).unwrap().first(), Some(&b'N'));
+    assert_eq!(
+        std::fs::read(mount.path().join("etc/os-release"))
+            .unwrap()
+            .first(),
+        Some(&b'N')
+    );
     let (fetched, whole) = (stored(&place.path("cache")), 2_000_000);
-    assert!(fetched < whole / 4, "{fetched} bytes were fetched for one small file");
+    assert!(
+        fetched < whole / 4,
+        "{fetched} bytes were fetched for one small file"
+    );
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
     the_kernel_agrees(&place, &mount);
     mount.stop().ok();
@@ -36,16 +46,32 @@ fn privileged_the_fixture_is_mounted_lazily() {
 
 #[test]
 fn privileged_corner_cases_show_the_expected_tree() {
-    let Some(place) = Place::new("privileged_corner_cases_show_the_expected_tree") else { return };
+    let Some(place) = Place::new("privileged_corner_cases_show_the_expected_tree") else {
+        return;
+    };
     let corner::Corner { layers, expect } = corner::image();
     let mut layout_at = Layout::create(Box::leak(place.path("source").into_boxed_path()));
     let packings = [Packing::GzipMembers, Packing::Zstd, Packing::None];
-    let packed: Vec<Layer> = layers.iter().zip(packings).map(|(tar, packing)| Layer::new(tar, packing)).collect();
+    let packed: Vec<Layer> = layers
+        .iter()
+        .zip(packings)
+        .map(|(tar, packing)| Layer::new(tar, packing))
+        .collect();
     let image = layout_at.manifest(&packed, Flavour::Oci);
     layout_at.tag(&image, "latest");
-    for (number, options) in [&[][..], &["--compressor", "lz4_block", "--fs-chunk-size", "0x10000", "--dedup", "image"]]
-        .into_iter()
-        .enumerate()
+    for (number, options) in [
+        &[][..],
+        &[
+            "--compressor",
+            "lz4_block",
+            "--fs-chunk-size",
+            "0x10000",
+            "--dedup",
+            "image",
+        ],
+    ]
+    .into_iter()
+    .enumerate()
     {
         let target = place.converted(&place.oci("source", "latest"), options);
         let mount = place.mount(&target, &[]);
@@ -63,9 +89,16 @@ fn privileged_corner_cases_show_the_expected_tree() {
 #[test]
 fn privileged_the_torture_image_shows_the_expected_tree() {
     const NAME: &str = "privileged_the_torture_image_shows_the_expected_tree";
-    let Some(shared) = shared_or_skip(NAME).map(|shared| shared.join("torture")) else { return };
-    let Some(place) = Place::new(NAME) else { return };
-    let target = place.converted(&format!("oci:{}:torture", shared.join("image").display()), &[]);
+    let Some(shared) = shared_or_skip(NAME).map(|shared| shared.join("torture")) else {
+        return;
+    };
+    let Some(place) = Place::new(NAME) else {
+        return;
+    };
+    let target = place.converted(
+        &format!("oci:{}:torture", shared.join("image").display()),
+        &[],
+    );
     let mount = place.mount(&target, &[]);
     assert_equal(&compare(mount.path(), &shared.join("expect.json")));
     the_kernel_agrees(&place, &mount);
@@ -74,28 +107,48 @@ fn privileged_the_torture_image_shows_the_expected_tree() {
 
 /// The layers of an image in a layout, as files, lowest first.
 fn layer_files(layout: &Path, tag: &str) -> Vec<PathBuf> {
-    let blob = |digest: &serde_json::Value| layout.join("blobs").join(digest.as_str().unwrap().replace(':', "/"));
-    let json = |path: PathBuf| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let blob = |digest: &serde_json::Value| {
+        layout
+            .join("blobs")
+            .join(digest.as_str().unwrap().replace(':', "/"))
+    };
+    let json = |path: PathBuf| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
     let index = json(layout.join("index.json"));
     let mut manifests = index["manifests"].as_array().unwrap().iter();
-    let tagged = manifests.find(|m| m["annotations"]["org.opencontainers.image.ref.name"] == tag).unwrap();
+    let tagged = manifests
+        .find(|m| m["annotations"]["org.opencontainers.image.ref.name"] == tag)
+        .unwrap();
     let manifest = json(blob(&tagged["digest"]));
-    manifest["layers"].as_array().unwrap().iter().map(|layer| blob(&layer["digest"])).collect()
+    manifest["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| blob(&layer["digest"]))
+        .collect()
 }
 
 /// GNU tar and overlayfs say what the image is.
 #[test]
 fn privileged_reference_images_equal_their_unpacked_layers() {
     const NAME: &str = "privileged_reference_images_equal_their_unpacked_layers";
-    let Some(images) = shared_or_skip(NAME).map(|shared| shared.join("images")) else { return };
+    let Some(images) = shared_or_skip(NAME).map(|shared| shared.join("images")) else {
+        return;
+    };
     for tag in ["base", "python", "app-1", "app-2", "node"] {
-        let Some(place) = Place::new(NAME) else { return };
+        let Some(place) = Place::new(NAME) else {
+            return;
+        };
         let stack = Stack::new(&layer_files(&images, tag), &place.directory("stack")).unwrap();
         let target = place.converted(&format!("oci:{}:{tag}", images.display()), &[]);
         let mount = place.mount(&target, &[]);
         // Unpacked layers keep names below that upper layers hide, and the root is the scratch directory's.
         let differences = compare_trees_but(stack.path(), mount.path(), |file| file.nlink = 0);
-        let differences: Vec<String> = differences.into_iter().filter(|line| !line.starts_with(':')).collect();
+        let differences: Vec<String> = differences
+            .into_iter()
+            .filter(|line| !line.starts_with(':'))
+            .collect();
         assert_equal(&differences);
         the_kernel_agrees(&place, &mount);
         mount.stop().ok();
@@ -106,8 +159,12 @@ fn privileged_reference_images_equal_their_unpacked_layers() {
 #[test]
 fn privileged_golden_images_are_checked_and_mounted() {
     const NAME: &str = "privileged_golden_images_are_checked_and_mounted";
-    let Some(golden) = shared_or_skip(NAME).map(|shared| shared.join("golden")) else { return };
-    let Some(place) = Place::new(NAME) else { return };
+    let Some(golden) = shared_or_skip(NAME).map(|shared| shared.join("golden")) else {
+        return;
+    };
+    let Some(place) = Place::new(NAME) else {
+        return;
+    };
     let blobs = place.directory("blobs");
     for entry in std::fs::read_dir(&golden).unwrap().flatten() {
         if entry.file_name().to_string_lossy().ends_with(".blob") {
@@ -131,12 +188,27 @@ fn privileged_golden_images_are_checked_and_mounted() {
         // A layer that holds its bootstrap is named by its digest where the bootstrap's place holder stands.
         let own = golden.join(name);
         let id = testkit::sha256(&std::fs::read(&own).unwrap());
-        let bootstrap = if name.ends_with(".blob") { blobs.join(id) } else { own };
-        let bare = ["--bootstrap", bootstrap.to_str().unwrap(), "--blob-dir", blobs.to_str().unwrap()];
+        let bootstrap = if name.ends_with(".blob") {
+            blobs.join(id)
+        } else {
+            own
+        };
+        let bare = [
+            "--bootstrap",
+            bootstrap.to_str().unwrap(),
+            "--blob-dir",
+            blobs.to_str().unwrap(),
+        ];
         run(NYDUSIFY, ["check"].iter().chain(&bare)).ok();
         let cache = place.path(&format!("cache-{}", name.replace('/', "-")));
         let mut command = std::process::Command::new(NYDUSIFY);
-        command.arg("mount").args(bare).arg("--mount-path").arg(place.directory("root")).arg("--cache-dir").arg(cache);
+        command
+            .arg("mount")
+            .args(bare)
+            .arg("--mount-path")
+            .arg(place.directory("root"))
+            .arg("--cache-dir")
+            .arg(cache);
         let mount = Mount::start(&mut command, &place.path("root"));
         let mut expect = Expect::load(&golden.join(expect)).unwrap();
         if name.contains("upper") {
@@ -152,7 +224,13 @@ fn layer_as_it_is(expect: &mut Expect, root: &Path) {
     for (path, _) in testkit::scan::scan(root).unwrap() {
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap();
         if name.starts_with(b".wh.") && !expect.entries.contains_key(&path) {
-            expect.entries.insert(path, testkit::expect::Entry { kind: 'f', ..Default::default() });
+            expect.entries.insert(
+                path,
+                testkit::expect::Entry {
+                    kind: 'f',
+                    ..Default::default()
+                },
+            );
         }
     }
 }
@@ -160,7 +238,9 @@ fn layer_as_it_is(expect: &mut Expect, root: &Path) {
 /// What was fetched before a kill or while another process looked on is used, verified, afterwards.
 #[test]
 fn privileged_the_cache_outlives_a_killed_mount() {
-    let Some(place) = Place::new("privileged_the_cache_outlives_a_killed_mount") else { return };
+    let Some(place) = Place::new("privileged_the_cache_outlives_a_killed_mount") else {
+        return;
+    };
     let target = place.converted(&fixture(), &[]);
     let mount = place.mount(&target, &["--no-prefetch"]);
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
