@@ -24,11 +24,21 @@ pub struct CheckArgs {
     source: Option<String>,
 
     /// Image to check: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    #[arg(long, env = "TARGET", value_name = "IMAGE", required_unless_present = "bootstrap")]
+    #[arg(
+        long,
+        env = "TARGET",
+        value_name = "IMAGE",
+        required_unless_present = "bootstrap"
+    )]
     target: Option<String>,
 
     /// Check bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
-    #[arg(long, env = "BOOTSTRAP", value_name = "FILE", conflicts_with = "target")]
+    #[arg(
+        long,
+        env = "BOOTSTRAP",
+        value_name = "FILE",
+        conflicts_with = "target"
+    )]
     bootstrap: Option<PathBuf>,
 
     /// Directory with the blobs of --bootstrap, each named by its id [default: check the bootstrap alone]
@@ -107,20 +117,31 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     let progress = renderer(args.progress, MultiProgress::new());
     let threads = match args.threads {
         Some(threads) => threads,
-        None => std::thread::available_parallelism().context("cannot count the processors; use --threads")?,
+        None => std::thread::available_parallelism()
+            .context("cannot count the processors; use --threads")?,
     };
-    let options =
-        Options { threads, layers: layer::Options::default(), cancel: interrupt.cancel(), progress: &*progress };
+    let options = Options {
+        threads,
+        layers: layer::Options::default(),
+        cancel: interrupt.cancel(),
+        progress: &*progress,
+    };
     let mut verified = true;
     for (source, target) in &pairs {
         let report = match verify::check(source.as_ref(), target, &options) {
-            Err(Error::Cancelled(_)) => return Ok(interrupt.exit_code().unwrap_or(ExitCode::FAILURE)),
+            Err(Error::Cancelled(_)) => {
+                return Ok(interrupt.exit_code().unwrap_or(ExitCode::FAILURE));
+            }
             result => result?,
         };
         verified &= report.verified;
         show(&report, args.output).context("cannot write the result")?;
     }
-    Ok(if verified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if verified {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn open(args: &CheckArgs) -> Result<Vec<(Option<Side>, Side)>> {
@@ -130,7 +151,9 @@ fn open(args: &CheckArgs) -> Result<Vec<(Option<Side>, Side)>> {
         (false, platforms) => PlatformChoice::Only(platforms.to_vec()),
     };
     let source = args.source.as_deref().filter(|name| !name.is_empty());
-    let source = source.map(|name| Ok::<_, anyhow::Error>((open_image(name)?, name))).transpose()?;
+    let source = source
+        .map(|name| Ok::<_, anyhow::Error>((open_image(name)?, name)))
+        .transpose()?;
     let source = source.as_ref().map(|(place, name)| (place, *name));
     match (&args.target, &args.bootstrap) {
         (_, Some(bootstrap)) => {
@@ -142,11 +165,21 @@ fn open(args: &CheckArgs) -> Result<Vec<(Option<Side>, Side)>> {
             };
             match <[_; 1]>::try_from(sources) {
                 Ok([(_, source)]) => Ok(vec![(Some(source), target)]),
-                Err(_) => Err(Usage("the source has several images: choose one with --platform".to_owned()).into()),
+                Err(_) => Err(Usage(
+                    "the source has several images: choose one with --platform".to_owned(),
+                )
+                .into()),
             }
         }
-        (Some(target), None) => Ok(verify::images(source, (&open_image(target)?, target), &choice)?),
-        (None, None) => Err(Usage("name an image with --target, or a bootstrap with --bootstrap".to_owned()).into()),
+        (Some(target), None) => Ok(verify::images(
+            source,
+            (&open_image(target)?, target),
+            &choice,
+        )?),
+        (None, None) => Err(Usage(
+            "name an image with --target, or a bootstrap with --bootstrap".to_owned(),
+        )
+        .into()),
     }
 }
 
@@ -164,7 +197,11 @@ fn show(report: &Report, output: Output) -> std::io::Result<()> {
         }
         Output::Text => {
             write!(out, "{report}")?;
-            if report.verified { writeln!(out, "verified image") } else { writeln!(out, "NOT verified: {}", report.target) }
+            if report.verified {
+                writeln!(out, "verified image")
+            } else {
+                writeln!(out, "NOT verified: {}", report.target)
+            }
         }
     }
 }
