@@ -29,6 +29,11 @@ pub(super) fn open(args: &MountArgs) -> Result<Image> {
 fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
     let absolute = std::path::absolute(path).with_context(|| path.display().to_string())?;
     let loaded = load_bootstrap(&absolute)?;
+    // An image's bootstrap is covered by the digest of its layer. A bare one by nothing: refuse what contradicts itself.
+    loaded
+        .bootstrap
+        .check()
+        .with_context(|| format!("{}: damaged bootstrap", path.display()))?;
     let rest = match blob_dir {
         Some(dir) => {
             let dir = std::path::absolute(dir).with_context(|| dir.display().to_string())?;
