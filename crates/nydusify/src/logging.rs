@@ -1,7 +1,7 @@
 //! The log: lines on standard error that do not get between progress bars, or appended to a file.
 
 use std::fs::OpenOptions;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub fn init(level: Level, file: Option<&Path>, terminal: &MultiProgress) -> anyh
         None => {
             let terminal = terminal.clone();
             builder
-                .with_ansi(io::stderr().is_terminal())
+                .with_ansi(false)
                 .with_writer(move || BetweenBars(terminal.clone()))
                 .init();
         }

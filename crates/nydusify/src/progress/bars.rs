@@ -32,7 +32,7 @@ impl Progress for Bars {
             None => ProgressBar::no_length(),
         };
         bar.set_style(style(task == TOTAL, total.is_some()));
-        bar.set_prefix(task.to_owned());
+        bar.set_prefix(label(task));
         let mut bars = self.bars();
         // The total stays below all others.
         let bar = match bars.get(TOTAL) {
@@ -54,6 +54,12 @@ impl Progress for Bars {
             bar.finish_with_message(summary.to_owned());
         }
     }
+}
+
+/// A name that fits in front of a bar: digests are cut to their first digits.
+fn label(task: &str) -> String {
+    let name = task.strip_prefix("sha256:").unwrap_or(task);
+    if name.len() >= 64 { name.chars().take(12).collect() } else { task.to_owned() }
 }
 
 fn style(total: bool, known: bool) -> ProgressStyle {

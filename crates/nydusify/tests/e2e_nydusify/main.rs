@@ -7,3 +7,4 @@ mod convert;
 mod damage;
 mod images;
 mod support;
+mod terminal;
