@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -52,6 +52,15 @@ pub fn build_directory(
     options: &BuildOptions,
     dedup: Dedup,
 ) -> Result<BuiltLayer, Error> {
+    let failed = |source| Error::Source {
+        path: root.to_owned(),
+        source,
+    };
+    // The root itself may be a link; nothing below it is followed.
+    let root = &fs::canonicalize(root).map_err(failed)?;
+    if !root.is_dir() {
+        return Err(failed(io::ErrorKind::NotADirectory.into()));
+    }
     build(out, options, dedup, |cutter| {
         let mut scan = Scan {
             root,
@@ -226,7 +235,7 @@ fn inode(path: &Path, metadata: &Metadata) -> Result<Inode, Error> {
             chunks: Box::default(),
         }
     } else if kind.is_symlink() {
-        let target = std::fs::read_link(path).map_err(failed)?;
+        let target = fs::read_link(path).map_err(failed)?;
         Content::Symlink(target.as_os_str().as_bytes().into())
     } else {
         Content::Special

@@ -4,17 +4,26 @@
 use std::fs;
 use std::sync::Arc;
 
-use builder::{Budget, BuildOptions, BuiltLayer, Dedup, build_tar, encode_v6, merge};
+use builder::{
+    Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode_v6,
+    merge,
+};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat, setxattr};
 use testkit::oracle;
 use testkit::tar::{Entry, Tar};
 
-fn layer(tar: &[u8], chunk_size: u32) -> BuiltLayer {
+fn options(chunk_size: u32) -> BuildOptions {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(2)
         .build()
         .unwrap();
     let mut options = BuildOptions::new(Arc::new(pool), Budget::new(8 << 20));
     options.chunk_size = chunk_size;
+    options
+}
+
+fn layer(tar: &[u8], chunk_size: u32) -> BuiltLayer {
+    let options = options(chunk_size);
     build_tar(tar, std::io::sink(), &options, Dedup::Layer).unwrap()
 }
 
@@ -97,4 +106,65 @@ fn privileged_fsck_finds_nothing_wrong_with_the_reference_layers() {
     let images: Vec<_> = tars.iter().map(|tar| layer(tar, 0x10_0000).image).collect();
     images.iter().for_each(|image| fsck("golden", image));
     fsck("golden, merged", &merge(images).unwrap());
+}
+
+#[test]
+fn privileged_a_directory_keeps_devices_owners_and_attributes() {
+    let name = "privileged_a_directory_keeps_devices_owners_and_attributes";
+    if !oracle::is_root() {
+        return testkit::skip(name, "not root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let node = |name: &str, kind, device| {
+        mknodat(CWD, at(name), kind, Mode::from_raw_mode(0o600), device).unwrap()
+    };
+    node("char", FileType::CharacterDevice, makedev(5, 300));
+    node("gone", FileType::CharacterDevice, makedev(0, 0));
+    node("pipe", FileType::Fifo, 0);
+    fs::write(at("file"), "data").unwrap();
+    std::os::unix::fs::chown(at("file"), Some(100_000), Some(70_000)).unwrap();
+    std::os::unix::fs::symlink("file", at("link")).unwrap();
+    std::os::unix::fs::lchown(at("link"), Some(5), Some(6)).unwrap();
+    for (file, name) in [("file", "trusted.long"), ("link", "trusted.link")] {
+        lsetxattr(at(file), name, &[9; 2000][..], XattrFlags::empty()).unwrap();
+    }
+    setxattr(at("file"), "security.a", b"", XattrFlags::empty()).unwrap();
+    let build = |whiteouts| {
+        build_directory(
+            dir.path(),
+            whiteouts,
+            std::io::sink(),
+            &options(0x10_0000),
+            Dedup::Layer,
+        )
+        .unwrap()
+        .image
+    };
+    let image = build(Whiteouts::Overlayfs);
+    let inode = |name: &str| {
+        image
+            .tree
+            .inode(image.tree.lookup(name.as_bytes()).unwrap())
+    };
+    assert_eq!(
+        (inode("char").mode, inode("char").rdev),
+        (0o020_600, 44 | 5 << 8 | 256 << 12)
+    );
+    assert_eq!((inode("pipe").mode, inode("pipe").rdev), (0o010_600, 0));
+    assert_eq!((inode("file").uid, inode("file").gid), (100_000, 70_000));
+    assert_eq!((inode("link").uid, inode("link").gid), (5, 6));
+    let xattrs = inode("file").xattrs.as_ref().unwrap();
+    assert_eq!(xattrs[&b"trusted.long"[..]].len(), 2000);
+    assert_eq!(xattrs[&b"security.a"[..]].len(), 0);
+    assert!(
+        inode("link")
+            .xattrs
+            .as_ref()
+            .unwrap()
+            .contains_key(&b"trusted.link"[..])
+    );
+    assert!(image.tree.lookup(b"gone").is_none());
+    assert!(build(Whiteouts::Oci).tree.lookup(b"gone").is_some());
+    fsck(name, &image);
 }

@@ -1,7 +1,7 @@
 //! `create`: one source into one blob and one bootstrap.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,11 +41,19 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
         .iter()
         .find(|_| layer.has_data)
         .map(|blob| blob.id.to_string());
-    finish_blob(args, blob, &layer, id.as_deref())?;
+    // Both are complete before either gets its name.
     let bootstrap = if args.blob_inline_meta {
         None
     } else {
         Some(write_bootstrap(args, &layer, interrupt)?)
+    };
+    finish_blob(args, blob, &layer, id.as_deref())?;
+    let bootstrap = match bootstrap {
+        Some((output, path)) => {
+            output.commit(&path)?;
+            Some(path)
+        }
+        None => None,
     };
     if let Some(path) = &args.output_json {
         let blobs = layer
@@ -247,15 +255,18 @@ fn write_bootstrap(
     args: &Create,
     layer: &BuiltLayer,
     interrupt: &Interrupt,
-) -> anyhow::Result<PathBuf> {
+) -> anyhow::Result<(Output, PathBuf)> {
     let bootstrap = encode_v6(&layer.image).context("cannot encode the bootstrap")?;
     let path = match (&args.bootstrap, &args.blob_dir) {
         (Some(path), _) => path.clone(),
         (None, Some(dir)) => dir.join(hex::encode(Sha256::digest(&bootstrap))),
         (None, None) => bail!("there is no place for the bootstrap"),
     };
-    output::write(&path, &bootstrap, &interrupt.unfinished)?;
-    Ok(path)
+    let mut output = Output::create(&path, &interrupt.unfinished)?;
+    output
+        .write_all(&bootstrap)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok((output, path))
 }
 
 fn events(layer: &BuiltLayer) -> Map<String, Value> {

@@ -273,6 +273,24 @@ fn a_truncated_source_leaves_nothing() {
 }
 
 #[test]
+fn a_bootstrap_that_cannot_be_written_leaves_no_blob_either() {
+    let dir = workplace();
+    run(
+        dir.path(),
+        "create -t tar-rafs -b blob -B missing/boot layer.tar",
+    )
+    .exits(1)
+    .fails_with(&["missing"]);
+    let mut tar = Tar::new();
+    tar.add(Entry::file("f", "data").pax("SCHILY.xattr.user.x", vec![b'v'; 70_000]));
+    fs::write(dir.path().join("layer.tar"), tar.finish()).unwrap();
+    run(dir.path(), "create -t tar-rafs -b blob -B boot layer.tar")
+        .exits(1)
+        .fails_with(&["refused"]);
+    assert_eq!(names(dir.path()), ["layer.tar", "out"]);
+}
+
+#[test]
 fn a_signal_ends_it_and_leaves_nothing_even_while_the_source_is_silent() {
     let dir = workplace();
     let source = dir.path().join("fifo");

@@ -137,3 +137,22 @@ fn a_missing_directory_is_named() {
     );
     assert!(error.unwrap_err().to_string().contains("/no/such/place"));
 }
+
+#[test]
+fn a_link_to_a_directory_is_followed_and_a_file_is_refused() {
+    let dir = source();
+    let links = tempfile::tempdir().unwrap();
+    let link = links.path().join("link");
+    symlink(dir.path(), &link).unwrap();
+    let build = |path: &std::path::Path| {
+        build_directory(path, Whiteouts::Oci, Vec::new(), &options(), Dedup::Layer)
+    };
+    let (direct, _) = self::build(&dir, Whiteouts::Oci, &options());
+    assert_eq!(build(&link).unwrap().image.tree, direct.image.tree);
+    assert!(
+        build(&dir.path().join("z"))
+            .unwrap_err()
+            .to_string()
+            .ends_with("/z")
+    );
+}
