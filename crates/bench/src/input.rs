@@ -124,7 +124,7 @@ fn layers(layout: &Path, tag: &str) -> Result<Vec<PathBuf>> {
 
 /// A layout with one layer of `count` files of `size` bytes each that do not compress to nothing.
 pub fn small_files(layout: &Path, count: u64, size: usize) {
-    let mut tar = testkit::tar::TarBuilder::new();
+    let mut tar = testkit::tar::Tar::new();
     for number in 0..count {
         tar.add(testkit::tar::Entry::file(
             format!("data/{:02}/{number:05}", number % 100),
