@@ -54,11 +54,16 @@ const UNBUILT: [&str; 6] = ["build", "pack", "copy", "optimize", "commit", "chun
 
 /// What is wrong with a command that is none of [`Command`]'s.
 pub fn unbuilt(words: &[OsString]) -> Usage {
-    let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+    let name = words
+        .first()
+        .map(|word| word.to_string_lossy())
+        .unwrap_or_default();
     if UNBUILT.contains(&&*name) {
         Usage(format!("not supported yet: nydusify {name}"))
     } else {
-        Usage(format!("unrecognized subcommand '{name}'; try nydusify --help"))
+        Usage(format!(
+            "unrecognized subcommand '{name}'; try nydusify --help"
+        ))
     }
 }
 
@@ -72,7 +77,11 @@ impl Arguments {
 
     /// The level to log at.
     pub fn level(&self) -> Level {
-        if self.debug { Level::DEBUG.max(self.log_level) } else { self.log_level }
+        if self.debug {
+            Level::DEBUG.max(self.log_level)
+        } else {
+            self.log_level
+        }
     }
 }
 
@@ -113,7 +122,8 @@ pub fn any_path() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
 
 /// A path option; an empty one, as an empty variable gives, is none.
 pub fn given(path: Option<&PathBuf>) -> Option<&Path> {
-    path.map(PathBuf::as_path).filter(|path| !path.as_os_str().is_empty())
+    path.map(PathBuf::as_path)
+        .filter(|path| !path.as_os_str().is_empty())
 }
 
 fn level(text: &str) -> Result<Level, String> {
@@ -148,7 +158,13 @@ pub fn normalise(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 fn long_names(command: &clap::Command, names: &mut Vec<String>) {
     for argument in command.get_arguments() {
         names.extend(argument.get_long().map(str::to_owned));
-        names.extend(argument.get_all_aliases().unwrap_or_default().into_iter().map(str::to_owned));
+        names.extend(
+            argument
+                .get_all_aliases()
+                .unwrap_or_default()
+                .into_iter()
+                .map(str::to_owned),
+        );
     }
     names.extend(["help".to_owned(), "version".to_owned()]);
     for subcommand in command.get_subcommands() {
@@ -157,8 +173,12 @@ fn long_names(command: &clap::Command, names: &mut Vec<String>) {
 }
 
 fn is_long_with_one_dash(argument: &OsStr, names: &[String]) -> bool {
-    let Some(text) = argument.to_str() else { return false };
-    let Some(name) = text.strip_prefix('-') else { return false };
+    let Some(text) = argument.to_str() else {
+        return false;
+    };
+    let Some(name) = text.strip_prefix('-') else {
+        return false;
+    };
     let name = name.split('=').next().unwrap_or(name);
     name.len() > 1 && names.iter().any(|known| known == name)
 }
@@ -168,7 +188,10 @@ mod tests {
     use super::*;
 
     fn normal(arguments: &[&str]) -> Vec<String> {
-        normalise(arguments.iter().map(OsString::from)).into_iter().map(|a| a.into_string().unwrap()).collect()
+        normalise(arguments.iter().map(OsString::from))
+            .into_iter()
+            .map(|a| a.into_string().unwrap())
+            .collect()
     }
 
     #[test]
@@ -179,8 +202,30 @@ mod tests {
     #[test]
     fn one_dash_is_enough_for_long_options() {
         assert_eq!(
-            normal(&["nydusify", "-debug", "convert", "-source", "a", "-target=b", "-D", "--check", "--", "-source"]),
-            ["nydusify", "--debug", "convert", "--source", "a", "--target=b", "-D", "--check", "--", "-source"]
+            normal(&[
+                "nydusify",
+                "-debug",
+                "convert",
+                "-source",
+                "a",
+                "-target=b",
+                "-D",
+                "--check",
+                "--",
+                "-source"
+            ]),
+            [
+                "nydusify",
+                "--debug",
+                "convert",
+                "--source",
+                "a",
+                "--target=b",
+                "-D",
+                "--check",
+                "--",
+                "-source"
+            ]
         );
     }
 

@@ -32,7 +32,12 @@ pub struct ConvertArgs {
     source_archive: Option<PathBuf>,
 
     /// Where the new image goes: oci:DIR[:TAG] or oci-archive:FILE[:TAG]; with --target-archive its name in there
-    #[arg(long, env = "TARGET", value_name = "IMAGE", required_unless_present = "target_archive")]
+    #[arg(
+        long,
+        env = "TARGET",
+        value_name = "IMAGE",
+        required_unless_present = "target_archive"
+    )]
     target: Option<String>,
 
     /// OCI archive to write the new image to
@@ -194,9 +199,15 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let progress = renderer(args.progress, terminal);
     let source = match &source_location {
         Some(location) => Source::open(location),
-        None => Source::open_archive(given(args.source_archive.as_ref()).unwrap_or(Path::new("")), &args.source),
+        None => Source::open_archive(
+            given(args.source_archive.as_ref()).unwrap_or(Path::new("")),
+            &args.source,
+        ),
     }?;
-    let options = ConvertOptions { source_name: source_name(args, &source), ..options };
+    let options = ConvertOptions {
+        source_name: source_name(args, &source),
+        ..options
+    };
     match convert::convert_image(&source, &target, &options, &*progress, interrupt.cancel()) {
         Ok(report) => {
             drop(progress);
@@ -234,26 +245,41 @@ fn source_location(args: &ConvertArgs) -> Result<Option<Location>> {
         (None, Location::Registry(reference)) => Err(image::Error::Registry(reference).into()),
         (None, location) => Ok(Some(location)),
         (Some(_), Location::Registry(_)) => Ok(None),
-        (Some(_), _) => Err(Usage("with --source-archive, --source is the name of the image in it".to_owned()).into()),
+        (Some(_), _) => Err(Usage(
+            "with --source-archive, --source is the name of the image in it".to_owned(),
+        )
+        .into()),
     }
 }
 
 fn target_location(args: &ConvertArgs) -> Result<Location> {
-    let named: Option<Location> = args.target.as_deref().filter(|t| !t.is_empty()).map(str::parse).transpose()?;
+    let named: Option<Location> = args
+        .target
+        .as_deref()
+        .filter(|t| !t.is_empty())
+        .map(str::parse)
+        .transpose()?;
     match (given(args.target_archive.as_ref()), named) {
-        (None, Some(Location::Registry(reference))) => Err(image::Error::Registry(reference).into()),
+        (None, Some(Location::Registry(reference))) => {
+            Err(image::Error::Registry(reference).into())
+        }
         (None, Some(location @ Location::DockerArchive { .. })) => Err(Usage(format!(
             "docker archives can only be read: write an oci-archive: instead of {location}"
         ))
         .into()),
         (None, Some(location)) => Ok(location),
-        (Some(file), None) => Ok(Location::OciArchive { file: file.to_owned(), tag: None }),
-        (Some(file), Some(Location::Registry(name))) => {
-            Ok(Location::OciArchive { file: file.to_owned(), tag: Some(name) })
-        }
-        (Some(_), Some(_)) => {
-            Err(Usage("with --target-archive, --target is the name of the image in it".to_owned()).into())
-        }
+        (Some(file), None) => Ok(Location::OciArchive {
+            file: file.to_owned(),
+            tag: None,
+        }),
+        (Some(file), Some(Location::Registry(name))) => Ok(Location::OciArchive {
+            file: file.to_owned(),
+            tag: Some(name),
+        }),
+        (Some(_), Some(_)) => Err(Usage(
+            "with --target-archive, --target is the name of the image in it".to_owned(),
+        )
+        .into()),
         (None, None) => Err(Usage("--target is empty".to_owned()).into()),
     }
 }
@@ -271,9 +297,13 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
     if args.compression_level.is_some() && compressor != Compressor::Zstd {
         return Err(Usage("--compression-level is for zstd only".to_owned()).into());
     }
-    let threads = match args.threads.and_then(|threads| NonZeroUsize::new(threads.into())) {
+    let threads = match args
+        .threads
+        .and_then(|threads| NonZeroUsize::new(threads.into()))
+    {
         Some(threads) => threads,
-        None => std::thread::available_parallelism().context("cannot count the processors; use --threads")?,
+        None => std::thread::available_parallelism()
+            .context("cannot count the processors; use --threads")?,
     };
     let defaults = ConvertOptions::new(threads);
     Ok(ConvertOptions {
@@ -300,13 +330,19 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
 fn prefetch(args: &ConvertArgs) -> Result<Vec<Vec<u8>>> {
     let dir = args.prefetch_dir.as_deref().filter(|dir| !dir.is_empty());
     match (dir, args.prefetch_patterns) {
-        (Some(_), true) => Err(Usage("--prefetch-dir and --prefetch-patterns exclude one another".to_owned()).into()),
+        (Some(_), true) => Err(Usage(
+            "--prefetch-dir and --prefetch-patterns exclude one another".to_owned(),
+        )
+        .into()),
         (Some(dir), false) if dir.starts_with('/') => Ok(vec![dir.as_bytes().to_vec()]),
         (Some(dir), false) => Err(Usage(format!("--prefetch-dir {dir:?} is not absolute")).into()),
         (None, false) => Ok(vec![b"/".to_vec()]),
         (None, true) => {
             let mut text = Vec::new();
-            std::io::stdin().take(PATTERNS_MAX).read_to_end(&mut text).context("cannot read standard input")?;
+            std::io::stdin()
+                .take(PATTERNS_MAX)
+                .read_to_end(&mut text)
+                .context("cannot read standard input")?;
             Ok(patterns(&text))
         }
     }
@@ -315,23 +351,41 @@ fn prefetch(args: &ConvertArgs) -> Result<Vec<Vec<u8>>> {
 /// One pattern per line; without any, everything.
 fn patterns(text: &[u8]) -> Vec<Vec<u8>> {
     let mut patterns = Vec::new();
-    for line in text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
+    for line in text
+        .split(|&byte| byte == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .filter(|line| !line.is_empty())
+    {
         if line.starts_with(b"/") {
             patterns.push(line.to_vec());
         } else {
-            tracing::warn!("prefetch pattern {:?} is not absolute, it is skipped", String::from_utf8_lossy(line));
+            tracing::warn!(
+                "prefetch pattern {:?} is not absolute, it is skipped",
+                String::from_utf8_lossy(line)
+            );
         }
     }
-    if patterns.is_empty() { vec![b"/".to_vec()] } else { patterns }
+    if patterns.is_empty() {
+        vec![b"/".to_vec()]
+    } else {
+        patterns
+    }
 }
 
 /// A path that cannot be written is better known before the work than after.
 fn check_directory(path: &Path) -> Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     if dir.is_dir() && !path.is_dir() {
         return Ok(());
     }
-    Err(Usage(format!("--output-json {}: its directory does not exist, or it is one", path.display())).into())
+    Err(Usage(format!(
+        "--output-json {}: its directory does not exist, or it is one",
+        path.display()
+    ))
+    .into())
 }
 
 fn write_report(path: &Path, report: &ConvertReport) -> Result<()> {
@@ -379,12 +433,25 @@ mod tests {
 
     #[test]
     fn sizes_have_suffixes() {
-        for (text, want) in
-            [("64MiB", 64 << 20), ("1g", 1 << 30), ("512K", 512 << 10), ("0x100", 256), ("7", 7), ("3 mb", 3 << 20)]
-        {
+        for (text, want) in [
+            ("64MiB", 64 << 20),
+            ("1g", 1 << 30),
+            ("512K", 512 << 10),
+            ("0x100", 256),
+            ("7", 7),
+            ("3 mb", 3 << 20),
+        ] {
             assert_eq!(size(text), Ok(want), "{text}");
         }
-        for bad in ["", "0", "x", "-1", "1T", "99999999999999999999", "99999999999G"] {
+        for bad in [
+            "",
+            "0",
+            "x",
+            "-1",
+            "1T",
+            "99999999999999999999",
+            "99999999999G",
+        ] {
             assert!(size(bad).is_err(), "{bad}");
         }
     }
@@ -400,7 +467,10 @@ mod tests {
 
     #[test]
     fn patterns_are_absolute_paths() {
-        assert_eq!(patterns(b"/usr/bin\nrelative\n\n /etc \r\n"), [b"/usr/bin".to_vec(), b"/etc".to_vec()]);
+        assert_eq!(
+            patterns(b"/usr/bin\nrelative\n\n /etc \r\n"),
+            [b"/usr/bin".to_vec(), b"/etc".to_vec()]
+        );
         assert_eq!(patterns(b""), [b"/".to_vec()]);
     }
 }

@@ -25,10 +25,15 @@ impl Interrupt {
             // Order matters: the shutdown sees whether an earlier signal has set the flag.
             signal_hook::flag::register_conditional_shutdown(number, code, Arc::clone(&flag))
                 .and_then(|_| signal_hook::flag::register(number, Arc::clone(&flag)))
-                .and_then(|_| signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize))
+                .and_then(|_| {
+                    signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)
+                })
                 .context("cannot watch for signals")?;
         }
-        Ok(Self { signal, cancel: Cancel::from_flag(flag) })
+        Ok(Self {
+            signal,
+            cancel: Cancel::from_flag(flag),
+        })
     }
 
     /// Asks the work to stop once a signal has come.
@@ -39,6 +44,7 @@ impl Interrupt {
     /// The exit status, 128 + signal, if a signal has come.
     pub fn exit_code(&self) -> Option<ExitCode> {
         let signal = self.signal.load(Ordering::SeqCst);
-        (signal != 0).then(|| ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX))))
+        (signal != 0)
+            .then(|| ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX))))
     }
 }

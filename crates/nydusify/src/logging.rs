@@ -11,11 +11,14 @@ use tracing::Level;
 
 /// Sends the log to `file`, else to standard error, around the bars of `terminal`.
 pub fn init(level: Level, file: Option<&Path>, terminal: &MultiProgress) -> anyhow::Result<()> {
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false);
     match file {
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path);
-            let file = file.with_context(|| format!("cannot open the log file {}", path.display()))?;
+            let file =
+                file.with_context(|| format!("cannot open the log file {}", path.display()))?;
             builder.with_ansi(false).with_writer(Arc::new(file)).init();
         }
         None => {

@@ -22,22 +22,38 @@ pub struct Flag {
 impl Flag {
     /// A flag with a value.
     pub const fn value(name: &'static str, variable: &'static str) -> Self {
-        Self { name, alias: None, variable: Some(variable), switch: false, harmless: &[""] }
+        Self {
+            name,
+            alias: None,
+            variable: Some(variable),
+            switch: false,
+            harmless: &[""],
+        }
     }
 
     /// A flag that is on or off.
     pub const fn switch(name: &'static str, variable: &'static str) -> Self {
-        Self { switch: true, harmless: &["", "0", "f", "F", "false", "FALSE", "False"], ..Self::value(name, variable) }
+        Self {
+            switch: true,
+            harmless: &["", "0", "f", "F", "false", "FALSE", "False"],
+            ..Self::value(name, variable)
+        }
     }
 
     /// With another name.
     pub const fn or(self, alias: &'static str) -> Self {
-        Self { alias: Some(alias), ..self }
+        Self {
+            alias: Some(alias),
+            ..self
+        }
     }
 
     /// Without a variable.
     pub const fn without_variable(self) -> Self {
-        Self { variable: None, ..self }
+        Self {
+            variable: None,
+            ..self
+        }
     }
 
     /// With values that ask for nothing.
@@ -87,7 +103,10 @@ impl<T: Table> clap::Args for Unsupported<T> {
                 arg = arg.env(variable);
             }
             if flag.switch {
-                arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
+                arg = arg
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true");
             }
             command.arg(arg)
         })
@@ -103,11 +122,19 @@ impl<T: Table> clap::FromArgMatches for Unsupported<T> {
         let asked = |flag: &&Flag| {
             let source = matches.value_source(flag.name);
             let value = matches.get_one::<OsString>(flag.name);
-            matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
-                && value.is_some_and(|value| !flag.harmless.iter().any(|harmless| value == *harmless))
+            matches!(
+                source,
+                Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+            ) && value.is_some_and(|value| !flag.harmless.iter().any(|harmless| value == *harmless))
         };
-        let given = T::FLAGS.iter().find(asked).map(|flag| format!("--{}", flag.name));
-        Ok(Self { given, table: PhantomData })
+        let given = T::FLAGS
+            .iter()
+            .find(asked)
+            .map(|flag| format!("--{}", flag.name));
+        Ok(Self {
+            given,
+            table: PhantomData,
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

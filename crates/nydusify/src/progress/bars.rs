@@ -17,7 +17,10 @@ pub struct Bars {
 impl Bars {
     /// Bars of `terminal`.
     pub fn new(terminal: MultiProgress) -> Self {
-        Self { terminal, bars: Mutex::default() }
+        Self {
+            terminal,
+            bars: Mutex::default(),
+        }
     }
 
     fn bars(&self) -> MutexGuard<'_, BTreeMap<String, ProgressBar>> {
@@ -59,12 +62,18 @@ impl Progress for Bars {
 /// A name that fits in front of a bar: digests are cut to their first digits.
 fn label(task: &str) -> String {
     let name = task.strip_prefix("sha256:").unwrap_or(task);
-    if name.len() >= 64 { name.chars().take(12).collect() } else { task.to_owned() }
+    if name.len() >= 64 {
+        name.chars().take(12).collect()
+    } else {
+        task.to_owned()
+    }
 }
 
 fn style(total: bool, known: bool) -> ProgressStyle {
     template(match (total, known) {
-        (true, _) => "{prefix:18} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}",
+        (true, _) => {
+            "{prefix:18} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"
+        }
         (false, true) => "{prefix:18} [{wide_bar}] {binary_bytes}/{binary_total_bytes}",
         (false, false) => "{prefix:18} {spinner} {binary_bytes}",
     })

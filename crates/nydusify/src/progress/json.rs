@@ -28,7 +28,10 @@ struct Task {
 impl<W: Write + Send> Lines<W> {
     /// Lines to `out`.
     pub fn new(out: W) -> Self {
-        Self(Mutex::new(State { out, tasks: BTreeMap::new() }))
+        Self(Mutex::new(State {
+            out,
+            tasks: BTreeMap::new(),
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State<W>> {
@@ -46,13 +49,21 @@ impl<W: Write> State<W> {
 impl<W: Write + Send> Progress for Lines<W> {
     fn started(&self, task: &str, total: Option<u64>) {
         let mut state = self.state();
-        state.tasks.insert(task.to_owned(), Task { done: 0, told: Instant::now() });
+        state.tasks.insert(
+            task.to_owned(),
+            Task {
+                done: 0,
+                told: Instant::now(),
+            },
+        );
         state.tell(&json!({"schema": SCHEMA, "event": "started", "task": task, "total": total}));
     }
 
     fn advanced(&self, task: &str, bytes: u64) {
         let mut state = self.state();
-        let Some(entry) = state.tasks.get_mut(task) else { return };
+        let Some(entry) = state.tasks.get_mut(task) else {
+            return;
+        };
         entry.done += bytes;
         if entry.told.elapsed() >= INTERVAL {
             entry.told = Instant::now();
@@ -80,10 +91,16 @@ mod tests {
         lines.advanced("never started", 7);
         lines.finished("a", "done \"well\"");
         let out = lines.0.into_inner().unwrap().out;
-        let events: Vec<Value> =
-            String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let events: Vec<Value> = String::from_utf8(out)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         assert_eq!(events.len(), 2);
-        assert_eq!(events[0], json!({"schema": SCHEMA, "event": "started", "task": "a", "total": 7}));
+        assert_eq!(
+            events[0],
+            json!({"schema": SCHEMA, "event": "started", "task": "a", "total": 7})
+        );
         assert_eq!(events[1]["done"], 7);
         assert_eq!(events[1]["summary"], "done \"well\"");
     }
