@@ -6,11 +6,18 @@ use rafs_format::blob_meta::{BlobMeta, Header, Placement};
 use rafs_format::{BlobFeatures, BlobId, BlobInfo, Cipher, Compressor, Digester};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((head, table)) = data.split_first_chunk::<10>() else { return };
-    let features = BlobFeatures::from_bits_retain(u32::from(u16::from_le_bytes([head[0], head[1]])));
+    let Some((head, table)) = data.split_first_chunk::<10>() else {
+        return;
+    };
+    let features =
+        BlobFeatures::from_bits_retain(u32::from(u16::from_le_bytes([head[0], head[1]])));
     let entries = u32::from(u16::from_le_bytes([head[2], head[3]]));
     let contexts_count = u32::from(head[4]);
-    let record = if features.contains(BlobFeatures::CHUNK_INFO_V2) { 24 } else { 16 };
+    let record = if features.contains(BlobFeatures::CHUNK_INFO_V2) {
+        24
+    } else {
+        16
+    };
     let contexts_offset = u64::from(entries) * record;
     let size = table.len() as u64;
     let info = BlobInfo {
@@ -32,7 +39,11 @@ fuzz_target!(|data: &[u8]| {
         meta_digest: [0; 32],
         meta_size: 0,
         cipher_iv: [0; 8],
-        cipher: if head[9] & 1 == 1 { Cipher::Aes128Xts } else { Cipher::None },
+        cipher: if head[9] & 1 == 1 {
+            Cipher::Aes128Xts
+        } else {
+            Cipher::None
+        },
     };
     let header = Header {
         features,
@@ -45,7 +56,9 @@ fuzz_target!(|data: &[u8]| {
         contexts_size: size.saturating_sub(contexts_offset),
         contexts_count,
     };
-    let Ok(meta) = BlobMeta::parse(table, &header.encode(), &info) else { return };
+    let Ok(meta) = BlobMeta::parse(table, &header.encode(), &info) else {
+        return;
+    };
     assert_eq!(meta.chunks().count() as u64, u64::from(meta.len()));
     for chunk in meta.chunks() {
         assert!(chunk.uncompressed_size > 0);
@@ -53,7 +66,10 @@ fuzz_target!(|data: &[u8]| {
             Placement::Plain => {}
             Placement::Batch { index, offset } => {
                 let batch = meta.batch(index).expect("parse has checked the index");
-                assert!(u64::from(offset) + u64::from(chunk.uncompressed_size) <= u64::from(batch.uncompressed_size));
+                assert!(
+                    u64::from(offset) + u64::from(chunk.uncompressed_size)
+                        <= u64::from(batch.uncompressed_size)
+                );
             }
             Placement::Zran { index, .. } => {
                 let slice = meta.zran(index).expect("parse has checked the index");

@@ -29,23 +29,31 @@ fn changed(changes: &[u8]) -> Vec<u8> {
 }
 
 fn walk(bytes: &[u8]) {
-    let Ok(bootstrap) = Bootstrap::parse(bytes) else { return };
+    let Ok(bootstrap) = Bootstrap::parse(bytes) else {
+        return;
+    };
     let _ = bootstrap.check();
     bootstrap.chunk_table().for_each(|record| drop(record));
     for nid in bootstrap.prefetch() {
         let _ = bootstrap.inode(nid);
     }
     for nid in 0..=bytes.len() as u64 / Nid::SLOT_SIZE {
-        let Ok(inode) = bootstrap.inode(Nid(nid)) else { continue };
+        let Ok(inode) = bootstrap.inode(Nid(nid)) else {
+            continue;
+        };
         let _ = bootstrap.xattrs(&inode);
         let _ = bootstrap.symlink(&inode);
         if let Ok(chunks) = bootstrap.chunks(&inode) {
             chunks.for_each(|chunk| drop(chunk));
         }
-        let Ok(entries) = bootstrap.entries(&inode) else { continue };
+        let Ok(entries) = bootstrap.entries(&inode) else {
+            continue;
+        };
         for entry in entries.filter_map(Result::ok) {
             let _ = bootstrap.lookup(&inode, entry.name);
         }
-        let _ = bootstrap.entries_from(&inode, 7).map(|mut entries| entries.next());
+        let _ = bootstrap
+            .entries_from(&inode, 7)
+            .map(|mut entries| entries.next());
     }
 }

@@ -15,14 +15,18 @@ fuzz_target!(|data: &[u8]| {
 
 fn check(blob: &[u8]) {
     let tail = &blob[blob.len().saturating_sub(toc::TAIL_SIZE)..];
-    let Ok(tail) = toc::parse_tail(tail, blob.len() as u64) else { return };
+    let Ok(tail) = toc::parse_tail(tail, blob.len() as u64) else {
+        return;
+    };
     if let Some(bootstrap) = tail.bootstrap {
         assert!(bootstrap.offset + bootstrap.compressed_size <= blob.len() as u64);
     }
     if let Some(contents) = tail.toc {
         let mut again = Vec::new();
         for entry in &contents.entries {
-            entry.encode(&mut again).expect("what was parsed can be encoded");
+            entry
+                .encode(&mut again)
+                .expect("what was parsed can be encoded");
         }
         assert_eq!(contents.offset + contents.size(), blob.len() as u64);
     }

@@ -1,7 +1,8 @@
 //! What is said of the deployed builder's files.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use inspect::{Error, Next, Shell, check_blobs, write_blobs, write_files, write_valid};
 use rafs_format::Bootstrap;
@@ -12,7 +13,7 @@ fn golden(name: &str, test: &str) -> Option<PathBuf> {
     Some(testkit::shared_or_skip(test)?.join("golden").join(name))
 }
 
-fn load(path: &PathBuf) -> Bootstrap<Vec<u8>> {
+fn load(path: &Path) -> Bootstrap<Vec<u8>> {
     storage::load_bootstrap(path).unwrap().bootstrap
 }
 
@@ -22,7 +23,7 @@ fn request(bootstrap: &Bootstrap<Vec<u8>>, line: &str) -> Result<String, Error> 
     Ok(String::from_utf8(out).unwrap())
 }
 
-fn session(bootstrap: &Bootstrap<Vec<u8>>, lines: &[&str]) -> String {
+fn dialogue(bootstrap: &Bootstrap<Vec<u8>>, lines: &[&str]) -> String {
     let mut out = Vec::new();
     let mut shell = Shell::new(bootstrap).unwrap();
     for line in lines {
@@ -86,7 +87,7 @@ fn a_person_can_walk_the_tree() {
         return;
     };
     let bootstrap = load(&path);
-    let out = session(
+    let out = dialogue(
         &bootstrap,
         &[
             "cd home/user",
@@ -113,7 +114,7 @@ fn a_person_can_walk_the_tree() {
     ] {
         assert!(out.contains(expected), "{expected} in:\n{out}");
     }
-    let out = session(&bootstrap, &["stats", "blobs", "prefetch", "help", ""]);
+    let out = dialogue(&bootstrap, &["stats", "blobs", "prefetch", "help", ""]);
     for expected in [
         "Chunk Size:                 1024KB",
         "Root Inode:                 128",
@@ -135,14 +136,14 @@ fn chunks_and_inodes_are_found() {
     let bootstrap = load(&path);
     let root = bootstrap.inode(bootstrap.root()).unwrap();
     let home = bootstrap.lookup(&root, b"home").unwrap().unwrap();
-    let out = session(
+    let out = dialogue(
         &bootstrap,
         &[&format!("icheck {}", home.nid), "icheck 4", "icheck 128"],
     );
     assert!(out.starts_with("/home\nInode Number:"), "{out}");
     assert!(out.contains("inode 4 is not there\n/\n"), "{out}");
     let record = bootstrap.chunk_table().next().unwrap().unwrap();
-    let out = session(
+    let out = dialogue(
         &bootstrap,
         &[&format!("chunk {:#x}", record.compressed_offset)],
     );

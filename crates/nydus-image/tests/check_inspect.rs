@@ -1,4 +1,5 @@
 //! `check` and `inspect` on the deployed builder's files.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
 use std::io::Write as _;
@@ -222,8 +223,8 @@ fn requests_are_silent_on_stderr() {
 }
 
 #[test]
-fn sessions_end_with_the_input() {
-    let Some(golden) = golden("sessions_end_with_the_input") else {
+fn dialogues_end_with_the_input() {
+    let Some(golden) = golden("dialogues_end_with_the_input") else {
         return;
     };
     for (input, prompts) in [("ls\nstats\n", 3), ("cd home\nq\nls\n", 2), ("", 1)] {

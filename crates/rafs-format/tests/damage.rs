@@ -1,4 +1,5 @@
 //! A bootstrap of our own: it reads back as written, and no damage to it makes a reader panic or run for ever.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "damage/sample.rs"]
 mod sample;
@@ -10,7 +11,7 @@ fn parse(bytes: &[u8]) -> Bootstrap<&[u8]> {
     Bootstrap::parse(bytes).unwrap()
 }
 
-fn find<'a>(bootstrap: &Bootstrap<&'a [u8]>, path: &str) -> Inode {
+fn find(bootstrap: &Bootstrap<&[u8]>, path: &str) -> Inode {
     let mut inode = bootstrap.inode(bootstrap.root()).unwrap();
     for part in path.split('/') {
         let entry = bootstrap.lookup(&inode, part.as_bytes()).unwrap().unwrap();
@@ -197,7 +198,7 @@ fn no_truncation_makes_a_reader_panic() {
         .chain((0..bytes.len()).step_by(4096))
     {
         walk(&bytes[..len]);
-        assert!(Bootstrap::parse(&bytes[..len]).is_ok_and(|b| b.check().is_ok()) == false);
+        assert!(!Bootstrap::parse(&bytes[..len]).is_ok_and(|b| b.check().is_ok()));
     }
 }
 
@@ -405,4 +406,47 @@ fn check_refuses_two_things_in_one_place() {
     file[table..table + 4096].copy_from_slice(&data);
     file[long as usize + 16..][..4].copy_from_slice(&((table / 4096) as u32).to_le_bytes());
     assert!(parse(&file).check().is_err());
+}
+
+#[test]
+fn compact_inodes_are_read() {
+    let mut file = sample::bootstrap();
+    let at = offset_of("other") as usize;
+    let index = file[at + 64..at + 72].to_vec();
+    let mut compact = vec![0x08, 0, 0, 0]; // chunk based, no attributes
+    compact.extend(0o100_640u16.to_le_bytes());
+    compact.extend(1u16.to_le_bytes()); // link count
+    compact.extend(7u32.to_le_bytes()); // size
+    compact.extend([0; 4]);
+    compact.extend(0x20u32.to_le_bytes()); // chunk format
+    compact.extend(8u32.to_le_bytes()); // number
+    compact.extend(1000u16.to_le_bytes());
+    compact.extend(65535u16.to_le_bytes());
+    compact.extend([0; 4]);
+    compact.extend(index);
+    file[at..at + 72].fill(0);
+    file[at..at + 40].copy_from_slice(&compact);
+    let bootstrap = parse(&file);
+    bootstrap.check().unwrap_or_else(|e| panic!("{e}"));
+    let inode = find(&bootstrap, "other");
+    let found = (
+        inode.mode,
+        inode.size,
+        inode.uid,
+        inode.gid,
+        inode.mtime,
+        inode.ino,
+        inode.head_size(),
+    );
+    assert_eq!(found, (0o100_640, 7, 1000, 65535, 0, 8, 32));
+    assert_eq!(
+        bootstrap
+            .chunks(&inode)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .index,
+        4
+    );
 }

@@ -1,4 +1,5 @@
 //! Records with real bytes, decoded and encoded again.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use rafs_format::blob_meta::{
     self, BatchContext, BlobMeta, HEADER_SIZE, Header, Placement, StoredChunk, ZranContext,
