@@ -28,9 +28,12 @@ const DEVELOPMENT: [&str; 3] = ["testkit", "bench", "xtask"];
 /// Files that are looked at for characters beyond ASCII.
 const TEXT: [&str; 7] = ["rs", "toml", "md", "sh", "run", "justfile", "stderr"];
 
+/// A check that says what is wrong.
+type Lint = fn() -> Result<()>;
+
 /// Runs every lint and reports all that fail.
 pub fn run() -> Result<()> {
-    let lints: [(&str, fn() -> Result<()>); 5] = [
+    let lints: [(&str, Lint); 5] = [
         ("format", || {
             system::run(system::cargo().args(["fmt", "--all", "--check"]))
         }),

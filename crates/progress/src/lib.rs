@@ -53,7 +53,10 @@ impl Cancel {
 
     /// A flag for a part of the work: it is set when this one is, and can be set without it.
     pub fn child(&self) -> Self {
-        Self { flag: Arc::default(), parent: Some(Arc::new(self.clone())) }
+        Self {
+            flag: Arc::default(),
+            parent: Some(Arc::new(self.clone())),
+        }
     }
 
     /// Asks the work to stop.
@@ -63,12 +66,20 @@ impl Cancel {
 
     /// Whether the work should stop.
     pub fn is_cancelled(&self) -> bool {
-        self.flag.load(Ordering::Relaxed) || self.parent.as_ref().is_some_and(|parent| parent.is_cancelled())
+        self.flag.load(Ordering::Relaxed)
+            || self
+                .parent
+                .as_ref()
+                .is_some_and(|parent| parent.is_cancelled())
     }
 
     /// `Err` if the work should stop.
     pub fn check(&self) -> Result<(), Cancelled> {
-        if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
+        if self.is_cancelled() {
+            Err(Cancelled)
+        } else {
+            Ok(())
+        }
     }
 }
 

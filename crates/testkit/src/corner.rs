@@ -36,7 +36,7 @@ pub fn image() -> Corner {
     maker.sparse();
     maker.through_symlinks();
     maker.twice();
-    maker.to_be_changed();
+    maker.changed_later();
     let lowest = maker.next_layer();
     maker.many();
     maker.removals();
@@ -416,7 +416,7 @@ impl Maker {
     }
 
     /// What the layers above remove or replace.
-    fn to_be_changed(&mut self) {
+    fn changed_later(&mut self) {
         for directory in [
             "gone/",
             "gone/tree/",

@@ -231,7 +231,7 @@ impl Tar {
             map.push((size, 0));
         }
         match dialect {
-            Sparse::Gnu => return self.old_gnu_sparse(&entry, size, &map, &data),
+            Sparse::Gnu => self.old_gnu_sparse(&entry, size, &map, &data),
             Sparse::Pax00 => {
                 let mut records = entry
                     .pax("GNU.sparse.size", size.to_string())
