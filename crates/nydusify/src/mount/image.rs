@@ -49,7 +49,7 @@ fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
 }
 
 fn in_layout(target: &str, platform: Option<&str>) -> Result<Image> {
-    let location: Location = target.parse()?;
+    let location = absolute(target.parse()?).with_context(|| target.to_owned())?;
     let choice = match platform {
         Some(platform) => PlatformChoice::Only(vec![platform.parse()?]),
         None => PlatformChoice::Host,
@@ -66,6 +66,18 @@ fn in_layout(target: &str, platform: Option<&str>) -> Result<Image> {
         bootstrap: Arc::new(bootstrap),
         blobs: Arc::new(LayoutBlobs(source)),
     })
+}
+
+/// The same place from any directory: blobs are opened when they are first read, and a detached process lets go of the
+/// directory it was started in.
+fn absolute(mut location: Location) -> io::Result<Location> {
+    match &mut location {
+        Location::OciLayout { dir: path, .. }
+        | Location::OciArchive { file: path, .. }
+        | Location::DockerArchive { file: path, .. } => *path = std::path::absolute(&*path)?,
+        Location::Registry(_) => {}
+    }
+    Ok(location)
 }
 
 /// The blobs of an image, where they lie in its layout or archive.

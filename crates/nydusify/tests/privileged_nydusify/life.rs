@@ -69,6 +69,37 @@ fn privileged_a_detached_mount_is_ready_when_the_command_returns() {
     ran.exits(1).fails_with(&["absent"]);
 }
 
+/// Blobs are opened when they are first read, long after a detached process has left the caller's directory.
+#[test]
+fn privileged_a_detached_mount_of_relative_paths_reads_its_blobs() {
+    let Some(place) = Place::new("privileged_a_detached_mount_of_relative_paths_reads_its_blobs")
+    else {
+        return;
+    };
+    place.converted(&fixture(), &[]);
+    place.directory("root");
+    let mount = [
+        "mount",
+        "--target",
+        "oci:nydus:v6",
+        "--mount-path",
+        "root",
+        "--cache-dir",
+        "cache",
+    ];
+    let mut command = Command::new(NYDUSIFY);
+    output(
+        command
+            .args(mount)
+            .args(["--no-prefetch", "--detach"])
+            .current_dir(place.path("")),
+    )
+    .ok();
+    let differences = testkit::fixture::busybox_expect().compare(&place.path("root"));
+    run(NYDUSIFY, ["umount", place.path("root").to_str().unwrap()]).ok();
+    assert_equal(&differences);
+}
+
 #[test]
 fn privileged_bad_mounts_are_refused_by_name() {
     let Some(place) = Place::new("privileged_bad_mounts_are_refused_by_name") else {
