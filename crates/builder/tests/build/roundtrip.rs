@@ -57,7 +57,7 @@ fn add(
             mtime: i64::from(state.0) - 10,
             mtime_nsec: state.0,
             implied: false,
-            xattrs: (state.0 % 3 == 0).then(|| {
+            xattrs: state.0.is_multiple_of(3).then(|| {
                 let value = vec![7; state.0 as usize % 50];
                 let names = [
                     &b"user.b"[..],
