@@ -5,7 +5,7 @@
 //! than a core alone, and a conversion keeps all of them busy.
 
 use std::collections::HashSet;
-use std::io::Read as _;
+use std::io::Read;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::thread;
@@ -90,7 +90,7 @@ pub fn measure(layer: &Layer, compressor: Compressor, rounds: usize) -> Result<S
     let stored =
         std::fs::read(&layer.path).with_context(|| format!("read {}", layer.path.display()))?;
     let mut tar = Vec::new();
-    let (_, mut stream) = layer::detecting(std::io::Cursor::new(stored.clone()))?;
+    let mut stream = unpacked(std::io::Cursor::new(stored.clone()))?;
     stream
         .read_to_end(&mut tar)
         .with_context(|| format!("decompress {}", layer.path.display()))?;
@@ -134,6 +134,12 @@ pub fn measure(layer: &Layer, compressor: Compressor, rounds: usize) -> Result<S
     Ok(stages)
 }
 
+/// A layer's tar, whatever it is packed with.
+pub fn unpacked(stored: impl Read + Send + 'static) -> Result<Box<dyn Read + Send>> {
+    let (compression, stream) = layer::detecting(stored)?;
+    Ok(layer::decompress(stream, compression)?)
+}
+
 /// Runs `work` on every core at once; the mean time of one run, in seconds.
 fn on_all_cores(work: &(dyn Fn() -> Result<()> + Sync)) -> Result<f64> {
     let cores = cores();
@@ -157,7 +163,7 @@ fn sha256(data: &[u8]) -> Result<()> {
 }
 
 fn inflate(stored: &[u8]) -> Result<()> {
-    let (_, mut stream) = layer::detecting(std::io::Cursor::new(stored.to_vec()))?;
+    let mut stream = unpacked(std::io::Cursor::new(stored.to_vec()))?;
     let mut buffer = vec![0; 256 << 10];
     while stream.read(&mut buffer)? != 0 {
         std::hint::black_box(&mut buffer);
@@ -168,14 +174,13 @@ fn inflate(stored: &[u8]) -> Result<()> {
 /// Where the chunks of regular files lie in a tar.
 fn chunks(tar: &[u8]) -> Result<Vec<Range<usize>>> {
     let mut chunks = Vec::new();
-    let mut archive = tar::Archive::new(tar);
-    for entry in archive.entries()? {
-        let entry = entry?;
-        if !entry.header().entry_type().is_file() {
+    let mut reader = layer::tar::Reader::new(tar);
+    while let Some(entry) = reader.next()? {
+        if entry.kind != layer::tar::EntryKind::Regular {
             continue;
         }
-        let start = usize::try_from(entry.raw_file_position())?;
-        let end = start + usize::try_from(entry.size())?;
+        let start = usize::try_from(entry.offset)?;
+        let end = start + usize::try_from(entry.size)?;
         chunks.extend(
             (start..end)
                 .step_by(CHUNK_SIZE)

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::floor::Layer;
+use crate::floor::{Layer, unpacked};
 
 /// An image in an OCI layout, and what its layers unpack to.
 pub struct Input {
@@ -35,7 +35,7 @@ impl Input {
             .max_by_key(|l| l.metadata().map_or(0, |m| m.len()))
             .context("no layer")?;
         let tar = work.join(format!("{name}.tar"));
-        let (_, mut stream) = layer::detecting(File::open(largest)?)?;
+        let mut stream = unpacked(File::open(largest)?)?;
         io::copy(&mut stream, &mut File::create(&tar)?)
             .with_context(|| format!("unpack {}", largest.display()))?;
         let tree = work.join(format!("{name}.tree"));
