@@ -46,10 +46,11 @@ impl Budget {
         self.limit
     }
 
-    /// A lane for one more layer.
-    pub(crate) fn lane(self: &Arc<Self>) -> Lane {
+    /// A lane for one more layer, which never holds more than `most` bytes unless that is a single buffer.
+    pub(crate) fn lane(self: &Arc<Self>, most: usize) -> Lane {
         Lane {
             budget: Arc::clone(self),
+            most,
             held: Arc::default(),
             waits: Arc::default(),
         }
@@ -87,6 +88,7 @@ impl State {
 #[derive(Debug, Clone)]
 pub(crate) struct Lane {
     budget: Arc<Budget>,
+    most: usize,
     /// Bytes this lane holds; changed under the budget's lock only.
     held: Arc<AtomicUsize>,
     /// The lane can't commit before another one has: it leaves half of the budget to the others.
@@ -107,7 +109,8 @@ impl Lane {
             } else {
                 self.budget.limit
             };
-            if self.held.load(Ordering::Relaxed) == 0 || state.used + size <= limit {
+            let held = self.held.load(Ordering::Relaxed);
+            if held == 0 || (held + size <= self.most && state.used + size <= limit) {
                 self.held.fetch_add(size, Ordering::Relaxed);
                 let bytes = state.take(size, self.budget.limit);
                 return Ok(Buffer {
@@ -220,7 +223,7 @@ mod tests {
     fn a_lane_that_holds_nothing_is_always_admitted() {
         let budget = Budget::new(1);
         let cancel = Cancel::default();
-        let (a, b) = (budget.lane(), budget.lane());
+        let (a, b) = (budget.lane(usize::MAX), budget.lane());
         let first = a.acquire(1 << 20, &cancel).unwrap();
         let second = b.acquire(1 << 20, &cancel).unwrap();
         assert_eq!(budget.lock().used, 2 << 20);
@@ -233,7 +236,7 @@ mod tests {
     fn a_full_budget_blocks_until_a_buffer_comes_back() {
         let budget = Budget::new(2 << 20);
         let cancel = Cancel::default();
-        let lane = budget.lane();
+        let lane = budget.lane(usize::MAX);
         let held: Vec<_> = (0..2)
             .map(|_| lane.acquire(1 << 20, &cancel).unwrap())
             .collect();
@@ -250,7 +253,7 @@ mod tests {
     fn cancelling_ends_the_wait() {
         let budget = Budget::new(1 << 20);
         let cancel = Cancel::default();
-        let lane = budget.lane();
+        let lane = budget.lane(usize::MAX);
         let _held = lane.acquire(1 << 20, &cancel).unwrap();
         cancel.cancel();
         assert_eq!(lane.acquire(1, &cancel).map(|_| ()), Err(Cancelled));
@@ -260,7 +263,7 @@ mod tests {
     fn a_waiting_lane_leaves_half_of_the_budget() {
         let budget = Budget::new(2 << 20);
         let cancel = Cancel::default();
-        let (first, second) = (budget.lane(), budget.lane());
+        let (first, second) = (budget.lane(usize::MAX), budget.lane());
         second.set_waiting(true);
         let _one = second.acquire(1 << 20, &cancel).unwrap();
         std::thread::scope(|scope| {
@@ -277,7 +280,7 @@ mod tests {
     fn buffers_are_reused_and_make_room_for_other_sizes() {
         let budget = Budget::new(2 << 20);
         let cancel = Cancel::default();
-        let lane = budget.lane();
+        let lane = budget.lane(usize::MAX);
         for _ in 0..3 {
             let mut buffer = lane.acquire(1 << 20, &cancel).unwrap();
             buffer.extend(5).copy_from_slice(b"hello");

@@ -31,6 +31,9 @@ use crate::{BuildOptions, Error};
 
 /// Jobs that may wait between two stages; the budget usually admits fewer.
 const QUEUE: usize = 1024;
+/// Buffers that one layer has under way for each thread of the pool. Enough to keep the threads busy, and few enough
+/// that a buffer is still in a processor cache when it comes to the next stage, or is filled again.
+const BUFFERS_PER_THREAD: usize = 8;
 /// Largest address in a blob's uncompressed space and in its file, in bytes.
 const UNCOMPRESSED_MAX: u64 = 1 << 44;
 const COMPRESSED_MAX: u64 = 1 << 40;
@@ -98,7 +101,10 @@ pub(crate) fn run<W: Write + Send, R>(
     out: W,
     produce: impl FnOnce(&mut Cutter) -> Result<R, Error>,
 ) -> Result<Output<W, R>, Error> {
-    let lane = options.budget.lane();
+    let threads = options.pool.current_num_threads();
+    let lane = options
+        .budget
+        .lane(BUFFERS_PER_THREAD * threads * cut::buffer_size(options));
     let (produced, deduped, committed) = thread::scope(|scope| {
         let (cut_sender, cut) = sync_channel(QUEUE);
         let (commit_sender, commit) = sync_channel(QUEUE);

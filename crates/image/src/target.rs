@@ -1,6 +1,7 @@
 //! Writing an image.
 
 mod archive;
+mod behind;
 mod layout;
 
 use std::fs::File;

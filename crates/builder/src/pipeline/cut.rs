@@ -17,6 +17,11 @@ const BUFFER_MIN: usize = 256 << 10;
 /// Bytes at which a job goes on its way even if its buffer has room, so that huge buffers don't serialise small files.
 const JOB_ENOUGH: usize = 1 << 20;
 
+/// Size of every buffer of a layer, in bytes.
+pub(super) fn buffer_size(options: &BuildOptions) -> usize {
+    (options.chunk_size as usize).max(BUFFER_MIN)
+}
+
 /// Chunks whose digests are known.
 pub(super) struct Hashed {
     pub buffer: Buffer,
@@ -87,7 +92,7 @@ impl<'a> Cutter<'a> {
             Some(open) => open,
             none => {
                 // All buffers have one size: then each fits wherever another one was freed.
-                let size = (self.options.chunk_size as usize).max(BUFFER_MIN);
+                let size = buffer_size(self.options);
                 let buffer = self
                     .lane
                     .acquire(size, &self.cancel)

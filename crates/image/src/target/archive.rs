@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tempfile::NamedTempFile;
 
+use super::behind::WriteBehind;
 use super::{OCI_LAYOUT, empty_index, index_entry, named};
 use crate::source::{Store, Stored};
 use crate::{Descriptor, Digest, Error};
@@ -100,6 +101,7 @@ impl ArchiveFile {
         Ok(Writer {
             start: state.end + BLOCK,
             size: 0,
+            behind: WriteBehind::from(state.end),
             archive: Arc::clone(self),
         })
     }
@@ -197,6 +199,7 @@ pub(super) struct Writer {
     /// Where the content begins; the header is before it.
     start: u64,
     size: u64,
+    behind: WriteBehind,
 }
 
 impl Writer {
@@ -224,6 +227,8 @@ impl Write for Writer {
             .write_at(buf, offset)
             .map_err(|error| named(&self.archive.path, error))?;
         self.size += written as u64;
+        self.behind
+            .reached(&self.archive.file, self.start + self.size);
         Ok(written)
     }
 

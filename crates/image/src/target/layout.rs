@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
+use super::behind::WriteBehind;
 use super::{OCI_LAYOUT, empty_index, index_entry, named};
 use crate::source::Directory;
 use crate::{ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error};
@@ -87,6 +88,7 @@ impl Layout {
             layout: Arc::clone(self),
             file,
             size: 0,
+            behind: WriteBehind::default(),
         })
     }
 
@@ -167,12 +169,15 @@ pub(super) struct Writer {
     file: NamedTempFile,
     layout: Arc<Layout>,
     size: u64,
+    behind: WriteBehind,
 }
 
 impl Writer {
     /// A blob of that name that is there already is replaced: it may be damaged.
     pub(super) fn finish(self, digest: Digest) -> Result<u64, Error> {
-        let Self { file, layout, size } = self;
+        let Self {
+            file, layout, size, ..
+        } = self;
         let path = layout.blobs.join(digest.hex());
         let known = path.exists();
         file.persist(&path)
@@ -194,6 +199,7 @@ impl Write for Writer {
             .write(buf)
             .map_err(|error| named(&self.layout.dir, error))?;
         self.size += written as u64;
+        self.behind.reached(self.file.as_file(), self.size);
         Ok(written)
     }
 
