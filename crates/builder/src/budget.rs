@@ -223,7 +223,7 @@ mod tests {
     fn a_lane_that_holds_nothing_is_always_admitted() {
         let budget = Budget::new(1);
         let cancel = Cancel::default();
-        let (a, b) = (budget.lane(usize::MAX), budget.lane());
+        let (a, b) = (budget.lane(usize::MAX), budget.lane(usize::MAX));
         let first = a.acquire(1 << 20, &cancel).unwrap();
         let second = b.acquire(1 << 20, &cancel).unwrap();
         assert_eq!(budget.lock().used, 2 << 20);
@@ -250,6 +250,17 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_waits_for_itself_when_it_holds_its_most() {
+        let budget = Budget::new(8 << 20);
+        let cancel = Cancel::default();
+        let (bounded, other) = (budget.lane(1 << 20), budget.lane(usize::MAX));
+        let _held = bounded.acquire(1 << 20, &cancel).unwrap();
+        let _more = other.acquire(1 << 20, &cancel).unwrap();
+        cancel.cancel();
+        assert_eq!(bounded.acquire(1, &cancel).map(|_| ()), Err(Cancelled));
+    }
+
+    #[test]
     fn cancelling_ends_the_wait() {
         let budget = Budget::new(1 << 20);
         let cancel = Cancel::default();
@@ -263,7 +274,7 @@ mod tests {
     fn a_waiting_lane_leaves_half_of_the_budget() {
         let budget = Budget::new(2 << 20);
         let cancel = Cancel::default();
-        let (first, second) = (budget.lane(usize::MAX), budget.lane());
+        let (first, second) = (budget.lane(usize::MAX), budget.lane(usize::MAX));
         second.set_waiting(true);
         let _one = second.acquire(1 << 20, &cancel).unwrap();
         std::thread::scope(|scope| {
