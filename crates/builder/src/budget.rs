@@ -253,11 +253,18 @@ mod tests {
     fn a_lane_waits_for_itself_when_it_holds_its_most() {
         let budget = Budget::new(8 << 20);
         let cancel = Cancel::default();
-        let (bounded, other) = (budget.lane(1 << 20), budget.lane(usize::MAX));
-        let _held = bounded.acquire(1 << 20, &cancel).unwrap();
-        let _more = other.acquire(1 << 20, &cancel).unwrap();
-        cancel.cancel();
-        assert_eq!(bounded.acquire(1, &cancel).map(|_| ()), Err(Cancelled));
+        let lane = budget.lane(1 << 20);
+        let held = lane.acquire(1 << 20, &cancel).unwrap();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| lane.acquire(1 << 20, &cancel).map(|buffer| buffer.size));
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(
+                !waiter.is_finished(),
+                "the budget has room, the lane has not"
+            );
+            drop(held);
+            assert_eq!(waiter.join().unwrap(), Ok(1 << 20));
+        });
     }
 
     #[test]
