@@ -5,7 +5,7 @@
 //! than a core alone, and a conversion keeps all of them busy.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::thread;
@@ -46,12 +46,29 @@ pub struct Stages {
     pub compress: f64,
     /// SHA-256 of the blob.
     pub blob_digest: f64,
+    /// Copying the stored layer out of the page cache and the blob into it. Not part of the floor: it says how much
+    /// of what lies above it is the price of files.
+    pub file_copies: f64,
 }
 
 impl Stages {
     /// All core-seconds.
     pub fn total(&self) -> f64 {
         self.serial().iter().sum::<f64>() + self.chunk_digest + self.compress
+    }
+
+    /// The medians, stage by stage.
+    pub fn median(rounds: &[Self]) -> Self {
+        let each = |get: fn(&Self) -> f64| median(rounds.iter().map(get).collect());
+        Self {
+            source_digest: each(|s| s.source_digest),
+            inflate: each(|s| s.inflate),
+            diff_id: each(|s| s.diff_id),
+            chunk_digest: each(|s| s.chunk_digest),
+            compress: each(|s| s.compress),
+            blob_digest: each(|s| s.blob_digest),
+            file_copies: each(|s| s.file_copies),
+        }
     }
 
     /// The stages that one layer can't spread over cores.
@@ -85,53 +102,93 @@ pub fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Times every stage of one layer `rounds` times and takes the medians.
-pub fn measure(layer: &Layer, compressor: Compressor, rounds: usize) -> Result<Stages> {
-    let stored =
-        std::fs::read(&layer.path).with_context(|| format!("read {}", layer.path.display()))?;
-    let mut tar = Vec::new();
-    let mut stream = unpacked(std::io::Cursor::new(stored.clone()))?;
-    stream
-        .read_to_end(&mut tar)
-        .with_context(|| format!("decompress {}", layer.path.display()))?;
-    let compressed = stored.len() < tar.len();
-    let chunks = chunks(&tar)?;
-    let mut seen = HashSet::new();
-    let distinct: Vec<Range<usize>> = chunks
-        .iter()
-        .filter(|c| seen.insert(codec::digest(Digester::Blake3, &tar[(*c).clone()])))
-        .cloned()
-        .collect();
-    let blob = compress(&tar, &distinct, compressor, true)?;
+/// A layer in memory, ready to be measured.
+pub struct Floor {
+    layer: Layer,
+    compressor: Compressor,
+    stored: Vec<u8>,
+    tar: Vec<u8>,
+    chunks: Vec<Range<usize>>,
+    distinct: Vec<Range<usize>>,
+    blob: Vec<u8>,
+}
 
-    let time = |work: &(dyn Fn() -> Result<()> + Sync)| -> Result<f64> {
-        (0..rounds)
-            .map(|_| on_all_cores(work))
-            .collect::<Result<Vec<_>>>()
-            .map(median)
-    };
-    let mut stages = Stages {
-        chunk_digest: time(&|| {
-            for chunk in &chunks {
-                std::hint::black_box(codec::digest(Digester::Blake3, &tar[chunk.clone()]));
-                std::hint::black_box(codec::crc32c(&tar[chunk.clone()]));
-            }
-            Ok(())
-        })?,
-        compress: time(&|| compress(&tar, &distinct, compressor, false).map(drop))?,
-        blob_digest: time(&|| sha256(&blob))?,
-        ..Stages::default()
-    };
-    if compressed {
-        stages.inflate = time(&|| inflate(&stored))?;
+impl Floor {
+    /// Reads and unpacks the layer.
+    pub fn prepare(layer: &Layer, compressor: Compressor) -> Result<Self> {
+        let stored =
+            std::fs::read(&layer.path).with_context(|| format!("read {}", layer.path.display()))?;
+        let mut tar = Vec::new();
+        unpacked(std::io::Cursor::new(stored.clone()))?
+            .read_to_end(&mut tar)
+            .with_context(|| format!("decompress {}", layer.path.display()))?;
+        let chunks = chunks(&tar)?;
+        let mut seen = HashSet::new();
+        let distinct: Vec<Range<usize>> = chunks
+            .iter()
+            .filter(|c| seen.insert(codec::digest(Digester::Blake3, &tar[(*c).clone()])))
+            .cloned()
+            .collect();
+        let blob = compress(&tar, &distinct, compressor, true)?;
+        Ok(Self {
+            layer: layer.clone(),
+            compressor,
+            stored,
+            tar,
+            chunks,
+            distinct,
+            blob,
+        })
     }
-    if layer.from_image {
-        stages.diff_id = time(&|| sha256(&tar))?;
+
+    /// Times every stage once.
+    pub fn round(&self) -> Result<Stages> {
+        let Self {
+            stored,
+            tar,
+            chunks,
+            distinct,
+            blob,
+            ..
+        } = self;
+        let compressed = stored.len() < tar.len();
+        let mut stages = Stages {
+            chunk_digest: on_all_cores(&|| {
+                for chunk in chunks {
+                    std::hint::black_box(codec::digest(Digester::Blake3, &tar[chunk.clone()]));
+                    std::hint::black_box(codec::crc32c(&tar[chunk.clone()]));
+                }
+                Ok(())
+            })?,
+            compress: on_all_cores(&|| compress(tar, distinct, self.compressor, false).map(drop))?,
+            blob_digest: on_all_cores(&|| sha256(blob))?,
+            file_copies: on_all_cores(&|| self.copy_files())?,
+            ..Stages::default()
+        };
         if compressed {
-            stages.source_digest = time(&|| sha256(&stored))?;
+            stages.inflate = on_all_cores(&|| inflate(stored))?;
         }
+        if self.layer.from_image {
+            stages.diff_id = on_all_cores(&|| sha256(tar))?;
+            if compressed {
+                stages.source_digest = on_all_cores(&|| sha256(stored))?;
+            }
+        }
+        Ok(stages)
     }
-    Ok(stages)
+
+    fn copy_files(&self) -> Result<()> {
+        let mut source = std::fs::File::open(&self.layer.path)?;
+        let mut buffer = vec![0; CHUNK_SIZE];
+        while source.read(&mut buffer)? != 0 {
+            std::hint::black_box(&mut buffer);
+        }
+        let mut target = tempfile::tempfile()?;
+        for piece in self.blob.chunks(CHUNK_SIZE) {
+            target.write_all(piece)?;
+        }
+        Ok(())
+    }
 }
 
 /// A layer's tar, whatever it is packed with.

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::floor::cores;
+use crate::floor::{Stages, cores};
 use crate::scenario::Row;
 
 const BEGIN: &str = "<!-- figures: begin -->";
@@ -56,19 +56,29 @@ fn machine() -> String {
 /// The table in Markdown.
 pub fn table(rows: &[Row]) -> String {
     let mut out = String::from(
-        "| Image | What | Wall s | Core-seconds | Peak MiB | MB out or read | Attainable s | Ratio |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|\n",
+        "| Image | What | Wall s | Core-seconds | Floor | File copies | Peak MiB | MB out or read | Attainable s | Ratio |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for row in rows {
         let usage = row.usage.median;
+        let stages = |row: &Row, get: fn(&Stages) -> f64| {
+            let sum: f64 = row.stages.iter().map(get).sum();
+            if sum > 0.0 {
+                format!("{sum:.2}")
+            } else {
+                String::new()
+            }
+        };
         let some = |value: f64, shown: String| if value > 0.0 { shown } else { String::new() };
         let _ = writeln!(
             out,
-            "| {} | {} | {:.3} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {:.3} | {} | {} | {} | {} | {} | {} | {} |",
             row.input,
             row.what,
             usage.wall,
             some(usage.cpu, format!("{:.2}", usage.cpu)),
+            stages(row, Stages::total),
+            stages(row, |s| s.file_copies),
             some(
                 usage.peak_kib as f64,
                 format!("{:.0}", usage.peak_kib as f64 / 1024.0)

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use rafs_format::Compressor;
 use serde::Serialize;
 
-use crate::floor::{self, Stages};
+use crate::floor::{self, Floor, Layer, Stages};
 use crate::input::Input;
 use crate::measure::{Runs, Usage, usage};
 
@@ -121,19 +121,14 @@ impl Scenario<'_> {
             "--compressor".as_ref(),
             compressor.name().as_ref(),
         ]);
-        let runs = self.repeat(&[&target], &command)?;
         let layers = self.input.image_layers();
-        let stages = layers
-            .iter()
-            .map(|l| floor::measure(l, compressor, self.runs))
-            .collect::<Result<Vec<_>>>()?;
         self.with_floor(
             format!("convert, {compressor}"),
-            runs,
-            size(&target)?,
-            stages,
-        );
-        Ok(())
+            &target,
+            &command,
+            &layers,
+            compressor,
+        )
     }
 
     fn create(&mut self, compressor: Compressor) -> Result<()> {
@@ -152,28 +147,51 @@ impl Scenario<'_> {
             blob.as_os_str(),
             self.input.tar.as_os_str(),
         ]);
-        let runs = self.repeat(&[&blob], &command)?;
-        let stages = vec![floor::measure(
-            &self.input.tar_layer(),
-            compressor,
-            self.runs,
-        )?];
+        let layers = [self.input.tar_layer()];
         self.with_floor(
             format!("create from tar, {compressor}"),
-            runs,
-            size(&blob)?,
-            stages,
-        );
-        Ok(())
+            &blob,
+            &command,
+            &layers,
+            compressor,
+        )
     }
 
-    fn with_floor(&mut self, what: String, runs: Runs, bytes: u64, stages: Vec<Stages>) {
+    /// Runs a command and the floor of its layers in turn, so that both see the machine at the same speed.
+    fn with_floor(
+        &mut self,
+        what: String,
+        out: &Path,
+        command: &[OsString],
+        layers: &[Layer],
+        compressor: Compressor,
+    ) -> Result<()> {
+        let floors = layers
+            .iter()
+            .map(|l| Floor::prepare(l, compressor))
+            .collect::<Result<Vec<_>>>()?;
+        let mut usages = Vec::new();
+        let mut rounds = vec![Vec::new(); floors.len()];
+        for round in 0..=self.runs {
+            remove(out)?;
+            let used = usage(command)?;
+            // The first run does not count.
+            if round > 0 {
+                usages.push(used);
+                for (floor, rounds) in floors.iter().zip(&mut rounds) {
+                    rounds.push(floor.round()?);
+                }
+            }
+        }
+        let stages: Vec<Stages> = rounds.iter().map(|rounds| Stages::median(rounds)).collect();
         let attainable = floor::attainable(&stages, floor::cores());
+        let runs = Runs::of(usages);
         let wall = runs.median.wall;
-        let row = self.push(what, runs, bytes);
+        let row = self.push(what, runs, size(out)?);
         row.attainable = Some(attainable);
         row.ratio = Some((attainable / wall, "efficiency"));
         row.stages = stages;
+        Ok(())
     }
 
     fn check(&mut self) -> Result<()> {
