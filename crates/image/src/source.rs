@@ -18,11 +18,11 @@ use crate::{
 };
 
 pub(crate) use archive::Archive;
-pub(crate) use layout::Directory;
+pub(crate) use layout::{Directory, read_file};
 
 /// Indexes nest no deeper than this.
 const INDEX_DEPTH_MAX: u32 = 4;
-/// Most manifests that an index and those in it may name.
+/// Most entries that an index and those in it may have.
 const INDEX_ENTRIES_MAX: usize = 4096;
 
 /// Where the bytes of a blob lie.
@@ -63,6 +63,16 @@ pub struct Selected {
     pub manifest: Manifest,
     /// It is for `unknown/unknown`: an attestation about another image, not an image.
     pub attestation: bool,
+}
+
+/// A search for the images of an index.
+struct Search<'a> {
+    choice: &'a PlatformChoice,
+    /// Entries looked at, those that lead to an index included: nesting multiplies them.
+    entries: usize,
+    found: Vec<Selected>,
+    /// Platforms met, for the message if none fits.
+    seen: Vec<String>,
 }
 
 impl Source {
@@ -252,8 +262,16 @@ impl Source {
         match self.node(&self.root)? {
             Node::Manifest(manifest) => self.select_lone(*manifest, choice),
             Node::Index(index) => {
-                let (mut found, mut seen) = (Vec::new(), Vec::new());
-                self.collect(&index, choice, INDEX_DEPTH_MAX, &mut found, &mut seen)?;
+                let mut search = Search {
+                    choice,
+                    entries: 0,
+                    found: Vec::new(),
+                    seen: Vec::new(),
+                };
+                self.collect(&index, INDEX_DEPTH_MAX, &mut search)?;
+                let Search {
+                    found, mut seen, ..
+                } = search;
                 if found.iter().all(|image: &Selected| image.attestation) {
                     seen.dedup();
                     let available = if seen.is_empty() {
@@ -307,17 +325,12 @@ impl Source {
         }])
     }
 
-    fn collect(
-        &self,
-        index: &Index,
-        choice: &PlatformChoice,
-        depth: u32,
-        found: &mut Vec<Selected>,
-        seen: &mut Vec<String>,
-    ) -> Result<(), Error> {
+    fn collect(&self, index: &Index, depth: u32, search: &mut Search<'_>) -> Result<(), Error> {
         let what = || format!("index {}", self.root.digest);
+        let choice = search.choice;
         for entry in &index.manifests {
-            if seen.len() >= INDEX_ENTRIES_MAX {
+            search.entries += 1;
+            if search.entries > INDEX_ENTRIES_MAX {
                 let reason = format!("it has more than {INDEX_ENTRIES_MAX} entries");
                 return Err(Error::Document {
                     what: what(),
@@ -325,7 +338,7 @@ impl Source {
                 });
             }
             if let Some(platform) = &entry.platform {
-                seen.push(platform.to_string());
+                search.seen.push(platform.to_string());
                 if !choice.wants(platform) {
                     continue;
                 }
@@ -340,17 +353,17 @@ impl Source {
                 });
             }
             match self.node(entry)? {
-                Node::Index(inner) => self.collect(&inner, choice, depth - 1, found, seen)?,
+                Node::Index(inner) => self.collect(&inner, depth - 1, search)?,
                 Node::Manifest(manifest) => {
                     if entry.platform.is_none() && *choice != PlatformChoice::All {
                         let platform = self.platform_of(&manifest)?;
-                        seen.push(platform.to_string());
+                        search.seen.push(platform.to_string());
                         if !choice.wants(&platform) {
                             continue;
                         }
                     }
                     let attestation = entry.platform.as_ref().is_some_and(Platform::is_unknown);
-                    found.push(Selected {
+                    search.found.push(Selected {
                         descriptor: entry.clone(),
                         manifest: *manifest,
                         attestation,

@@ -566,3 +566,83 @@ fn indexes_that_nest_too_deeply_are_refused() {
         .unwrap_err();
     assert!(error.to_string().contains("deeper"), "{error}");
 }
+
+#[test]
+fn an_index_that_multiplies_by_nesting_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut layout = Layout::create(dir.path());
+    // No entry states a platform, and no manifest is at the end.
+    let mut inner: Vec<Value> = Vec::new();
+    for _ in 0..4 {
+        let index = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": inner});
+        inner = vec![layout.blob(index.to_string().as_bytes(), media::OCI_INDEX); 2000];
+    }
+    layout.tag(&inner[0], "x");
+    let source = Source::open(&oci(dir.path(), None)).unwrap();
+    for choice in [PlatformChoice::All, PlatformChoice::Host] {
+        let error = source.select(&choice).unwrap_err().to_string();
+        assert!(error.contains("4096 entries"), "{error}");
+    }
+}
+
+#[test]
+fn an_index_that_is_no_regular_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write_layout(dir.path(), &["x"]);
+    let path = dir.path().join("index.json");
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    assert!(refused(&oci(dir.path(), None)).contains("no regular file"));
+}
+
+#[test]
+fn writers_may_begin_a_layout_at_the_same_time() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("new/layout");
+        let together = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for tag in ["a", "b", "c", "gives-up"] {
+                let (root, together) = (&root, &together);
+                scope.spawn(move || {
+                    together.wait();
+                    let target = Target::open(&oci(root, Some(tag))).unwrap();
+                    if tag != "gives-up" {
+                        let image = put_image(&target, tag.as_bytes());
+                        target.commit(&image).unwrap();
+                    }
+                });
+            }
+        });
+        let mut tags = tags(&root);
+        tags.sort();
+        assert_eq!(tags, ["a", "b", "c"].map(|tag| Some(tag.to_owned())));
+        assert!(root.join("oci-layout").exists());
+        for tag in ["a", "b", "c"] {
+            read_all(&Source::open(&oci(&root, Some(tag))).unwrap());
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_writer_left_goes_when_nobody_is_at_work() {
+    let dir = tempfile::tempdir().unwrap();
+    // Killed before the layout was one.
+    std::fs::write(dir.path().join(".new-aaaaaa"), b"{").unwrap();
+    let target = Target::open(&oci(dir.path(), Some("a"))).unwrap();
+    let image = put_image(&target, b"1");
+    target.commit(&image).unwrap();
+    let blobs = count_blobs(dir.path());
+
+    let left = dir.path().join("blobs/sha256/.new-bbbbbb");
+    std::fs::write(&left, b"half").unwrap();
+    let first = Target::open(&oci(dir.path(), Some("b"))).unwrap();
+    assert_eq!(count_blobs(dir.path()), blobs);
+    // That of a writer at work stays.
+    let mut writer = first.blob_writer().unwrap();
+    writer.write_all(b"more").unwrap();
+    let second = Target::open(&oci(dir.path(), Some("c"))).unwrap();
+    assert_eq!(count_blobs(dir.path()), blobs + 1);
+    writer.finish(Digest::of(b"more")).unwrap();
+    drop((first, second));
+}

@@ -110,9 +110,15 @@ fn check_version(layout: &[u8], what: &str) -> Result<(), Error> {
 }
 
 /// A small file; `None` if there is none.
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+pub(crate) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let size = match std::fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        // A pipe or device would never end.
+        Ok(_) => {
+            let what = path.display().to_string();
+            let reason = "it is no regular file".to_owned();
+            return Err(Error::Document { what, reason });
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("open", path)(error)),
     };

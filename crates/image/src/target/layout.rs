@@ -1,13 +1,15 @@
 //! Writing into an OCI layout directory.
 //!
-//! Every writer holds a shared lock on `blobs/sha256` while it works and an exclusive one on the layout directory
-//! while it changes `index.json`. Blobs appear under their names by renaming, so readers and other writers never see
-//! half of one. A writer that gives up takes its new blobs away only if it is alone and no tag was written since it
-//! began: else somebody may count on them.
+//! Every writer holds a shared lock on `blobs/sha256` while it works, and an exclusive one on the layout directory
+//! while it begins, changes `index.json` or gives up. Blobs appear under their names by renaming, so readers and other
+//! writers never see half of one. A writer that gives up takes its new blobs away only if it is alone and no tag was
+//! written since it began: else somebody may count on them. What killed writers left unfinished goes when the next
+//! one begins alone.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,8 +18,11 @@ use tempfile::NamedTempFile;
 
 use super::behind::WriteBehind;
 use super::{OCI_LAYOUT, empty_index, index_entry, named};
-use crate::source::Directory;
+use crate::source::{Directory, read_file};
 use crate::{ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error};
+
+/// What the names of unfinished files begin with.
+const UNFINISHED: &str = ".new-";
 
 pub(super) struct Layout {
     dir: PathBuf,
@@ -42,13 +47,15 @@ struct State {
 impl Layout {
     pub(super) fn open(dir: &Path, tag: Option<&str>) -> Result<Self, Error> {
         let mut made = Vec::new();
-        match prepare(dir, &mut made) {
-            Ok(presence) => Ok(Self {
+        let begun = prepare(dir, &mut made)
+            .and_then(|presence| Ok((presence, read_file(&dir.join("index.json"))?)));
+        match begun {
+            Ok((presence, index_before)) => Ok(Self {
                 dir: dir.to_owned(),
                 blobs: dir.join("blobs/sha256"),
                 tag: tag.map(str::to_owned),
                 presence,
-                index_before: fs::read(dir.join("index.json")).ok(),
+                index_before,
                 state: Mutex::new(State {
                     made,
                     ..State::default()
@@ -93,9 +100,8 @@ impl Layout {
     }
 
     pub(super) fn commit(&self, root: &Descriptor) -> Result<(), Error> {
-        let lock = File::open(&self.dir).map_err(Error::io("open", &self.dir))?;
-        lock.lock().map_err(Error::io("lock", &self.dir))?;
         self.sync_blobs()?;
+        let _lock = lock(&self.dir)?;
         let path = self.dir.join("index.json");
         let index = self.new_index(&path, root)?;
         replace(&path, &index)?;
@@ -105,13 +111,12 @@ impl Layout {
 
     fn new_index(&self, path: &Path, root: &Descriptor) -> Result<Vec<u8>, Error> {
         let what = || format!("{}", path.display());
-        let mut index = match fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+        let mut index = match read_file(path)? {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|source| Error::Json {
                 what: what(),
                 source,
             })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => empty_index(),
-            Err(error) => return Err(Error::io("read", path)(error)),
+            None => empty_index(),
         };
         let Some(Value::Array(entries)) = index.get_mut("manifests") else {
             return Err(Error::Document {
@@ -156,8 +161,11 @@ impl Drop for Layout {
         if state.committed {
             return;
         }
+        // Nobody begins while this is decided and done.
+        let Ok(_lock) = lock(&self.dir) else { return };
         let alone = self.presence.try_lock().is_ok();
-        let unchanged = fs::read(self.dir.join("index.json")).ok() == self.index_before;
+        let unchanged =
+            read_file(&self.dir.join("index.json")).is_ok_and(|index| index == self.index_before);
         if alone && unchanged {
             take_away(&state.made);
         }
@@ -210,14 +218,10 @@ impl Write for Writer {
 
 /// Makes what is missing of an empty layout, and takes the shared lock.
 fn prepare(dir: &Path, made: &mut Vec<PathBuf>) -> Result<File, Error> {
-    make_directories(dir, made)?;
+    let _lock = lock_or_make(dir, made)?;
     let version = dir.join("oci-layout");
     if !version.exists() {
-        if fs::read_dir(dir)
-            .map_err(Error::io("read", dir))?
-            .next()
-            .is_some()
-        {
+        if names(dir)?.any(|name| !is_unfinished(&name)) {
             let reason = "it is not empty and no OCI image layout".to_owned();
             return Err(Error::Document {
                 what: format!("target {}", dir.display()),
@@ -230,8 +234,49 @@ fn prepare(dir: &Path, made: &mut Vec<PathBuf>) -> Result<File, Error> {
     let blobs = dir.join("blobs/sha256");
     make_directories(&blobs, made)?;
     let presence = File::open(&blobs).map_err(Error::io("open", &blobs))?;
+    if presence.try_lock().is_ok() {
+        // Nobody is at work here: these are of writers that were killed.
+        let left: Vec<PathBuf> = names(&blobs)?
+            .filter(is_unfinished)
+            .map(|name| blobs.join(name))
+            .collect();
+        take_away(&left);
+    }
     presence.lock_shared().map_err(Error::io("lock", &blobs))?;
     Ok(presence)
+}
+
+/// The exclusive lock on a layout directory, which is made if absent.
+fn lock_or_make(dir: &Path, made: &mut Vec<PathBuf>) -> Result<File, Error> {
+    loop {
+        make_directories(dir, made)?;
+        let lock = match lock(dir) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        // A writer that gives up takes away the directory that it made: a lock on that one keeps nobody out.
+        let id = |metadata: io::Result<fs::Metadata>| metadata.map(|m| (m.dev(), m.ino())).ok();
+        if id(lock.metadata()) == id(fs::metadata(dir)) {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Waits for the exclusive lock on a directory.
+fn lock(dir: &Path) -> Result<File, Error> {
+    let lock = File::open(dir).map_err(Error::io("open", dir))?;
+    lock.lock().map_err(Error::io("lock", dir))?;
+    Ok(lock)
+}
+
+/// What lies in a directory.
+fn names(dir: &Path) -> Result<impl Iterator<Item = OsString>, Error> {
+    let entries = fs::read_dir(dir).map_err(Error::io("read", dir))?;
+    Ok(entries.filter_map(|entry| Some(entry.ok()?.file_name())))
+}
+
+fn is_unfinished(name: &OsString) -> bool {
+    name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
 }
 
 fn make_directories(dir: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {
@@ -270,7 +315,7 @@ fn take_away(made: &[PathBuf]) {
 /// A file in `dir` that vanishes unless it is renamed.
 fn temporary(dir: &Path) -> Result<NamedTempFile, Error> {
     tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(UNFINISHED)
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(dir)
         .map_err(Error::io("create a file in", dir))
