@@ -85,7 +85,7 @@ fn run(
 
     let small = work.join("small-layout");
     input::small_files(&small, 10_000, 1024);
-    let mut images = vec![("10,000 small files", Some(small), "latest")];
+    let mut images = vec![("small", Some(small), "latest")];
     images.push((
         "node",
         testkit::shared_or_skip("benchmark of node").map(|s| s.join("images")),
