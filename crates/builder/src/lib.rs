@@ -16,6 +16,7 @@ mod merge;
 mod options;
 mod pipeline;
 mod prefetch;
+mod size;
 mod tail;
 mod turn;
 
@@ -28,4 +29,5 @@ pub use load::load_image;
 pub use merge::{check_compatible, merge};
 pub use options::BuildOptions;
 pub use prefetch::resolve_prefetch;
+pub use size::{SizeError, parse_size};
 pub use turn::{Dedup, Turn};

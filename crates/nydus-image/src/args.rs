@@ -192,9 +192,9 @@ pub struct Create {
     /// Threads that digest and compress [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Memory for file data in MiB [default: 32 per core, at least 64]
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
-    pub memory: Option<u32>,
+    /// Memory for file data, such as 256MiB [default: 32 MiB per thread, at least 64 MiB]
+    #[arg(long, value_name = "SIZE", value_parser = builder::parse_size)]
+    pub memory: Option<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -97,6 +97,9 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
             format_args!("{:#x}", args.batch_size),
         ));
     }
+    if args.prefetch_policy == PrefetchPolicy::Blob {
+        return Err(Unsupported::value("--prefetch-policy", "blob"));
+    }
     if args.blob_offset != 0 {
         return Err(Unsupported::value("--blob-offset", args.blob_offset));
     }
@@ -147,7 +150,10 @@ fn check_paths(args: &Create) -> anyhow::Result<()> {
     if args.blob.is_none() && args.blob_dir.is_none() {
         bail!("there is no place for the blob: give --blob or --blob-dir");
     }
-    Ok(())
+    [&args.blob, &args.bootstrap, &args.output_json]
+        .into_iter()
+        .flatten()
+        .try_for_each(|path| output::check_place(path))
 }
 
 fn is_directory(source: SourceType) -> bool {
@@ -159,10 +165,7 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         Some(threads) => usize::from(threads),
         None => thread::available_parallelism().map_or(1, usize::from),
     };
-    let memory = match args.memory {
-        Some(mebibytes) => mebibytes as usize * (1 << 20),
-        None => MEMORY_PER_THREAD * threads.max(2),
-    };
+    let memory = args.memory.unwrap_or(MEMORY_PER_THREAD * threads.max(2));
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|number| format!("work-{number}"));

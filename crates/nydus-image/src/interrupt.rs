@@ -41,6 +41,7 @@ impl Interrupt {
                 if let Some(signal) = signals.forever().next() {
                     watcher.signal.store(signal, Ordering::SeqCst);
                     watcher.cancel.cancel();
+                    eprintln!("Error: interrupted");
                     thread::sleep(GRACE);
                     watcher.unfinished.remove_all();
                     std::process::exit(128 + signal);

@@ -65,9 +65,27 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
         Command::Merge(args) => merge::run(args, interrupt),
         Command::Check(args) => check::run(args, interrupt),
         Command::Inspect(args) => inspect::run(args),
-        Command::Other(words) => {
-            Err(Unsupported::flag(words.first().map_or("", String::as_str)).into())
-        }
+        Command::Other(words) => Err(unbuilt(words.first().map_or("", String::as_str))),
+    }
+}
+
+/// What is wrong with a command that is none of [`Command`]'s.
+fn unbuilt(name: &str) -> anyhow::Error {
+    const UNBUILT: [&str; 6] = [
+        "stat",
+        "compact",
+        "optimize",
+        "export",
+        "unpack",
+        "chunkdict",
+    ];
+    if UNBUILT.contains(&name) {
+        Unsupported::flag(name).into()
+    } else {
+        Usage(format!(
+            "unrecognized subcommand '{name}'; try nydus-image --help"
+        ))
+        .into()
     }
 }
 

@@ -19,6 +19,10 @@ use crate::{Usage, output, prefetch};
 pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     check_supported(args)?;
     let facts = Facts::new(args)?;
+    [&args.bootstrap, &args.output_json]
+        .into_iter()
+        .flatten()
+        .try_for_each(|path| output::check_place(path))?;
     let start = Instant::now();
     let patterns = prefetch::read(args.prefetch_policy)?;
     let mut layers = Vec::new();

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 /// The unfinished files of this process, so that a signal can remove them.
 #[derive(Debug, Clone, Default)]
@@ -127,6 +127,22 @@ pub fn write(path: &Path, content: &[u8], unfinished: &Unfinished) -> anyhow::Re
         .write_all(content)
         .with_context(|| format!("cannot write {}", path.display()))?;
     output.commit(path)
+}
+
+/// Refuses a path that could not be written later, before the work instead of after it.
+pub fn check_place(path: &Path) -> anyhow::Result<()> {
+    ensure!(!path.is_dir(), "{} is a directory", path.display());
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    ensure!(
+        dir.is_dir(),
+        "cannot write {}: the directory {} does not exist",
+        path.display(),
+        dir.display()
+    );
+    Ok(())
 }
 
 /// Removes a file if it is there.

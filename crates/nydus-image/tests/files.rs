@@ -152,7 +152,7 @@ fn owners_are_left_out_on_request() {
 #[test]
 fn patterns_from_standard_input_become_the_prefetch_table() {
     let dir = workplace();
-    for (policy, expected) in [("fs", 2), ("blob", 0), ("none", 0)] {
+    for (policy, expected) in [("fs", 2), ("none", 0)] {
         let words =
             format!("create -t tar-rafs -b blob -B boot --prefetch-policy {policy} layer.tar");
         let mut child = Command::new(NYDUS_IMAGE)

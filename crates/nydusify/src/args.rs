@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing::Level;
 
 /// Convert OCI images to lazily loadable Nydus images, prove them equal, mount them.
@@ -70,6 +70,16 @@ pub fn unbuilt(words: &[OsString]) -> Usage {
 const VERSION: &str = concat!("Version: v", env!("CARGO_PKG_VERSION"));
 
 impl Arguments {
+    /// Reads the command line as the deployed tool does: long options have one or two dashes, the last of several
+    /// wins, and an empty variable is none. Mistakes and `--help` end the process.
+    pub fn read(words: impl Iterator<Item = OsString>) -> Self {
+        let mut command = without_empty_variables(Self::command()).args_override_self(true);
+        let matches = command
+            .try_get_matches_from_mut(normalise(words))
+            .unwrap_or_else(|error| error.exit());
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+
     /// The file to log to.
     pub fn log_file(&self) -> Option<&Path> {
         given(self.log_file.as_ref())
@@ -124,6 +134,58 @@ pub fn any_path() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
 pub fn given(path: Option<&PathBuf>) -> Option<&Path> {
     path.map(PathBuf::as_path)
         .filter(|path| !path.as_os_str().is_empty())
+}
+
+/// What the options of `check` and `mount` name: an image, or bare RAFS files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named<'a> {
+    /// The image at a location.
+    Image(&'a str),
+    /// A bootstrap, or a blob that holds one.
+    Bare(&'a Path),
+}
+
+impl<'a> Named<'a> {
+    /// Exactly one of the two must be given. A target that only the variable `TARGET` names does not count beside a
+    /// bootstrap: it may be set for other commands.
+    pub fn new(target: Option<&'a str>, bootstrap: Option<&'a Path>) -> Result<Self, Usage> {
+        let variable = std::env::var("TARGET").ok();
+        match (target.filter(|name| !name.is_empty()), bootstrap) {
+            (Some(target), Some(_)) if Some(target) != variable.as_deref() => Err(Usage(
+                "--target and --bootstrap both name an image: give one".to_owned(),
+            )),
+            (_, Some(bootstrap)) => Ok(Self::Bare(bootstrap)),
+            (Some(target), None) => Ok(Self::Image(target)),
+            (None, None) => Err(Usage(
+                "name an image with --target, or a bootstrap with --bootstrap".to_owned(),
+            )),
+        }
+    }
+}
+
+/// A directory of blobs that is none is better known now than at the first read.
+pub fn check_blob_dir(dir: Option<&Path>) -> Result<(), Usage> {
+    match dir.filter(|dir| !dir.is_dir()) {
+        Some(dir) => Err(Usage(format!(
+            "--blob-dir {}: there is no such directory",
+            dir.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The command without the variables that are set to nothing.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let empty = |arg: &clap::Arg| {
+        let value = arg.get_env().and_then(std::env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    command
+        .mut_args(|arg| match empty(&arg) {
+            true => arg.env(None::<&'static str>),
+            false => arg,
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 fn level(text: &str) -> Result<Level, String> {

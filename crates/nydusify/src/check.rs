@@ -12,7 +12,7 @@ use indicatif::MultiProgress;
 use verify::{Error, Options, Report, Side};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
-use crate::args::{Usage, refuse};
+use crate::args::{Named, Usage, any_path, check_blob_dir, refuse};
 use crate::interrupt::Interrupt;
 use crate::progress::{Mode, renderer};
 
@@ -24,25 +24,15 @@ pub struct CheckArgs {
     source: Option<String>,
 
     /// Image to check: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    #[arg(
-        long,
-        env = "TARGET",
-        value_name = "IMAGE",
-        required_unless_present = "bootstrap"
-    )]
+    #[arg(long, env = "TARGET", value_name = "IMAGE")]
     target: Option<String>,
 
     /// Check bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
-    #[arg(
-        long,
-        env = "BOOTSTRAP",
-        value_name = "FILE",
-        conflicts_with = "target"
-    )]
+    #[arg(long, value_name = "FILE")]
     bootstrap: Option<PathBuf>,
 
     /// Directory with the blobs of --bootstrap, each named by its id [default: check the bootstrap alone]
-    #[arg(long, value_name = "DIR", conflicts_with = "target")]
+    #[arg(long, value_name = "DIR", requires = "bootstrap")]
     blob_dir: Option<PathBuf>,
 
     /// Check the images of all platforms of an index
@@ -68,15 +58,15 @@ pub struct CheckArgs {
     progress: Mode,
 
     /// Accepted and ignored: there is no temporary data
-    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true)]
+    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true, value_parser = any_path())]
     work_dir: Option<PathBuf>,
 
     /// Accepted and ignored: no second program is needed
-    #[arg(long, env = "NYDUS_IMAGE", value_name = "FILE", hide = true)]
+    #[arg(long, env = "NYDUS_IMAGE", value_name = "FILE", hide = true, value_parser = any_path())]
     nydus_image: Option<PathBuf>,
 
     /// Accepted and ignored: no second program is needed
-    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true)]
+    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true, value_parser = any_path())]
     nydusd: Option<PathBuf>,
 
     #[command(flatten)]
@@ -112,8 +102,10 @@ impl Table for Unbuilt {
 /// Checks, and shows what was found. Success is an image that passed every rule that applies.
 pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     refuse(args.unsupported.given())?;
+    let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
+    check_blob_dir(args.blob_dir.as_deref())?;
     let interrupt = Interrupt::watch()?;
-    let pairs = open(args)?;
+    let pairs = open(args, named)?;
     let progress = renderer(args.progress, MultiProgress::new());
     let threads = match args.threads {
         Some(threads) => threads,
@@ -130,12 +122,14 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     for (source, target) in &pairs {
         let report = match verify::check(source.as_ref(), target, &options) {
             Err(Error::Cancelled(_)) => {
+                drop(progress);
+                eprintln!("error: interrupted");
                 return Ok(interrupt.exit_code().unwrap_or(ExitCode::FAILURE));
             }
             result => result?,
         };
         verified &= report.verified;
-        show(&report, args.output).context("cannot write the result")?;
+        show(&report, args.output, pairs.len() > 1).context("cannot write the result")?;
     }
     Ok(if verified {
         ExitCode::SUCCESS
@@ -144,7 +138,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     })
 }
 
-fn open(args: &CheckArgs) -> Result<Vec<(Option<Side>, Side)>> {
+fn open(args: &CheckArgs, named: Named<'_>) -> Result<Vec<(Option<Side>, Side)>> {
     let choice = match (args.multi_platform, &*args.platform) {
         (true, _) => PlatformChoice::All,
         (false, []) => PlatformChoice::Host,
@@ -155,8 +149,8 @@ fn open(args: &CheckArgs) -> Result<Vec<(Option<Side>, Side)>> {
         .map(|name| Ok::<_, anyhow::Error>((open_image(name)?, name)))
         .transpose()?;
     let source = source.as_ref().map(|(place, name)| (place, *name));
-    match (&args.target, &args.bootstrap) {
-        (_, Some(bootstrap)) => {
+    match named {
+        Named::Bare(bootstrap) => {
             let target = Side::bare(bootstrap, args.blob_dir.as_deref())?;
             // The bare files are the image of one platform, so only one source can be meant.
             let sources = match source {
@@ -171,15 +165,11 @@ fn open(args: &CheckArgs) -> Result<Vec<(Option<Side>, Side)>> {
                 .into()),
             }
         }
-        (Some(target), None) => Ok(verify::images(
+        Named::Image(target) => Ok(verify::images(
             source,
             (&open_image(target)?, target),
             &choice,
         )?),
-        (None, None) => Err(Usage(
-            "name an image with --target, or a bootstrap with --bootstrap".to_owned(),
-        )
-        .into()),
     }
 }
 
@@ -188,7 +178,8 @@ fn open_image(name: &str) -> Result<Arc<Source>> {
     Ok(Arc::new(Source::open(&location)?))
 }
 
-fn show(report: &Report, output: Output) -> std::io::Result<()> {
+/// Writes a report; `headed` says whose it is, if there are several.
+fn show(report: &Report, output: Output, headed: bool) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     match output {
         Output::Json => {
@@ -196,6 +187,9 @@ fn show(report: &Report, output: Output) -> std::io::Result<()> {
             writeln!(out)
         }
         Output::Text => {
+            if headed {
+                writeln!(out, "{}:", report.target)?;
+            }
             write!(out, "{report}")?;
             if report.verified {
                 writeln!(out, "verified image")

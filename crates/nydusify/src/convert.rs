@@ -108,7 +108,7 @@ pub struct ConvertArgs {
     threads: Option<u16>,
 
     /// Memory for file data, such as 256MiB [default: 32 MiB per thread, at least 64 MiB]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = builder::parse_size)]
     memory: Option<usize>,
 
     /// How to show progress
@@ -409,52 +409,9 @@ fn chunk_size(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "it must be a power of two from 0x1000 to 0x1000000".to_owned())
 }
 
-/// Reads a size such as `64MiB`, `1g` or `0x100000`; all suffixes are powers of 1024.
-fn size(text: &str) -> Result<usize, String> {
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.trim_end_matches("ib").trim_end_matches('b');
-    let (digits, shift) = match digits.as_bytes().last() {
-        _ if lower.starts_with("0x") => (&*lower, 0),
-        Some(b'k') => (&digits[..digits.len() - 1], 10),
-        Some(b'm') => (&digits[..digits.len() - 1], 20),
-        Some(b'g') => (&digits[..digits.len() - 1], 30),
-        _ => (digits, 0),
-    };
-    number(digits.trim())
-        .and_then(|size| size.checked_mul(1 << shift))
-        .and_then(|size| usize::try_from(size).ok())
-        .filter(|&size| size != 0)
-        .ok_or_else(|| "it must be a size such as 256MiB".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_have_suffixes() {
-        for (text, want) in [
-            ("64MiB", 64 << 20),
-            ("1g", 1 << 30),
-            ("512K", 512 << 10),
-            ("0x100", 256),
-            ("7", 7),
-            ("3 mb", 3 << 20),
-        ] {
-            assert_eq!(size(text), Ok(want), "{text}");
-        }
-        for bad in [
-            "",
-            "0",
-            "x",
-            "-1",
-            "1T",
-            "99999999999999999999",
-            "99999999999G",
-        ] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn chunk_sizes_are_powers_of_two() {

@@ -12,12 +12,10 @@ mod umount;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use crate::args::{Arguments, Command, Usage};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse_from(args::normalise(std::env::args_os()));
+    let arguments = Arguments::read(std::env::args_os());
     match run(&arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -41,10 +39,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.command {
         Command::Convert(options) => convert::run(options, terminal),
         Command::Check(options) => check::run(options),
-        Command::Mount(options) => {
-            args::refuse(options.unsupported())?;
-            mount::run(options, log_file)
-        }
+        Command::Mount(options) => mount::run(options, log_file),
         Command::Umount(options) => umount::run(options),
         Command::Unbuilt(words) => Err(args::unbuilt(words).into()),
     }

@@ -7,22 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ::image::Platform;
 use anyhow::{Context, Result};
 use mount::{Options, Prefetch, Signals};
 use storage::{ChunkStore, StoreOptions};
 
-use crate::args::{Usage, switch};
+use crate::args::unsupported::{Flag, Table, Unsupported};
+use crate::args::{Named, any_path, check_blob_dir, refuse, switch};
 
 /// Arguments of `nydusify mount`.
 #[derive(Debug, clap::Args)]
 pub struct MountArgs {
     /// Nydus image to mount: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    #[arg(
-        long,
-        env = "TARGET",
-        value_name = "IMAGE",
-        required_unless_present = "bootstrap"
-    )]
+    #[arg(long, env = "TARGET", value_name = "IMAGE")]
     target: Option<String>,
 
     /// Bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
@@ -57,7 +54,7 @@ pub struct MountArgs {
 
     /// Which image of an index to mount, as OS/ARCHITECTURE [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
-    platform: Option<String>,
+    platform: Option<Platform>,
 
     /// Threads that answer file system requests [default: one per core, at least 2 and at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -67,55 +64,37 @@ pub struct MountArgs {
     #[arg(long)]
     detach: bool,
 
-    /// Not supported yet: images whose chunks cannot be verified are refused
-    #[arg(long, hide = true)]
-    allow_unverified: bool,
-
     /// Accepted and ignored: there is no temporary data
-    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true)]
+    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true, value_parser = any_path())]
     work_dir: Option<PathBuf>,
 
     /// Accepted and ignored: no second program is needed
-    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true)]
+    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true, value_parser = any_path())]
     nydusd: Option<PathBuf>,
-
-    /// Not supported yet
-    #[arg(long, env = "TARGET_INSECURE", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
-          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
-    target_insecure: bool,
-
-    /// Not supported yet
-    #[arg(long, env = "BACKEND_TYPE", value_name = "TYPE", hide = true)]
-    backend_type: Option<String>,
-
-    /// Not supported yet
-    #[arg(long, env = "BACKEND_CONFIG", value_name = "JSON", hide = true)]
-    backend_config: Option<String>,
-
-    /// Not supported yet
-    #[arg(long, env = "BACKEND_CONFIG_FILE", value_name = "FILE", hide = true)]
-    backend_config_file: Option<PathBuf>,
 
     /// This is the process in the background
     #[arg(long, hide = true)]
     detached: bool,
+
+    #[command(flatten)]
+    unsupported: Unsupported<Unbuilt>,
+}
+
+/// Flags for registries and object stores, which come later, and for images whose chunks cannot be verified.
+#[derive(Debug, Clone, Copy)]
+struct Unbuilt;
+
+impl Table for Unbuilt {
+    const FLAGS: &'static [Flag] = &[
+        Flag::switch("target-insecure", "TARGET_INSECURE"),
+        Flag::value("backend-type", "BACKEND_TYPE"),
+        Flag::value("backend-config", "BACKEND_CONFIG"),
+        Flag::value("backend-config-file", "BACKEND_CONFIG_FILE"),
+        Flag::switch("allow-unverified", "").without_variable(),
+    ];
 }
 
 impl MountArgs {
-    /// A flag that is given but has no meaning yet.
-    pub fn unsupported(&self) -> Option<&'static str> {
-        let given = [
-            ("--target-insecure", self.target_insecure),
-            ("--backend-type", self.backend_type.is_some()),
-            ("--backend-config", self.backend_config.is_some()),
-            ("--allow-unverified", self.allow_unverified),
-            ("--backend-config-file", self.backend_config_file.is_some()),
-        ];
-        given
-            .into_iter()
-            .find_map(|(flag, given)| given.then_some(flag))
-    }
-
     fn prefetch(&self) -> Prefetch {
         match (self.no_prefetch, self.prefetch) {
             (true, _) => Prefetch::Nothing,
@@ -123,22 +102,14 @@ impl MountArgs {
             (false, false) => Prefetch::Listed,
         }
     }
-
-    /// Two images at once. The variable alone does not count: it may be set for other commands.
-    fn names_two_images(&self) -> bool {
-        let variable = std::env::var("TARGET").ok();
-        self.bootstrap.is_some() && self.target.is_some() && self.target != variable
-    }
 }
 
 /// Mounts and serves; with `--detach` until the mount is ready, else until it ends. `log_file` takes what the process
 /// in the background has to say.
 pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
-    if args.names_two_images() {
-        return Err(
-            Usage("--target and --bootstrap both name an image: give one".to_owned()).into(),
-        );
-    }
+    refuse(args.unsupported.given())?;
+    let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
+    check_blob_dir(args.blob_dir.as_deref())?;
     if args.detach && !args.detached {
         return detach::spawn();
     }
@@ -146,7 +117,8 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     if args.detached {
         detach::leave_terminal()?;
     }
-    let image = image::open(args)?;
+    let image = image::open(named, args)?;
+    image.warn_of_missing_blobs();
     let (store, cache) = open_store(args, &image)?;
     let threads = args
         .fuse_threads

@@ -49,7 +49,7 @@ impl LoadedBootstrap {
 /// A blob whose id the bootstrap leaves open gets the file's name up to the first dot.
 ///
 /// # Errors
-/// [`Error::File`] with the path and the cause.
+/// [`Error::Io`] if the file cannot be opened, else [`Error::File`] with the path and the cause.
 pub fn load_bootstrap(path: &Path) -> Result<LoadedBootstrap, Error> {
     load(path).map_err(|error| error.in_file(path))
 }
@@ -57,7 +57,7 @@ pub fn load_bootstrap(path: &Path) -> Result<LoadedBootstrap, Error> {
 /// Like [`load_bootstrap`], but leaves ids open that the bootstrap leaves open.
 ///
 /// # Errors
-/// [`Error::File`] with the path and the cause.
+/// [`Error::Io`] if the file cannot be opened, else [`Error::File`] with the path and the cause.
 pub fn parse_bootstrap(path: &Path) -> Result<Bootstrap<Vec<u8>>, Error> {
     let parsed = parse(path).map_err(|error| error.in_file(path));
     parsed.map(|(bootstrap, _)| bootstrap)

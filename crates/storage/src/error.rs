@@ -128,11 +128,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// Attaches the file that the error is about.
+    /// Attaches the file that the error is about, unless it names it already.
     pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
-        Self::File {
-            path: path.to_owned(),
-            source: Box::new(self),
+        match self {
+            Self::Io {
+                path: ref named, ..
+            } if named == path => self,
+            _ => Self::File {
+                path: path.to_owned(),
+                source: Box::new(self),
+            },
         }
     }
 

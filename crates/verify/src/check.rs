@@ -78,7 +78,7 @@ pub fn check(source: Option<&Side>, target: &Side, options: &Options<'_>) -> Res
     options.cancel.check()?;
 
     let mut counts = counts(sides(), target, target_tree.as_ref());
-    let mut data = RuleReport::skipped(Rule::Data, "there are no blobs to read");
+    let mut data = RuleReport::skipped(Rule::Data, why_no_data(target));
     for pass in passes {
         structure.absorb(pass.tables);
         counts.chunks_read += pass.chunks;
@@ -86,7 +86,7 @@ pub fn check(source: Option<&Side>, target: &Side, options: &Options<'_>) -> Res
         data = merge(data, pass.data);
     }
     if !sides().any(is_rafs) {
-        structure = RuleReport::skipped(Rule::Bootstrap, "there is no bootstrap");
+        structure = RuleReport::skipped(Rule::Bootstrap, "the target is not a Nydus image");
     }
     let differences = match source {
         Some(source) => compare_trees((source, source_tree), (target, target_tree), &mut files),
@@ -114,6 +114,14 @@ const DEFAULT_CHUNKING: Chunking = Chunking {
 
 fn is_rafs(side: &Side) -> bool {
     matches!(side.files, Files::Rafs { .. })
+}
+
+fn why_no_data(target: &Side) -> &'static str {
+    match &target.files {
+        Files::Layers(_) => "the target is not a Nydus image",
+        Files::Rafs { blobs: None, .. } => "the bootstrap was given alone, without its blobs",
+        Files::Rafs { .. } => "there are no blobs to read",
+    }
 }
 
 fn chunking(side: &Side) -> Option<Chunking> {

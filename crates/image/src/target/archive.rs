@@ -52,6 +52,12 @@ impl ArchiveFile {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
         };
+        if !dir.is_dir() {
+            return Err(Error::Archive {
+                path: path.to_owned(),
+                reason: format!("the directory {} does not exist", dir.display()),
+            });
+        }
         let temporary = tempfile::Builder::new()
             .prefix(".new-")
             .permissions(Permissions::from_mode(0o666))

@@ -4,12 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
-use image::{Digest, Location, PlatformChoice, Source, nydus};
+use anyhow::{Context, Result, anyhow};
+use image::{Digest, Location, Platform, PlatformChoice, Source, nydus};
 use rafs_format::Bootstrap;
 use storage::{BlobReader, BlobSource, DirSource, FileBlob, load_bootstrap};
 
 use super::MountArgs;
+use crate::args::Named;
 
 /// An image ready to be mounted.
 pub(super) struct Image {
@@ -17,12 +18,24 @@ pub(super) struct Image {
     pub(super) blobs: Arc<dyn BlobSource>,
 }
 
+impl Image {
+    /// Says which blobs cannot be opened. What is in the cache, or in other blobs, can be read all the same.
+    pub(super) fn warn_of_missing_blobs(&self) {
+        let needed = self.bootstrap.blobs().iter();
+        for info in needed.filter(|info| info.chunk_count != 0) {
+            if let Err(error) = self.blobs.open(info.id.as_str()) {
+                let id = &info.id;
+                tracing::warn!("blob {id} cannot be opened, reads of its data will fail: {error}");
+            }
+        }
+    }
+}
+
 /// Opens what the arguments name.
-pub(super) fn open(args: &MountArgs) -> Result<Image> {
-    match (&args.target, &args.bootstrap) {
-        (_, Some(bootstrap)) => bare(bootstrap, args.blob_dir.as_deref()),
-        (Some(target), None) => in_layout(target, args.platform.as_deref()),
-        (None, None) => bail!("name an image with --target, or a bootstrap with --bootstrap"),
+pub(super) fn open(named: Named<'_>, args: &MountArgs) -> Result<Image> {
+    match named {
+        Named::Bare(bootstrap) => bare(bootstrap, args.blob_dir.as_deref()),
+        Named::Image(target) => in_layout(target, args.platform.as_ref()),
     }
 }
 
@@ -48,10 +61,10 @@ fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
     })
 }
 
-fn in_layout(target: &str, platform: Option<&str>) -> Result<Image> {
+fn in_layout(target: &str, platform: Option<&Platform>) -> Result<Image> {
     let location = absolute(target.parse()?).with_context(|| target.to_owned())?;
     let choice = match platform {
-        Some(platform) => PlatformChoice::Only(vec![platform.parse()?]),
+        Some(platform) => PlatformChoice::Only(vec![platform.clone()]),
         None => PlatformChoice::Host,
     };
     let source = Source::open(&location)?;

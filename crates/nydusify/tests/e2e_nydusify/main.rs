@@ -8,3 +8,4 @@ mod damage;
 mod images;
 mod support;
 mod terminal;
+mod variables;
