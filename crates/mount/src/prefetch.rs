@@ -62,6 +62,8 @@ impl Prefetcher {
     pub(crate) fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
+            // The thread may wait for room.
+            self.store.cancel_prefetch();
             // A panic there is no concern of the mount.
             let _ = thread.join();
             self.store.cancel_prefetch();

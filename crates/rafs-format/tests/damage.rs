@@ -338,6 +338,12 @@ fn check_looks_at_tables_flags_and_counts() {
     let table = parse(&bytes).superblock().chunk_table_offset;
     assert_says(&verdict(table + 72, &[1]), None, "two records of chunk 1");
     assert_says(&verdict(table + 32, &[1]), None, "blob index is 1");
+    // The uncompressed offset of chunk 0 is made that of chunk 1.
+    assert_says(
+        &verdict(table + 57, &[0x10]),
+        None,
+        "chunks 0 and 1 of blob 0 overlap",
+    );
     assert_says(
         &verdict(table + 36, &[0x20]),
         None,

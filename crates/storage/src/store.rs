@@ -230,7 +230,8 @@ impl ChunkStore {
     }
 
     /// Brings chunks into the cache in the background, in that order, whenever no read has to wait for a blob. Without
-    /// a cache directory this does nothing. Errors are counted and otherwise left to the read that meets them.
+    /// a cache directory this does nothing. Waits while very many are to be brought in already, until that is done or
+    /// cancelled. Errors are counted and otherwise left to the read that meets them.
     pub fn prefetch(&self, chunks: &[ChunkPointer]) {
         if self._cache_dir.is_some() {
             self.inner.prefetch_later(chunks);

@@ -160,6 +160,8 @@ impl ChunkIndex {
                 what,
             ));
         }
+        check_apart(&entries)
+            .map_err(|what| CheckError::table(bootstrap.superblock().chunk_table_offset, what))?;
         Ok(Self { entries, tarfs })
     }
 
@@ -203,6 +205,32 @@ impl ChunkIndex {
         }
         Ok(())
     }
+}
+
+/// No two chunks of a blob may share bytes of its uncompressed address space: one cached over the other is wrong data.
+fn check_apart(entries: &[Entry]) -> Result<(), String> {
+    let mut places: Vec<(u64, u64, &Entry)> = entries
+        .iter()
+        .map(|entry| (entry.key >> 32, entry.uncompressed_offset, entry))
+        .collect();
+    // By index they mostly are in order already, and then this takes linear time.
+    places.sort_by_key(|&(blob, offset, _)| (blob, offset));
+    let overlap = places
+        .array_windows()
+        .find(|[(blob, offset, a), (next, after, _)]| {
+            // The sum was checked against the size of the blob.
+            blob == next && offset + u64::from(a.uncompressed_size) > *after
+        });
+    let Some([(blob, offset, a), (_, after, b)]) = overlap else {
+        return Ok(());
+    };
+    let number = |entry: &Entry| entry.key & 0xffff_ffff;
+    Err(format!(
+        "chunks {} and {} of blob {blob} overlap: they begin at {offset:#x} and {after:#x}, the first has {} bytes",
+        number(a),
+        number(b),
+        a.uncompressed_size
+    ))
 }
 
 fn key(blob_index: u32, index: u32) -> u64 {

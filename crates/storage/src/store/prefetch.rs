@@ -11,6 +11,8 @@ use crate::cache::State;
 
 /// How long reads that wait for a blob may hold back the workers each time.
 const HOLD_MAX: Duration = Duration::from_millis(200);
+/// Chunks that may wait; whoever asks for more waits too, so that no image decides how much memory the queue takes.
+const WAITING_MAX: usize = 1 << 18;
 
 /// What is to be brought in when nobody waits.
 #[derive(Default)]
@@ -53,6 +55,14 @@ impl Prefetch {
         );
     }
 
+    /// Waits until few enough chunks wait, or the queue is emptied.
+    fn with_room(&self) -> MutexGuard<'_, Queue> {
+        let full = |queue: &mut Queue| queue.keys.len() >= WAITING_MAX && !queue.stop;
+        self.changed
+            .wait_while(self.lock(), full)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends the workers, without what they have not begun.
     pub fn stop(&self) {
         let workers = {
@@ -76,27 +86,23 @@ impl Prefetch {
             self.changed.notify_all();
         }
         let idle = |queue: &mut Queue| queue.keys.is_empty() && !queue.stop;
-        queue = self
-            .changed
-            .wait_while(queue, idle)
-            .unwrap_or_else(PoisonError::into_inner);
         let held = |queue: &mut Queue| queue.readers != 0 && !queue.stop;
-        let waited = self.changed.wait_timeout_while(queue, HOLD_MAX, held);
-        queue = waited.unwrap_or_else(PoisonError::into_inner).0;
-        if queue.stop {
-            return None;
-        }
         let key = loop {
-            match queue.keys.pop_front() {
-                Some(key) if wanted(key) => break key,
-                Some(_) => {}
-                // Another worker, or a cancellation, may have emptied the queue meanwhile.
-                None => {
-                    self.changed.notify_all();
-                    drop(queue);
-                    return self.next(false, wanted);
-                }
+            queue = self
+                .changed
+                .wait_while(queue, idle)
+                .unwrap_or_else(PoisonError::into_inner);
+            let waited = self.changed.wait_timeout_while(queue, HOLD_MAX, held);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if queue.stop {
+                return None;
             }
+            let mut keys = std::iter::from_fn(|| queue.keys.pop_front());
+            if let Some(key) = keys.find(|&key| wanted(key)) {
+                break key;
+            }
+            // Nothing was wanted, or another worker or a cancellation has emptied the queue meanwhile.
+            self.changed.notify_all();
         };
         queue.working += 1;
         let near = queue
@@ -131,7 +137,7 @@ impl Inner {
             &self.counters.prefetch_errors,
             (chunks.len() - keys.len()) as u64,
         );
-        let mut queue = self.prefetch.lock();
+        let mut queue = self.prefetch.with_room();
         queue.keys.extend(keys);
         while queue.workers.len() < self.options.prefetch_threads.max(1) {
             let inner = Arc::clone(self);

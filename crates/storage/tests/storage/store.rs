@@ -391,7 +391,6 @@ fn prefetching_can_be_cancelled() {
     let image = Image::new(some_chunks(200, 2000), Kind::default());
     let dir = tempfile::tempdir().unwrap();
     let source = image.source();
-    *source.delay.lock().unwrap() = Duration::from_millis(20);
     let store = open(
         &image,
         &source,
@@ -400,8 +399,12 @@ fn prefetching_can_be_cancelled() {
             ..cached(dir.path())
         },
     );
+    // No read ends before this is let go.
+    let mut delay = source.delay.lock().unwrap();
     store.prefetch(&image.pointers);
     store.cancel_prefetch();
+    *delay = Duration::from_millis(200);
+    drop(delay);
     store.wait_prefetch();
     assert!(store.stats().chunks_verified < 100, "{}", store.stats());
     store.prefetch(&image.pointers);
