@@ -387,6 +387,46 @@ fn what_was_prefetched_is_there() {
 }
 
 #[test]
+fn prefetching_what_is_there_already_overflows_no_stack() {
+    let image = Image::new(some_chunks(1, 1000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions {
+        prefetch_threads: 1,
+        ..cached(dir.path())
+    };
+    let store = open(&image, &image.source(), options);
+    // Each time the worker finds a queue that it empties without work, as with the files of a mount whose cache is
+    // complete.
+    for _ in 0..30_000 {
+        store.prefetch(&image.pointers);
+        store.wait_prefetch();
+    }
+    assert_eq!(store.stats().prefetch_asked, 30_000);
+}
+
+#[test]
+fn whoever_prefetches_more_than_may_wait_waits() {
+    let image = Image::new(some_chunks(2, 1000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let source = image.source();
+    let store = open(&image, &source, cached(dir.path()));
+    let many = image.pointers.repeat(1 << 18);
+    // No read ends before this is let go.
+    let delay = source.delay.lock().unwrap();
+    store.prefetch(&many);
+    thread::scope(|scope| {
+        let more = scope.spawn(|| store.prefetch(&many));
+        thread::sleep(Duration::from_millis(50));
+        assert!(!more.is_finished());
+        store.cancel_prefetch();
+        more.join().unwrap();
+        drop(delay);
+    });
+    store.cancel_prefetch();
+    store.wait_prefetch();
+}
+
+#[test]
 fn prefetching_can_be_cancelled() {
     let image = Image::new(some_chunks(200, 2000), Kind::default());
     let dir = tempfile::tempdir().unwrap();
