@@ -26,6 +26,8 @@ pub struct BuiltLayer {
     pub self_digest: Digest,
     /// Size of the blob file in bytes; 0 if nothing was written.
     pub blob_size: u64,
+    /// SHA-256 of the bootstrap inside the blob file, if there is one.
+    pub bootstrap_digest: Option<Digest>,
     /// Figures.
     pub stats: Stats,
 }
@@ -93,6 +95,7 @@ pub(crate) fn build(
         blob_digest: blob.digest,
         self_digest: blob.self_digest,
         blob_size: blob.size,
+        bootstrap_digest: blob.bootstrap_digest,
         stats,
     })
 }

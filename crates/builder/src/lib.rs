@@ -30,4 +30,5 @@ pub use merge::{check_compatible, merge};
 pub use options::BuildOptions;
 pub use prefetch::resolve_prefetch;
 pub use size::{SizeError, parse_size};
+pub use tail::{ChunkTable, chunk_table};
 pub use turn::{Dedup, Turn};

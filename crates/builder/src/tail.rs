@@ -15,7 +15,7 @@ use std::io::Write;
 use codec::Encoder;
 use rafs_format::blob_meta::{self, Header, Placement, StoredChunk};
 use rafs_format::toc::{self, TocEntry};
-use rafs_format::{BlobId, ChunkFlags, ChunkRecord, Compressor, Digest};
+use rafs_format::{BlobId, BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digest};
 use sha2::{Digest as _, Sha256};
 use tree::Image;
 
@@ -31,6 +31,35 @@ pub(crate) struct Finished {
     pub self_digest: Digest,
     /// Size of the file.
     pub size: u64,
+    /// SHA-256 of the bootstrap inside, if there is one.
+    pub bootstrap_digest: Option<Digest>,
+}
+
+/// The chunk table of a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkTable {
+    /// One record per chunk, uncompressed.
+    pub table: Vec<u8>,
+    /// The header behind it.
+    pub header: Vec<u8>,
+}
+
+/// The chunk table of a blob that this builder made, as it lies at the end of the blob; `None` for a blob without one.
+///
+/// # Errors
+/// [`Error::Encode`] for a chunk that no table can hold.
+pub fn chunk_table(image: &Image, blob: usize) -> Result<Option<ChunkTable>, Error> {
+    let Some(info) = image
+        .blobs
+        .get(blob)
+        .filter(|info| info.meta_uncompressed_size != 0)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(ChunkTable {
+        table: encode_table(own_chunks(image, blob), info.chunk_count)?,
+        header: table_header(info).encode().to_vec(),
+    }))
 }
 
 /// Writes all that follows the chunks and completes the entry of blob `own` in the image's blob table.
@@ -45,6 +74,7 @@ pub(crate) fn finish<W: Write>(
         without_digests: None,
         headers: options.inline_meta || options.blob_toc,
         toc: Vec::new(),
+        bootstrap_digest: None,
     };
     if let Some(own) = own {
         tail.data(image.blobs[own].uncompressed_size)?;
@@ -89,6 +119,7 @@ struct Tail<W> {
     /// Whether pieces are followed by tar headers.
     headers: bool,
     toc: Vec<TocEntry>,
+    bootstrap_digest: Option<Digest>,
 }
 
 impl<W: Write> Tail<W> {
@@ -141,18 +172,7 @@ impl<W: Write> Tail<W> {
         info.meta_offset = self.blob.len();
         info.meta_compressed_size = stored.len() as u64;
         info.meta_uncompressed_size = table.len() as u64;
-        let header = Header {
-            features: info.features,
-            compressor,
-            entries: info.chunk_count,
-            offset: info.meta_offset,
-            compressed_size: info.meta_compressed_size,
-            uncompressed_size: info.meta_uncompressed_size,
-            contexts_offset: 0,
-            contexts_size: 0,
-            contexts_count: 0,
-        }
-        .encode();
+        let header = table_header(info).encode();
         let (offset, size, full) = (
             info.meta_offset,
             info.meta_compressed_size,
@@ -221,6 +241,7 @@ impl<W: Write> Tail<W> {
         self.append(stored)?;
         self.header(toc::BOOTSTRAP, size)?;
         let digest = Sha256::digest(&bootstrap).into();
+        self.bootstrap_digest = Some(digest);
         self.entry(
             toc::BOOTSTRAP,
             compressor,
@@ -275,7 +296,23 @@ impl<W: Write> Tail<W> {
             digest,
             self_digest,
             size: self.blob.len(),
+            bootstrap_digest: self.bootstrap_digest,
         })
+    }
+}
+
+/// What stands behind the chunk table of a blob.
+fn table_header(info: &BlobInfo) -> Header {
+    Header {
+        features: info.features,
+        compressor: info.meta_compressor,
+        entries: info.chunk_count,
+        offset: info.meta_offset,
+        compressed_size: info.meta_compressed_size,
+        uncompressed_size: info.meta_uncompressed_size,
+        contexts_offset: 0,
+        contexts_size: 0,
+        contexts_count: 0,
     }
 }
 

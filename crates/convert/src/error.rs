@@ -96,9 +96,6 @@ pub enum LayerError {
         /// Of the content.
         actual: Digest,
     },
-    /// The new blob cannot be read back.
-    #[error("cannot read the chunk table of the new blob")]
-    Table(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A thread ended early.
     #[error("a stage of the conversion stopped without a reason; this is a bug")]
     Stopped,

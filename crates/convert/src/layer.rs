@@ -1,20 +1,17 @@
 //! One layer: from its stored bytes to a blob in the target and a tree in memory.
 
 use std::io::Read;
-use std::os::unix::fs::FileExt as _;
 
-use builder::{BuildOptions, BuiltLayer, Dedup};
+use builder::{BuildOptions, ChunkTable, Dedup};
 use image::{Descriptor, Digest, Source, Target};
-use progress::{Cancel, Progress};
-use rafs_format::BlobInfo;
+use progress::Progress;
+use rafs_format::{BlobId, Bootstrap};
 use tree::Image;
 
 use crate::TOTAL;
 use crate::error::LayerError;
+use crate::journal::{Journal, Key, Record};
 use crate::stream;
-
-/// Size of the header behind a chunk table, in bytes.
-const TABLE_HEADER: usize = 4096;
 
 /// A layer that was converted.
 #[derive(Debug)]
@@ -23,6 +20,8 @@ pub(crate) struct ConvertedLayer {
     pub image: Image,
     /// What it is in the target.
     pub blob: Blob,
+    /// An earlier run had converted it.
+    pub reused: bool,
 }
 
 /// A blob in the target.
@@ -36,19 +35,11 @@ pub(crate) struct Blob {
     pub table: Option<ChunkTable>,
 }
 
-/// The chunk table of a blob.
-#[derive(Debug)]
-pub(crate) struct ChunkTable {
-    /// The table, inflated.
-    pub table: Vec<u8>,
-    /// The header behind it.
-    pub header: Vec<u8>,
-}
-
 /// Where layers come from and go to.
 pub(crate) struct Places<'a> {
     pub source: &'a Source,
     pub target: &'a Target,
+    pub journal: Option<&'a Journal>,
     pub progress: &'a dyn Progress,
 }
 
@@ -62,15 +53,37 @@ pub(crate) fn convert(
 ) -> Result<ConvertedLayer, LayerError> {
     let task = format!("layer {}", &descriptor.digest.hex()[..12]);
     places.progress.started(&task, Some(descriptor.size));
+    // What a layer shares with others depends on them, too.
+    let journal = places
+        .journal
+        .filter(|_| matches!(dedup, Dedup::Layer))
+        .map(|journal| (journal, Key::new(descriptor, diff_id, options)));
+    if let Some(layer) = journal
+        .as_ref()
+        .and_then(|(journal, key)| reuse(places.target, &journal.find(key)?))
+    {
+        places.progress.advanced(&task, descriptor.size);
+        places.progress.advanced(TOTAL, descriptor.size);
+        places.progress.finished(&task, "converted by an earlier run");
+        return Ok(layer);
+    }
     let built = build(places, &task, descriptor, diff_id, options, dedup);
-    let layer = match built {
-        Ok(layer) => layer,
+    let (layer, bootstrap) = match built {
+        Ok(built) => built,
         Err(error) if options.cancel.is_cancelled() => return Err(error),
         Err(error) => {
             places.source.verify_blob(descriptor)?;
             return Err(error);
         }
     };
+    if let Some((journal, key)) = journal
+        && let Some(bootstrap) = bootstrap
+    {
+        let record = Record::new(layer.blob.digest, layer.blob.size, bootstrap);
+        if let Err(error) = journal.note(&key, &record) {
+            tracing::debug!("the journal cannot be written: {error}");
+        }
+    }
     let summary = format!(
         "blob {}, {} bytes",
         &layer.blob.digest.hex()[..12],
@@ -87,7 +100,7 @@ fn build(
     diff_id: Digest,
     options: &BuildOptions,
     dedup: Dedup,
-) -> Result<ConvertedLayer, LayerError> {
+) -> Result<(ConvertedLayer, Option<Digest>), LayerError> {
     let stored = Counted {
         inner: places.source.open_blob(descriptor)?,
         progress: places.progress,
@@ -107,54 +120,70 @@ fn build(
     }
     let digest = Digest::from(built.blob_digest);
     let size = writer.finish(digest)?;
-    let table = read_table(places.target, &built, digest, &options.cancel)?;
-    Ok(ConvertedLayer {
+    let table = own_table(&built.image, digest)?;
+    let layer = ConvertedLayer {
         image: built.image,
         blob: Blob {
             digest,
             size,
             table,
         },
+        reused: false,
+    };
+    Ok((layer, built.bootstrap_digest.map(Digest::from)))
+}
+
+/// The layer of a record, if its blob is in the target and what the record says.
+fn reuse(target: &Target, record: &Record) -> Option<ConvertedLayer> {
+    let unusable = |error: &dyn std::error::Error| {
+        tracing::debug!("blob {} is converted again: {error}", record.blob);
+    };
+    match target.contains(&record.blob, record.size) {
+        Ok(true) => {}
+        Ok(false) => return None,
+        Err(error) => {
+            unusable(&error);
+            return None;
+        }
+    }
+    let image = target
+        .blob(&record.blob, record.size)
+        .map_err(|error| unusable(&error))
+        .and_then(|blob| {
+            storage::extract_bootstrap(&*blob).map_err(|error| unusable(&error))
+        })
+        .ok()
+        .filter(|bootstrap| Digest::of(bootstrap) == record.bootstrap)
+        .and_then(|bootstrap| Bootstrap::parse(bootstrap).ok())
+        .and_then(|bootstrap| builder::load_image(&bootstrap).ok())?;
+    let image = with_id(image, record.blob)?;
+    Some(ConvertedLayer {
+        blob: Blob {
+            digest: record.blob,
+            size: record.size,
+            table: own_table(&image, record.blob).ok()?,
+        },
+        image,
+        reused: true,
     })
 }
 
-/// Reads the chunk table of a new blob back.
-fn read_table(
-    target: &Target,
-    built: &BuiltLayer,
-    blob: Digest,
-    cancel: &Cancel,
-) -> Result<Option<ChunkTable>, LayerError> {
-    let id = blob.hex();
-    let own = built
-        .image
-        .blobs
-        .iter()
-        .find(|info| built.has_data && info.id.as_str() == id);
-    let Some(info) = own.filter(|info| info.meta_uncompressed_size != 0) else {
-        return Ok(None);
-    };
-    cancel.check().map_err(builder::Error::from)?;
-    let (file, offset, len) = target.file_blob(&blob)?;
-    let stored = stored_table(info, len)?;
-    let mut bytes = vec![0; stored];
-    file.read_exact_at(&mut bytes, offset + info.meta_offset)
-        .map_err(|error| LayerError::Table(error.into()))?;
-    let header = bytes.split_off(stored - TABLE_HEADER);
-    let mut table = vec![0; usize::try_from(info.meta_uncompressed_size).unwrap_or_default()];
-    codec::decompress(info.meta_compressor, &bytes, &mut table)
-        .map_err(|error| LayerError::Table(error.into()))?;
-    Ok(Some(ChunkTable { table, header }))
+/// A bootstrap inside a blob leaves the blob's id open.
+fn with_id(mut image: Image, blob: Digest) -> Option<Image> {
+    for info in image.blobs.iter_mut().filter(|info| info.id.is_placeholder()) {
+        info.id = BlobId::new(blob.hex())?;
+    }
+    Some(image)
 }
 
-/// Size of the stored table with its header; both must lie within the blob of `len` bytes.
-fn stored_table(info: &BlobInfo, len: u64) -> Result<usize, LayerError> {
-    let stored = info.meta_compressed_size.checked_add(TABLE_HEADER as u64);
-    let end = stored.and_then(|stored| stored.checked_add(info.meta_offset));
-    stored
-        .filter(|_| end.is_some_and(|end| end <= len))
-        .and_then(|stored| usize::try_from(stored).ok())
-        .ok_or_else(|| LayerError::Table("it lies outside of the blob".into()))
+/// The chunk table of the blob that is the layer's own, if there is one.
+fn own_table(image: &Image, blob: Digest) -> Result<Option<ChunkTable>, builder::Error> {
+    let id = blob.hex();
+    let mut ids = image.blobs.iter();
+    match ids.position(|info| info.id.as_str() == id) {
+        Some(own) => builder::chunk_table(image, own),
+        None => Ok(None),
+    }
 }
 
 /// Reports what is read through it.

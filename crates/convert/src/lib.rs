@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod journal;
 mod layer;
 mod layers;
 mod manifest;
@@ -33,7 +34,7 @@ pub use report::ConvertReport;
 /// Name of the task that is the sum of all others, in bytes of compressed layers.
 pub const TOTAL: &str = "total";
 
-/// Converts the image at `source` and writes the result to `target`.
+/// Converts the image at `source` and writes the result to `target`, both in local files.
 ///
 /// # Errors
 /// [`Error`]; the target then has no new tag and no unfinished file.
@@ -44,16 +45,17 @@ pub fn convert(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<ConvertReport, Error> {
-    convert_image(&Source::open(source)?, target, options, progress, cancel)
+    let (source, target) = (Source::open(source)?, Target::open(target)?);
+    convert_image(&source, target, options, progress, cancel)
 }
 
-/// Converts an image that is open already.
+/// Converts an image that is open already, to wherever `target` writes.
 ///
 /// # Errors
 /// As [`convert`].
 pub fn convert_image(
     source: &Source,
-    target: &Location,
+    target: Target,
     options: &ConvertOptions,
     progress: &dyn Progress,
     cancel: &Cancel,
@@ -62,8 +64,9 @@ pub fn convert_image(
     let selected = source.select(&options.platform)?;
     let pulled = begun.elapsed();
 
-    let target = Target::open(target)?;
-    let context = manifest::Context::new(source, &target, options, progress, cancel)?;
+    let journal = options.journal.as_deref().map(journal::Journal::open);
+    let context =
+        manifest::Context::new(source, &target, journal.as_ref(), options, progress, cancel)?;
     let images = context.convert_all(&selected)?;
     let root = match (&images[..], source.node(source.root())?) {
         ([one], _) => unplaced(&one.descriptor),
@@ -106,5 +109,5 @@ fn put_index(
     if options.oci {
         media::OCI_INDEX.clone_into(&mut index.media_type);
     }
-    Ok(target.put(&index.to_json(), &index.media_type)?)
+    Ok(target.put_document(&index.to_json(), &index.media_type)?)
 }

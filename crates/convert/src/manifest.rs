@@ -3,14 +3,15 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use builder::{Budget, BuildOptions};
+use builder::{Budget, BuildOptions, ChunkTable};
 use image::nydus::{self, BootstrapLayer};
 use image::{Descriptor, Digest, Manifest, Platform, Selected, Source, Target, media};
 use progress::{Cancel, Progress};
 use serde_json::Value;
 use tree::{Image, Tree};
 
-use crate::layer::{Blob, ChunkTable, Places};
+use crate::journal::Journal;
+use crate::layer::{Blob, Places};
 use crate::{ConvertOptions, Error, TOTAL, layers};
 
 /// Version of the bootstraps that are written.
@@ -36,12 +37,15 @@ pub(crate) struct Converted {
     pub target_size: u64,
     /// Whether it is new, not a copy.
     pub converted: bool,
+    /// Layers that an earlier run had converted, and the size of their blobs in bytes.
+    pub reused: (usize, u64),
 }
 
 impl<'a> Context<'a> {
     pub(crate) fn new(
         source: &'a Source,
         target: &'a Target,
+        journal: Option<&'a Journal>,
         options: &'a ConvertOptions,
         progress: &'a dyn Progress,
         cancel: &'a Cancel,
@@ -60,6 +64,7 @@ impl<'a> Context<'a> {
             places: Places {
                 source,
                 target,
+                journal,
                 progress,
             },
             options,
@@ -119,13 +124,14 @@ impl<'a> Context<'a> {
         }
         self.places
             .target
-            .copy(self.places.source, &image.descriptor)?;
+            .copy_document(self.places.source, &image.descriptor)?;
         let size = image_size(&image.manifest);
         Ok(Converted {
             descriptor: image.descriptor.clone(),
             source_size: size,
             target_size: size,
             converted: false,
+            reused: (0, 0),
         })
     }
 
@@ -153,7 +159,10 @@ impl<'a> Context<'a> {
             .collect();
         let manifest = self.put_documents(image, &config, blobs, &bootstrap)?;
         let bytes = manifest.to_json();
-        let put = self.places.target.put(&bytes, &manifest.media_type)?;
+        let put = self
+            .places
+            .target
+            .put_document(&bytes, &manifest.media_type)?;
         if self.options.check {
             self.check(image, &put, &manifest)?;
         }
@@ -169,6 +178,7 @@ impl<'a> Context<'a> {
             source_size,
             target_size,
             converted: true,
+            reused: layers.reused,
         })
     }
 
@@ -186,7 +196,11 @@ impl<'a> Context<'a> {
             self.options.dedup,
             lanes,
         )?;
-        let (images, blobs) = converted
+        let reused = converted.iter().filter(|layer| layer.reused);
+        let reused = reused.fold((0, 0), |(count, size), layer| {
+            (count + 1, size + layer.blob.size)
+        });
+        let (images, blobs): (Vec<Image>, Vec<Blob>) = converted
             .into_iter()
             .map(|layer| (layer.image, layer.blob))
             .unzip();
@@ -194,6 +208,7 @@ impl<'a> Context<'a> {
         Ok(Layers {
             images,
             blobs,
+            reused,
             positions: distinct.positions,
         })
     }
@@ -342,6 +357,8 @@ struct Layers {
     blobs: Vec<Blob>,
     /// Which blob each layer of the manifest is.
     positions: Vec<usize>,
+    /// Layers that an earlier run had converted, and the size of their blobs in bytes.
+    reused: (usize, u64),
 }
 
 /// `images[position]` for each position; only images needed more than once are copied.

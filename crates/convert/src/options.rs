@@ -1,6 +1,7 @@
 //! What a conversion is asked for.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use image::PlatformChoice;
 use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor};
@@ -38,6 +39,8 @@ pub struct ConvertOptions {
     pub memory: usize,
     /// Whether the new image is compared with its source before the tag is set.
     pub check: bool,
+    /// Directory with what earlier runs have converted: what is there already is not converted again.
+    pub journal: Option<PathBuf>,
     /// Name of the source in the manifest's annotations.
     pub source_name: Option<String>,
 }
@@ -64,6 +67,7 @@ impl ConvertOptions {
                 .saturating_mul(Self::MEMORY_PER_THREAD)
                 .max(Self::MEMORY_MIN),
             check: false,
+            journal: None,
             source_name: None,
         }
     }

@@ -40,6 +40,12 @@ pub struct ConvertReport {
     /// Images and attestations that were carried over as they are.
     #[serde(rename = "CopiedImages")]
     pub copied: usize,
+    /// Layers that an earlier run had converted already.
+    #[serde(rename = "ReusedLayers")]
+    pub reused_layers: usize,
+    /// Size of their blobs in bytes.
+    #[serde(rename = "ReusedBytes")]
+    pub reused_size: u64,
 }
 
 /// Layout of [`ConvertReport`] as JSON.
@@ -66,6 +72,8 @@ impl ConvertReport {
             media_type: root.media_type.clone(),
             converted: count,
             copied: images.len() - count,
+            reused_layers: images.iter().map(|image| image.reused.0).sum(),
+            reused_size: images.iter().map(|image| image.reused.1).sum(),
         }
     }
 }

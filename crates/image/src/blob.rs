@@ -1,42 +1,8 @@
-//! Reading blobs: windows of files, and verification while streaming.
+//! Verification of blobs while they stream.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 
 use crate::{Descriptor, Digest, Error, Hasher};
-
-/// Reads a part of a file, by position: many windows of one file can be read side by side.
-#[derive(Debug, Clone)]
-pub struct FileWindow {
-    file: Arc<File>,
-    position: u64,
-    left: u64,
-}
-
-impl FileWindow {
-    /// The `len` bytes of `file` from `offset`.
-    pub fn new(file: Arc<File>, offset: u64, len: u64) -> Self {
-        Self {
-            file,
-            position: offset,
-            left: len,
-        }
-    }
-}
-
-impl Read for FileWindow {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(buf.len());
-        let got = self.file.read_at(&mut buf[..want], self.position)?;
-        self.position += got as u64;
-        self.left -= got as u64;
-        Ok(got)
-    }
-}
 
 /// Passes bytes through while it counts and digests them. At their end it fails with [`io::ErrorKind::InvalidData`]
 /// and an [`Error`] inside if they are not the blob they should be. A reader that stops early has verified nothing.

@@ -12,6 +12,9 @@ pub enum Error {
          and docker-archive:FILE[:TAG])"
     )]
     Registry(String),
+    /// A place that is no local file could not be read or written.
+    #[error(transparent)]
+    Remote(Box<dyn std::error::Error + Send + Sync>),
     /// A location that cannot be used this way.
     #[error("invalid location {location:?}: {reason}")]
     Location {

@@ -21,14 +21,14 @@ mod platform;
 mod source;
 mod target;
 
-pub use blob::{FileWindow, Verifying};
+pub use blob::Verifying;
 pub use digest::{Digest, Hasher};
 pub use error::Error;
 pub use location::Location;
 pub use model::{Descriptor, Index, Manifest, Node};
 pub use platform::{Platform, PlatformChoice};
-pub use source::{Selected, Source};
-pub use target::{BlobWriter, Target};
+pub use source::{Origin, Selected, Source, Store};
+pub use target::{BlobSink, BlobWriter, Sink, Target};
 
 /// Largest manifest, index or configuration that is read, in bytes.
 pub const DOCUMENT_SIZE_MAX: u64 = 8 << 20;

@@ -1,5 +1,6 @@
 //! What makes an image a Nydus image: strings, manifest, configuration.
 
+mod blobs;
 mod bootstrap_layer;
 
 use serde_json::{Value, json};
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 use crate::media;
 use crate::{Descriptor, Digest, Error, Manifest, Source};
 
+pub use blobs::ImageBlobs;
 pub use bootstrap_layer::{BOOTSTRAP_SIZE_MAX, BootstrapLayer, Table, unpack_bootstrap};
 
 /// Media type of a blob layer.

@@ -4,17 +4,17 @@ mod archive;
 mod docker;
 pub(crate) mod layout;
 
-use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
+use storage::BlobReader;
 
 use crate::media::{self, Document};
 use crate::{
-    DOCUMENT_SIZE_MAX, Descriptor, Digest, Error, FileWindow, Index, Location, Manifest, Node,
-    Platform, PlatformChoice, Verifying,
+    DOCUMENT_SIZE_MAX, Descriptor, Digest, Error, Index, Location, Manifest, Node, Platform,
+    PlatformChoice, Verifying,
 };
 
 pub(crate) use archive::Archive;
@@ -25,25 +25,38 @@ const INDEX_DEPTH_MAX: u32 = 4;
 /// Most entries that an index and those in it may have.
 const INDEX_ENTRIES_MAX: usize = 4096;
 
-/// Where the bytes of a blob lie.
-#[derive(Debug, Clone)]
-pub(crate) enum Stored {
-    /// In memory: documents made up here.
-    Bytes(Arc<[u8]>),
-    /// In a file.
-    Window {
-        file: Arc<File>,
-        offset: u64,
-        len: u64,
-    },
-}
+/// A place with blobs, read from many threads at once. Nothing it returns is verified yet.
+pub trait Store: Send + Sync {
+    /// Finds a blob. Its size, where the caller knows it, spares remote places a question.
+    ///
+    /// # Errors
+    /// [`Error::MissingBlob`], or what keeps the place from being read.
+    fn blob(&self, digest: &Digest, size: Option<u64>) -> Result<Arc<dyn BlobReader>, Error>;
 
-/// A place with blobs. Nothing it returns is verified yet.
-pub(crate) trait Store: Send + Sync {
-    /// Finds a blob.
-    fn locate(&self, digest: &Digest) -> Result<Stored, Error>;
+    /// Finds a manifest or an index, which some places keep apart from other blobs.
+    ///
+    /// # Errors
+    /// As [`Store::blob`].
+    fn document(&self, descriptor: &Descriptor) -> Result<Arc<dyn BlobReader>, Error> {
+        self.blob(&descriptor.digest, Some(descriptor.size))
+    }
+
     /// What to call the place in messages.
     fn name(&self) -> String;
+
+    /// The repository that the place is, if it is one.
+    fn origin(&self) -> Option<Origin> {
+        None
+    }
+}
+
+/// A repository in a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The registry's host, with its port if it has one.
+    pub host: String,
+    /// The name of the repository there.
+    pub repository: String,
 }
 
 /// An image that can be read, from many threads at once.
@@ -116,7 +129,11 @@ impl Source {
         }
     }
 
-    pub(crate) fn new(
+    /// The image under `root` in `store`, known there as `name`.
+    ///
+    /// # Errors
+    /// If `root` is no manifest or index.
+    pub fn new(
         store: Arc<dyn Store>,
         root: Descriptor,
         name: Option<String>,
@@ -135,11 +152,34 @@ impl Source {
         self.name.as_deref()
     }
 
+    /// Where the image lies.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
     /// Reads a small blob and verifies it.
     ///
     /// # Errors
     /// [`Error::TooLarge`] beyond [`DOCUMENT_SIZE_MAX`]; if the blob is missing or not what the descriptor says.
     pub fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+        self.read_small(descriptor, |store| {
+            store.blob(&descriptor.digest, Some(descriptor.size))
+        })
+    }
+
+    /// Reads a manifest or an index and verifies it.
+    ///
+    /// # Errors
+    /// As [`Source::read_blob`].
+    pub fn read_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+        self.read_small(descriptor, |store| store.document(descriptor))
+    }
+
+    fn read_small(
+        &self,
+        descriptor: &Descriptor,
+        find: impl FnOnce(&dyn Store) -> Result<Arc<dyn BlobReader>, Error>,
+    ) -> Result<Vec<u8>, Error> {
         if descriptor.size > DOCUMENT_SIZE_MAX {
             let what = format!("document {}", descriptor.digest);
             return Err(Error::TooLarge {
@@ -149,7 +189,7 @@ impl Source {
             });
         }
         let mut bytes = Vec::new();
-        self.open_blob(descriptor)?
+        self.verifying(find(&*self.store)?, descriptor)?
             .read_to_end(&mut bytes)
             .map_err(|error| self.reading(&descriptor.digest, error))?;
         Ok(bytes)
@@ -161,25 +201,26 @@ impl Source {
     /// # Errors
     /// If the blob is missing, or its file has another size.
     pub fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, Error> {
-        let stored = self.store.locate(&descriptor.digest)?;
-        let actual = match &stored {
-            Stored::Bytes(bytes) => bytes.len() as u64,
-            Stored::Window { len, .. } => *len,
-        };
-        if actual != descriptor.size {
+        let blob = self.store.blob(&descriptor.digest, Some(descriptor.size))?;
+        Ok(Box::new(self.verifying(blob, descriptor)?))
+    }
+
+    fn verifying(
+        &self,
+        blob: Arc<dyn BlobReader>,
+        descriptor: &Descriptor,
+    ) -> Result<Verifying<Box<dyn Read + Send>>, Error> {
+        if blob.size() != descriptor.size {
             return Err(Error::SizeMismatch {
                 digest: descriptor.digest,
                 expected: descriptor.size,
-                actual,
+                actual: blob.size(),
             });
         }
-        Ok(match stored {
-            Stored::Bytes(bytes) => Box::new(Verifying::new(Cursor::new(bytes), descriptor)),
-            Stored::Window { file, offset, len } => Box::new(Verifying::new(
-                FileWindow::new(file, offset, len),
-                descriptor,
-            )),
-        })
+        let stream = blob
+            .stream(0)
+            .map_err(|error| self.reading(&descriptor.digest, error))?;
+        Ok(Verifying::new(stream, descriptor))
     }
 
     /// Reads a blob to its end to learn whether it is what its descriptor says.
@@ -199,18 +240,12 @@ impl Source {
         }
     }
 
-    /// The file, offset and length of a blob, for reading at random. Nothing is verified.
+    /// A blob, for reading at random. Nothing is verified. Its size, if it is known, spares remote places a question.
     ///
     /// # Errors
-    /// If the blob is missing or does not lie in a file.
-    pub fn file_blob(&self, digest: &Digest) -> Result<(Arc<File>, u64, u64), Error> {
-        match self.store.locate(digest)? {
-            Stored::Window { file, offset, len } => Ok((file, offset, len)),
-            Stored::Bytes(_) => Err(Error::MissingBlob {
-                digest: *digest,
-                store: self.store.name(),
-            }),
-        }
+    /// If the blob is missing or the place cannot be read.
+    pub fn blob(&self, digest: &Digest, size: Option<u64>) -> Result<Arc<dyn BlobReader>, Error> {
+        self.store.blob(digest, size)
     }
 
     /// Reads and parses the manifest or index behind a descriptor.
@@ -219,7 +254,7 @@ impl Source {
     /// If it is missing, corrupt, too large, malformed or of an unknown type.
     pub fn node(&self, descriptor: &Descriptor) -> Result<Node, Error> {
         media::document(&descriptor.media_type, &descriptor.digest.to_string())?;
-        Node::parse(descriptor, &self.read_blob(descriptor)?)
+        Node::parse(descriptor, &self.read_document(descriptor)?)
     }
 
     /// Reads the configuration of an image, as the JSON it is.

@@ -4,16 +4,72 @@ mod archive;
 mod behind;
 mod layout;
 
-use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use storage::BlobReader;
 
-use crate::source::{Store, Stored, tag_of};
+use crate::source::{Store, tag_of};
 use crate::{
     ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error, Location, Source,
 };
+
+/// A place that an image is written to, from many threads at once. Dropped without [`Sink::commit`], it takes away what
+/// was written as far as it can.
+pub trait Sink: Send + Sync {
+    /// Begins a blob whose digest is not known yet.
+    ///
+    /// # Errors
+    /// If the place cannot be written.
+    fn writer(self: Arc<Self>) -> Result<Box<dyn BlobSink>, Error>;
+
+    /// Whether a blob is in place already, and sound as far as the place can tell.
+    ///
+    /// # Errors
+    /// If the place cannot say.
+    fn contains(&self, digest: &Digest, size: u64) -> Result<bool, Error>;
+
+    /// Takes a manifest or an index whose blobs are in place. Nobody else need see it before [`Sink::commit`].
+    ///
+    /// # Errors
+    /// If the place cannot be written.
+    fn put_document(self: Arc<Self>, bytes: &[u8], descriptor: &Descriptor) -> Result<(), Error> {
+        put_blob(self, bytes, descriptor)
+    }
+
+    /// Takes a blob over from where `source` has it, without a copy through this process. `false` if that can't be done.
+    ///
+    /// # Errors
+    /// If the place cannot be written.
+    fn adopt(&self, _source: &dyn Store, _descriptor: &Descriptor) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// The place, for reading what was written.
+    fn store(self: Arc<Self>) -> Arc<dyn Store>;
+
+    /// Makes `root` the image that the target's tag leads to, once everything is on stable storage.
+    ///
+    /// # Errors
+    /// If the place cannot be written.
+    fn commit(&self, root: &Descriptor) -> Result<(), Error>;
+
+    /// Whether blobs have to be written one after another.
+    fn is_sequential(&self) -> bool {
+        false
+    }
+}
+
+/// One blob on its way into a [`Sink`]; dropped before [`BlobSink::finish`], it leaves nothing. Errors of [`Write`] carry
+/// an [`Error`] that names the target.
+pub trait BlobSink: Write + Send {
+    /// Puts the blob in its place under `digest`; gives its size in bytes.
+    ///
+    /// # Errors
+    /// If the target cannot be written.
+    fn finish(self: Box<Self>, digest: Digest) -> Result<u64, Error>;
+}
 
 /// Where an image is being written. Dropped without [`Target::commit`], it takes away what it wrote.
 ///
@@ -21,41 +77,38 @@ use crate::{
 ///   the same tag is replaced, all others stay. Several processes may write to one layout.
 /// * An archive is written under a temporary name beside its own and replaces whatever was there. Its blobs are
 ///   written one after another: a second [`Target::blob_writer`] waits for the first.
+/// * Other places are [`Sink`]s.
+#[derive(Clone)]
 pub struct Target {
-    inner: Inner,
-}
-
-enum Inner {
-    Layout(Arc<layout::Layout>),
-    Archive(Arc<archive::ArchiveFile>),
+    sink: Arc<dyn Sink>,
 }
 
 /// One blob being written. It is in the target only after [`BlobWriter::finish`]; dropped before, it leaves nothing.
 ///
 /// Errors of [`Write`] carry an [`Error`] that names the target.
 pub struct BlobWriter {
-    inner: WriterInner,
-}
-
-enum WriterInner {
-    Layout(layout::Writer),
-    Archive(archive::Writer),
+    inner: Box<dyn BlobSink>,
 }
 
 impl Target {
-    /// Makes ready for writing an image to `location`.
+    /// A target that writes to `sink`.
+    pub fn new(sink: Arc<dyn Sink>) -> Self {
+        Self { sink }
+    }
+
+    /// Makes ready for writing an image to local files.
     ///
     /// # Errors
-    /// [`Error::Registry`], [`Error::Location`] for docker archives, which are only read; if the place cannot be
-    /// written or holds something else.
+    /// [`Error::Registry`] for registries, [`Error::Location`] for docker archives, which are only read; if the place
+    /// cannot be written or holds something else.
     pub fn open(location: &Location) -> Result<Self, Error> {
-        let inner = match location {
+        let sink: Arc<dyn Sink> = match location {
             Location::OciLayout { dir, tag } => {
-                Inner::Layout(Arc::new(layout::Layout::open(dir, tag.as_deref())?))
+                Arc::new(layout::Layout::open(dir, tag.as_deref())?)
             }
-            Location::OciArchive { file, tag } => Inner::Archive(Arc::new(
-                archive::ArchiveFile::create(file, tag.as_deref())?,
-            )),
+            Location::OciArchive { file, tag } => {
+                Arc::new(archive::ArchiveFile::create(file, tag.as_deref())?)
+            }
             Location::DockerArchive { .. } => {
                 return Err(Error::Location {
                     location: location.to_string(),
@@ -64,12 +117,12 @@ impl Target {
             }
             Location::Registry(reference) => return Err(Error::Registry(reference.clone())),
         };
-        Ok(Self { inner })
+        Ok(Self::new(sink))
     }
 
     /// Whether blobs have to be written one after another.
     pub fn is_sequential(&self) -> bool {
-        matches!(self.inner, Inner::Archive(_))
+        self.sink.is_sequential()
     }
 
     /// Begins a blob whose digest is not known yet.
@@ -77,10 +130,7 @@ impl Target {
     /// # Errors
     /// If the target cannot be written.
     pub fn blob_writer(&self) -> Result<BlobWriter, Error> {
-        let inner = match &self.inner {
-            Inner::Layout(layout) => WriterInner::Layout(layout.writer()?),
-            Inner::Archive(archive) => WriterInner::Archive(archive.writer()?),
-        };
+        let inner = Arc::clone(&self.sink).writer()?;
         Ok(BlobWriter { inner })
     }
 
@@ -89,15 +139,27 @@ impl Target {
     /// # Errors
     /// If the target cannot be written.
     pub fn put(&self, bytes: &[u8], media_type: &str) -> Result<Descriptor, Error> {
-        let digest = Digest::of(bytes);
-        if !self.contains(&digest, bytes.len() as u64) {
-            let mut writer = self.blob_writer()?;
-            writer
-                .write_all(bytes)
-                .map_err(|error| self.writing(error))?;
-            writer.finish(digest)?;
-        }
-        Ok(Descriptor::new(media_type, digest, bytes.len() as u64))
+        let descriptor = Descriptor::new(media_type, Digest::of(bytes), bytes.len() as u64);
+        put_blob(Arc::clone(&self.sink), bytes, &descriptor)?;
+        Ok(descriptor)
+    }
+
+    /// Writes a manifest or an index. What it names must be in place.
+    ///
+    /// # Errors
+    /// If the target cannot be written.
+    pub fn put_document(&self, bytes: &[u8], media_type: &str) -> Result<Descriptor, Error> {
+        let descriptor = Descriptor::new(media_type, Digest::of(bytes), bytes.len() as u64);
+        Arc::clone(&self.sink).put_document(bytes, &descriptor)?;
+        Ok(descriptor)
+    }
+
+    /// Whether a blob is in place already.
+    ///
+    /// # Errors
+    /// If the target cannot say.
+    pub fn contains(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+        self.sink.contains(digest, size)
     }
 
     /// Copies a blob from `source`, verified on the way.
@@ -105,7 +167,8 @@ impl Target {
     /// # Errors
     /// If it is missing or corrupt there, or the target cannot be written.
     pub fn copy(&self, source: &Source, descriptor: &Descriptor) -> Result<(), Error> {
-        if self.contains(&descriptor.digest, descriptor.size) {
+        let (digest, size) = (&descriptor.digest, descriptor.size);
+        if self.sink.contains(digest, size)? || self.sink.adopt(source.store(), descriptor)? {
             return Ok(());
         }
         let mut reader = source.open_blob(descriptor)?;
@@ -114,40 +177,29 @@ impl Target {
         loop {
             match reader.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(got) => writer
-                    .write_all(&buffer[..got])
-                    .map_err(|error| self.writing(error))?,
+                Ok(got) => writer.write_all(&buffer[..got]).map_err(writing)?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(source.reading(&descriptor.digest, error)),
+                Err(error) => return Err(source.reading(digest, error)),
             }
         }
-        writer.finish(descriptor.digest).map(drop)
+        writer.finish(*digest).map(drop)
     }
 
-    /// Whether a blob is in place already. One that was there before is read to tell.
-    pub fn contains(&self, digest: &Digest, size: u64) -> bool {
-        match &self.inner {
-            Inner::Layout(layout) => layout.contains(digest, size),
-            Inner::Archive(archive) => archive.contains(digest),
-        }
+    /// Copies a manifest or an index from `source`, verified. What it names must be in place.
+    ///
+    /// # Errors
+    /// As [`Target::copy`].
+    pub fn copy_document(&self, source: &Source, descriptor: &Descriptor) -> Result<(), Error> {
+        let bytes = source.read_document(descriptor)?;
+        self.put_document(&bytes, &descriptor.media_type).map(drop)
     }
 
-    /// The file, offset and length of a blob that is in place, for reading at random.
+    /// A blob that is in place, for reading at random.
     ///
     /// # Errors
     /// If there is no such blob.
-    pub fn file_blob(&self, digest: &Digest) -> Result<(Arc<File>, u64, u64), Error> {
-        let (stored, store) = match &self.inner {
-            Inner::Layout(layout) => (layout.store().locate(digest)?, layout.store().name()),
-            Inner::Archive(archive) => (archive.locate(digest)?, archive.name()),
-        };
-        match stored {
-            Stored::Window { file, offset, len } => Ok((file, offset, len)),
-            Stored::Bytes(_) => Err(Error::MissingBlob {
-                digest: *digest,
-                store,
-            }),
-        }
+    pub fn blob(&self, digest: &Digest, size: u64) -> Result<Arc<dyn BlobReader>, Error> {
+        Arc::clone(&self.sink).store().blob(digest, Some(size))
     }
 
     /// The image under `root` as it lies in the target, readable before it is committed.
@@ -155,11 +207,7 @@ impl Target {
     /// # Errors
     /// If `root` is no manifest or index.
     pub fn source(&self, root: &Descriptor) -> Result<Source, Error> {
-        let store: Arc<dyn Store> = match &self.inner {
-            Inner::Layout(layout) => Arc::new(layout.store()),
-            Inner::Archive(archive) => Arc::clone(archive) as Arc<dyn Store>,
-        };
-        Source::new(store, root.clone(), None)
+        Source::new(Arc::clone(&self.sink).store(), root.clone(), None)
     }
 
     /// Makes `root` the image that the target's tag leads to. All its blobs must be in place. They are on stable
@@ -168,25 +216,7 @@ impl Target {
     /// # Errors
     /// If the target cannot be written; what was written is then taken away again.
     pub fn commit(self, root: &Descriptor) -> Result<(), Error> {
-        match &self.inner {
-            Inner::Layout(layout) => layout.commit(root),
-            Inner::Archive(archive) => archive.commit(root),
-        }
-    }
-
-    fn writing(&self, error: io::Error) -> Error {
-        let path = match &self.inner {
-            Inner::Layout(layout) => layout.dir(),
-            Inner::Archive(archive) => archive.path(),
-        };
-        match error.downcast::<Error>() {
-            Ok(inner) => inner,
-            Err(source) => Error::Io {
-                action: "write",
-                path: path.to_owned(),
-                source,
-            },
-        }
+        self.sink.commit(root)
     }
 }
 
@@ -196,23 +226,43 @@ impl BlobWriter {
     /// # Errors
     /// If the target cannot be written.
     pub fn finish(self, digest: Digest) -> Result<u64, Error> {
-        match self.inner {
-            WriterInner::Layout(writer) => writer.finish(digest),
-            WriterInner::Archive(writer) => writer.finish(digest),
-        }
+        self.inner.finish(digest)
     }
 }
 
 impl Write for BlobWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match &mut self.inner {
-            WriterInner::Layout(writer) => writer.write(buf),
-            WriterInner::Archive(writer) => writer.write(buf),
-        }
+        self.inner.write(buf)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.inner.flush()
+    }
+}
+
+/// Writes a small blob unless it is in place already.
+fn put_blob<S: Sink + ?Sized>(
+    sink: Arc<S>,
+    bytes: &[u8],
+    descriptor: &Descriptor,
+) -> Result<(), Error> {
+    if sink.contains(&descriptor.digest, descriptor.size)? {
+        return Ok(());
+    }
+    let mut writer = sink.writer()?;
+    writer.write_all(bytes).map_err(writing)?;
+    writer.finish(descriptor.digest).map(drop)
+}
+
+/// The [`Error`] that a [`BlobSink`] failed with.
+fn writing(error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(inner) => inner,
+        Err(source) => Error::Io {
+            action: "write",
+            path: "the target".into(),
+            source,
+        },
     }
 }
 

@@ -12,20 +12,34 @@ use indicatif::MultiProgress;
 use verify::{Error, Options, Report, Side};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
-use crate::args::{Named, Usage, any_path, check_blob_dir, refuse};
+use crate::args::{Named, Usage, any_path, check_blob_dir, refuse, switch};
 use crate::interrupt::Interrupt;
+use crate::place::{Places, RegistryArgs};
 use crate::progress::{Mode, renderer};
 
 /// Arguments of `nydusify check`.
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// Image to compare with: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]
+    /// Image to compare with: a name in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]
     #[arg(long, env = "SOURCE", value_name = "IMAGE")]
     source: Option<String>,
 
-    /// Image to check: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    /// Image to check: a name in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     #[arg(long, env = "TARGET", value_name = "IMAGE")]
     target: Option<String>,
+
+    /// Do not check the certificate of the source's registry
+    #[arg(long, env = "SOURCE_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    source_insecure: bool,
+
+    /// Do not check the certificate of the target's registry
+    #[arg(long, env = "TARGET_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    target_insecure: bool,
+
+    #[command(flatten)]
+    registry: RegistryArgs,
 
     /// Check bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
     #[arg(long, value_name = "FILE")]
@@ -88,8 +102,6 @@ struct Unbuilt;
 
 impl Table for Unbuilt {
     const FLAGS: &'static [Flag] = &[
-        Flag::switch("source-insecure", "SOURCE_INSECURE"),
-        Flag::switch("target-insecure", "TARGET_INSECURE"),
         Flag::value("source-backend-type", "BACKEND_TYPE"),
         Flag::value("source-backend-config", "BACKEND_CONFIG"),
         Flag::value("source-backend-config-file", "BACKEND_CONFIG_FILE"),
@@ -105,7 +117,8 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
     check_blob_dir(args.blob_dir.as_deref())?;
     let interrupt = Interrupt::watch()?;
-    let pairs = open(args, named)?;
+    let places = Places::new(&args.registry, None, interrupt.cancel());
+    let pairs = open(args, named, &places)?;
     let progress = renderer(args.progress, MultiProgress::new());
     let threads = match args.threads {
         Some(threads) => threads,
@@ -138,7 +151,15 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     })
 }
 
-fn open(args: &CheckArgs, named: Named<'_>) -> Result<Vec<(Option<Side>, Side)>> {
+fn open(
+    args: &CheckArgs,
+    named: Named<'_>,
+    places: &Places,
+) -> Result<Vec<(Option<Side>, Side)>> {
+    let open_image = |name: &str, insecure| -> Result<Arc<Source>> {
+        let location: Location = name.parse()?;
+        Ok(Arc::new(places.source(&location, insecure)?))
+    };
     let choice = match (args.multi_platform, &*args.platform) {
         (true, _) => PlatformChoice::All,
         (false, []) => PlatformChoice::Host,
@@ -146,7 +167,7 @@ fn open(args: &CheckArgs, named: Named<'_>) -> Result<Vec<(Option<Side>, Side)>>
     };
     let source = args.source.as_deref().filter(|name| !name.is_empty());
     let source = source
-        .map(|name| Ok::<_, anyhow::Error>((open_image(name)?, name)))
+        .map(|name| Ok::<_, anyhow::Error>((open_image(name, args.source_insecure)?, name)))
         .transpose()?;
     let source = source.as_ref().map(|(place, name)| (place, *name));
     match named {
@@ -167,15 +188,10 @@ fn open(args: &CheckArgs, named: Named<'_>) -> Result<Vec<(Option<Side>, Side)>>
         }
         Named::Image(target) => Ok(verify::images(
             source,
-            (&open_image(target)?, target),
+            (&open_image(target, args.target_insecure)?, target),
             &choice,
         )?),
     }
-}
-
-fn open_image(name: &str) -> Result<Arc<Source>> {
-    let location: Location = name.parse()?;
-    Ok(Arc::new(Source::open(&location)?))
 }
 
 /// Writes a report; `headed` says whose it is, if there are several.

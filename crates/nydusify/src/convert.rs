@@ -14,6 +14,7 @@ use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor};
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Usage, any_path, given, refuse, switch};
 use crate::interrupt::Interrupt;
+use crate::place::{Places, PushArgs, RegistryArgs, reference};
 use crate::progress::{Mode, renderer};
 
 /// Most bytes of prefetch patterns that are read from standard input.
@@ -22,8 +23,8 @@ const PATTERNS_MAX: u64 = 16 << 20;
 /// Arguments of `nydusify convert`.
 #[derive(Debug, clap::Args)]
 pub struct ConvertArgs {
-    /// Image to convert: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG]; with --source-archive
-    /// the name of the image in it
+    /// Image to convert: a name in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:TAG];
+    /// with --source-archive the name of the image in it
     #[arg(long, env = "SOURCE", value_name = "IMAGE", required = true)]
     source: String,
 
@@ -31,14 +32,35 @@ pub struct ConvertArgs {
     #[arg(long, env = "SOURCE_ARCHIVE", value_name = "FILE", value_parser = any_path())]
     source_archive: Option<PathBuf>,
 
-    /// Where the new image goes: oci:DIR[:TAG] or oci-archive:FILE[:TAG]; with --target-archive its name in there
+    /// Where the new image goes: a name in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]; with --target-archive
+    /// its name in there
     #[arg(
         long,
         env = "TARGET",
         value_name = "IMAGE",
-        required_unless_present = "target_archive"
+        required_unless_present_any = ["target_archive", "target_suffix"]
     )]
     target: Option<String>,
+
+    /// The new image goes beside the source, under its tag with this suffix
+    #[arg(long, env = "TARGET_SUFFIX", value_name = "SUFFIX")]
+    target_suffix: Option<String>,
+
+    /// Do not check the certificate of the source's registry
+    #[arg(long, env = "SOURCE_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    source_insecure: bool,
+
+    /// Do not check the certificate of the target's registry
+    #[arg(long, env = "TARGET_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    target_insecure: bool,
+
+    #[command(flatten)]
+    registry: RegistryArgs,
+
+    #[command(flatten)]
+    push: PushArgs,
 
     /// OCI archive to write the new image to
     #[arg(long, env = "TARGET_ARCHIVE", value_name = "FILE", value_parser = any_path())]
@@ -155,9 +177,6 @@ struct Unbuilt;
 
 impl Table for Unbuilt {
     const FLAGS: &'static [Flag] = &[
-        Flag::value("target-suffix", "TARGET_SUFFIX"),
-        Flag::switch("source-insecure", "SOURCE_INSECURE"),
-        Flag::switch("target-insecure", "TARGET_INSECURE"),
         Flag::value("source-backend-type", "SOURCE_BACKEND_TYPE").without_variable(),
         Flag::value("source-backend-config", "SOURCE_BACKEND_CONFIG").without_variable(),
         Flag::value("backend-type", "BACKEND_TYPE"),
@@ -176,9 +195,6 @@ impl Table for Unbuilt {
         Flag::switch("with-referrer", "WITH_REFERRER"),
         Flag::switch("reverse", "REVERSE"),
         Flag::value("batch-size", "BATCH_SIZE").harmless(&["", "0", "0x0"]),
-        Flag::switch("plain-http", "PLAIN_HTTP"),
-        Flag::value("push-retry-count", "PUSH_RETRY_COUNT"),
-        Flag::value("push-retry-delay", "PUSH_RETRY_DELAY"),
     ];
 }
 
@@ -189,7 +205,7 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
         return Err(Usage("not supported yet: --fs-version 5".to_owned()).into());
     }
     let source_location = source_location(args)?;
-    let target = target_location(args)?;
+    let target = target_location(args, source_location.as_ref())?;
     let output = given(args.output_json.as_ref());
     if let Some(path) = output {
         check_directory(path)?;
@@ -197,18 +213,20 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let options = options(args)?;
     let interrupt = Interrupt::watch()?;
     let progress = renderer(args.progress, terminal);
+    let places = Places::new(&args.registry, Some(&args.push), interrupt.cancel());
     let source = match &source_location {
-        Some(location) => Source::open(location),
+        Some(location) => places.source(location, args.source_insecure)?,
         None => Source::open_archive(
             given(args.source_archive.as_ref()).unwrap_or(Path::new("")),
             &args.source,
-        ),
-    }?;
+        )?,
+    };
     let options = ConvertOptions {
         source_name: source_name(args, &source),
         ..options
     };
-    match convert::convert_image(&source, &target, &options, &*progress, interrupt.cancel()) {
+    let place = places.target(&target, args.target_insecure)?;
+    match convert::convert_image(&source, place, &options, &*progress, interrupt.cancel()) {
         Ok(report) => {
             drop(progress);
             if let Some(path) = output {
@@ -242,7 +260,6 @@ fn explain(error: Error) -> anyhow::Error {
 fn source_location(args: &ConvertArgs) -> Result<Option<Location>> {
     let location: Location = args.source.parse()?;
     match (given(args.source_archive.as_ref()), location) {
-        (None, Location::Registry(reference)) => Err(image::Error::Registry(reference).into()),
         (None, location) => Ok(Some(location)),
         (Some(_), Location::Registry(_)) => Ok(None),
         (Some(_), _) => Err(Usage(
@@ -252,17 +269,24 @@ fn source_location(args: &ConvertArgs) -> Result<Option<Location>> {
     }
 }
 
-fn target_location(args: &ConvertArgs) -> Result<Location> {
+fn target_location(args: &ConvertArgs, source: Option<&Location>) -> Result<Location> {
     let named: Option<Location> = args
         .target
         .as_deref()
         .filter(|t| !t.is_empty())
         .map(str::parse)
         .transpose()?;
-    match (given(args.target_archive.as_ref()), named) {
-        (None, Some(Location::Registry(reference))) => {
-            Err(image::Error::Registry(reference).into())
+    let suffix = args.target_suffix.as_deref().filter(|s| !s.is_empty());
+    let named = match (named, suffix) {
+        (Some(_), Some(_)) => {
+            return Err(
+                Usage("--target and --target-suffix exclude one another".to_owned()).into(),
+            );
         }
+        (None, Some(suffix)) => Some(beside(source, suffix)?),
+        (named, None) => named,
+    };
+    match (given(args.target_archive.as_ref()), named) {
         (None, Some(location @ Location::DockerArchive { .. })) => Err(Usage(format!(
             "docker archives can only be read: write an oci-archive: instead of {location}"
         ))
@@ -282,6 +306,25 @@ fn target_location(args: &ConvertArgs) -> Result<Location> {
         .into()),
         (None, None) => Err(Usage("--target is empty".to_owned()).into()),
     }
+}
+
+/// The source's own place, its tag with a suffix.
+fn beside(source: Option<&Location>, suffix: &str) -> Result<Location> {
+    let Some(Location::Registry(name)) = source else {
+        let reason = "--target-suffix needs a source in a registry; name the target with --target";
+        return Err(Usage(reason.to_owned()).into());
+    };
+    let reference = reference(name)?;
+    let tag = reference
+        .tag()
+        .filter(|_| reference.digest().is_none())
+        .ok_or_else(|| {
+            Usage(format!(
+                "--target-suffix: the source {name} is named by its digest, not by a tag"
+            ))
+        })?;
+    let target = reference.with_tag(&format!("{tag}{suffix}"))?;
+    Ok(Location::Registry(target.to_string()))
 }
 
 /// What the manifest calls its source: never a path, so that the result does not depend on where things lie.

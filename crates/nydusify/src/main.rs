@@ -7,6 +7,7 @@ mod convert;
 mod interrupt;
 mod logging;
 mod mount;
+mod place;
 mod progress;
 mod umount;
 
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
 
 /// Whether the command line is at fault, or asks for what is not built yet.
 fn is_usage(error: &anyhow::Error) -> bool {
-    error.is::<Usage>() || matches!(error.downcast_ref(), Some(image::Error::Registry(_)))
+    error.is::<Usage>()
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {

@@ -14,13 +14,22 @@ use storage::{ChunkStore, StoreOptions};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Named, any_path, check_blob_dir, refuse, switch};
+use crate::place::RegistryArgs;
 
 /// Arguments of `nydusify mount`.
 #[derive(Debug, clap::Args)]
 pub struct MountArgs {
-    /// Nydus image to mount: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    /// Nydus image to mount: a name in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     #[arg(long, env = "TARGET", value_name = "IMAGE")]
     target: Option<String>,
+
+    /// Do not check the certificate of the image's registry
+    #[arg(long, env = "TARGET_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    target_insecure: bool,
+
+    #[command(flatten)]
+    registry: RegistryArgs,
 
     /// Bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
     #[arg(long, value_name = "FILE")]
@@ -86,7 +95,6 @@ struct Unbuilt;
 
 impl Table for Unbuilt {
     const FLAGS: &'static [Flag] = &[
-        Flag::switch("target-insecure", "TARGET_INSECURE"),
         Flag::value("backend-type", "BACKEND_TYPE"),
         Flag::value("backend-config", "BACKEND_CONFIG"),
         Flag::value("backend-config-file", "BACKEND_CONFIG_FILE"),

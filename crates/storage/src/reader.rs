@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,37 @@ pub trait BlobReader: Send + Sync {
 
     /// Size of the blob in bytes.
     fn size(&self) -> u64;
+
+    /// The bytes from `offset` to the end, front to back: one request, where requests cost something.
+    ///
+    /// # Errors
+    /// What the place reports; reads may fail later as well.
+    fn stream(self: Arc<Self>, offset: u64) -> io::Result<Box<dyn Read + Send>>
+    where
+        Self: 'static,
+    {
+        Ok(Box::new(Stream {
+            blob: self,
+            position: offset,
+        }))
+    }
+}
+
+/// Reads a blob front to back by position: many streams of one blob can be read side by side.
+struct Stream<B: ?Sized> {
+    blob: Arc<B>,
+    position: u64,
+}
+
+impl<B: BlobReader + ?Sized> Read for Stream<B> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.blob.size().saturating_sub(self.position);
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let part = buf.get_mut(..want).unwrap_or_default();
+        self.blob.read_exact_at(part, self.position)?;
+        self.position += want as u64;
+        Ok(want)
+    }
 }
 
 /// Opens blobs by their id.

@@ -4,10 +4,11 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use image::{Descriptor, Manifest, Source, nydus};
+use image::nydus::{self, ImageBlobs};
+use image::{Descriptor, Manifest, Source};
 use rafs_format::Bootstrap;
 use serde_json::Value;
-use storage::{BlobReader, BlobSource, DirSource, FileBlob};
+use storage::{BlobSource, DirSource};
 
 /// One side of a check.
 pub struct Side {
@@ -138,6 +139,7 @@ impl Side {
             name: name.clone(),
             source,
         })?;
+        let blobs = ImageBlobs::new(Source::clone(source), &manifest);
         Ok(Self {
             name,
             document: Some(Document {
@@ -147,7 +149,7 @@ impl Side {
             }),
             files: Files::Rafs {
                 bootstrap: Arc::new(bootstrap),
-                blobs: Some(Arc::new(ImageBlobs(Arc::clone(source)))),
+                blobs: Some(Arc::new(blobs)),
             },
         })
     }
@@ -181,20 +183,4 @@ fn layer_file(source: &Arc<Source>, layer: &Descriptor) -> LayerFile {
             .map_err(io::Error::other)?;
         source.open_blob(&descriptor).map_err(io::Error::other)
     })
-}
-
-/// The blobs of an image that lies in local files.
-struct ImageBlobs(Arc<Source>);
-
-impl BlobSource for ImageBlobs {
-    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
-        let digest = image::Digest::from_hex(id).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("blob id {id:?} is no SHA-256"),
-            )
-        })?;
-        let (file, offset, len) = self.0.file_blob(&digest).map_err(io::Error::other)?;
-        Ok(Arc::new(FileBlob::window(file, offset, len)))
-    }
 }

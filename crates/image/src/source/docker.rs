@@ -10,8 +10,12 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Archive, Source, Store, Stored, pick};
-use crate::{Descriptor, Digest, Error, FileWindow, Manifest, media};
+use storage::{BlobReader, FileBlob};
+
+use super::{Archive, Source, Store, pick};
+use crate::{Descriptor, Digest, Error, Manifest, media};
+
+type Known = BTreeMap<Digest, Arc<dyn BlobReader>>;
 
 /// One entry of `manifest.json`.
 #[derive(Deserialize)]
@@ -46,22 +50,18 @@ pub(super) fn open(archive: Archive, tag: Option<&str>) -> Result<Source, Error>
         .collect();
     let (tag, entry) = pick(candidates, tag, &name)?;
 
-    let mut blobs = BTreeMap::new();
+    let mut blobs = Known::new();
     let manifest = synthesise(&archive, &entry, &mut blobs)?.to_json();
     let root = Descriptor::new(
         media::DOCKER_MANIFEST,
         Digest::of(&manifest),
         manifest.len() as u64,
     );
-    blobs.insert(root.digest, Stored::Bytes(manifest.into()));
+    blobs.insert(root.digest, Arc::new(manifest));
     Source::new(Arc::new(Blobs { name, blobs }), root, tag)
 }
 
-fn synthesise(
-    archive: &Archive,
-    entry: &Entry,
-    blobs: &mut BTreeMap<Digest, Stored>,
-) -> Result<Manifest, Error> {
+fn synthesise(archive: &Archive, entry: &Entry, blobs: &mut Known) -> Result<Manifest, Error> {
     let bytes = archive.read(&entry.config)?;
     let digest = Digest::of(&bytes);
     if let Some(expected) = digest_in_name(&entry.config)
@@ -96,7 +96,7 @@ fn synthesise(
         .map(|(name, diff_id)| layer(archive, name, diff_id, blobs))
         .collect::<Result<_, _>>()?;
     let descriptor = Descriptor::new(media::DOCKER_CONFIG, digest, bytes.len() as u64);
-    blobs.insert(digest, Stored::Bytes(bytes.into()));
+    blobs.insert(digest, Arc::new(bytes));
     Ok(Manifest {
         schema_version: 2,
         media_type: media::DOCKER_MANIFEST.to_owned(),
@@ -111,7 +111,7 @@ fn layer(
     archive: &Archive,
     name: &str,
     diff_id: Digest,
-    blobs: &mut BTreeMap<Digest, Stored>,
+    blobs: &mut Known,
 ) -> Result<Descriptor, Error> {
     let missing = || archive.error(format!("layer {name:?} is missing"));
     let (file, offset, len) = archive.locate(name).ok_or_else(missing)?;
@@ -124,13 +124,16 @@ fn layer(
         [0x28, 0xb5, 0x2f, 0xfd] => (media::DOCKER_LAYER_ZSTD, true),
         _ => (media::DOCKER_LAYER, false),
     };
+    let blob = Arc::new(FileBlob::window(file, offset, len));
     let digest = match digest_in_name(name) {
         _ if !compressed => diff_id,
         Some(digest) => digest,
-        None => Digest::of_reader(FileWindow::new(Arc::clone(&file), offset, len))
+        None => Arc::clone(&blob)
+            .stream(0)
+            .and_then(Digest::of_reader)
             .map_err(Error::io("read", archive.path()))?,
     };
-    blobs.insert(digest, Stored::Window { file, offset, len });
+    blobs.insert(digest, blob);
     Ok(Descriptor::new(media_type, digest, len))
 }
 
@@ -143,11 +146,11 @@ fn digest_in_name(name: &str) -> Option<Digest> {
 /// The blobs of one image, real and made up.
 struct Blobs {
     name: String,
-    blobs: BTreeMap<Digest, Stored>,
+    blobs: Known,
 }
 
 impl Store for Blobs {
-    fn locate(&self, digest: &Digest) -> Result<Stored, Error> {
+    fn blob(&self, digest: &Digest, _: Option<u64>) -> Result<Arc<dyn BlobReader>, Error> {
         let missing = || Error::MissingBlob {
             digest: *digest,
             store: self.name(),

@@ -1,12 +1,13 @@
 //! OCI image layouts: directories, and archives of them.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Archive, Source, Store, Stored, pick};
+use storage::{BlobReader, FileBlob};
+
+use super::{Archive, Source, Store, pick};
 use crate::{
     ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, DOCUMENT_SIZE_MAX, Descriptor, Digest, Error,
 };
@@ -138,7 +139,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 pub(crate) struct Directory(pub(crate) PathBuf);
 
 impl Store for Directory {
-    fn locate(&self, digest: &Digest) -> Result<Stored, Error> {
+    fn blob(&self, digest: &Digest, _: Option<u64>) -> Result<Arc<dyn BlobReader>, Error> {
         let path = self.0.join("blobs/sha256").join(digest.hex());
         let missing = || Error::MissingBlob {
             digest: *digest,
@@ -150,13 +151,8 @@ impl Store for Directory {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
             Err(error) => return Err(Error::io("open", path)(error)),
         }
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
-        let len = file.metadata().map_err(Error::io("open", &path))?.len();
-        Ok(Stored::Window {
-            file: Arc::new(file),
-            offset: 0,
-            len,
-        })
+        let blob = FileBlob::open(&path).map_err(Error::io("open", &path))?;
+        Ok(Arc::new(blob))
     }
 
     fn name(&self) -> String {
@@ -165,14 +161,14 @@ impl Store for Directory {
 }
 
 impl Store for Archive {
-    fn locate(&self, digest: &Digest) -> Result<Stored, Error> {
+    fn blob(&self, digest: &Digest, _: Option<u64>) -> Result<Arc<dyn BlobReader>, Error> {
         let (file, offset, len) = self
             .locate(&format!("blobs/sha256/{}", digest.hex()))
             .ok_or_else(|| Error::MissingBlob {
                 digest: *digest,
                 store: self.name(),
             })?;
-        Ok(Stored::Window { file, offset, len })
+        Ok(Arc::new(FileBlob::window(file, offset, len)))
     }
 
     fn name(&self) -> String {

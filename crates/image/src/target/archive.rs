@@ -10,11 +10,12 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use storage::{BlobReader, FileBlob};
 use tempfile::NamedTempFile;
 
 use super::behind::WriteBehind;
-use super::{OCI_LAYOUT, empty_index, index_entry, named};
-use crate::source::{Store, Stored};
+use super::{BlobSink, OCI_LAYOUT, Sink, empty_index, index_entry, named};
+use crate::source::Store;
 use crate::{Descriptor, Digest, Error};
 
 /// Size of a tar header, and what members are padded to.
@@ -86,59 +87,6 @@ impl ArchiveFile {
         Ok(archive)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn contains(&self, digest: &Digest) -> bool {
-        self.state().blobs.contains_key(digest)
-    }
-
-    /// Waits until no other writer lives.
-    pub(super) fn writer(self: &Arc<Self>) -> Result<Writer, Error> {
-        let mut state = self.state();
-        while state.busy {
-            state = self
-                .free
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        state.busy = true;
-        Ok(Writer {
-            start: state.end + BLOCK,
-            size: 0,
-            behind: WriteBehind::from(state.end),
-            archive: Arc::clone(self),
-        })
-    }
-
-    pub(super) fn commit(&self, root: &Descriptor) -> Result<(), Error> {
-        let mut index = empty_index();
-        index["manifests"] = serde_json::Value::Array(vec![index_entry(root, self.tag.as_deref())]);
-        self.member(
-            "index.json",
-            &serde_json::to_vec(&index).expect("a JSON value always serialises"),
-        )?;
-        let mut state = self.state();
-        self.write_at(&[0; 2 * BLOCK as usize], state.end)?;
-        self.file
-            .sync_all()
-            .map_err(Error::io("write", &self.path))?;
-        if let Some(temporary) = state.temporary.take() {
-            temporary
-                .persist(&self.path)
-                .map_err(|error| Error::io("write", &self.path)(error.error))?;
-        }
-        let dir = self
-            .path
-            .parent()
-            .filter(|dir| !dir.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(Error::io("sync", dir))
-    }
-
     /// Appends a small file.
     fn member(&self, name: &str, content: &[u8]) -> Result<(), Error> {
         let mut state = self.state();
@@ -181,18 +129,79 @@ impl ArchiveFile {
     }
 }
 
+impl Sink for ArchiveFile {
+    /// Waits until no other writer lives.
+    fn writer(self: Arc<Self>) -> Result<Box<dyn BlobSink>, Error> {
+        let mut state = self.state();
+        while state.busy {
+            state = self
+                .free
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.busy = true;
+        let end = state.end;
+        drop(state);
+        Ok(Box::new(Writer {
+            start: end + BLOCK,
+            size: 0,
+            behind: WriteBehind::from(end),
+            archive: self,
+        }))
+    }
+
+    fn contains(&self, digest: &Digest, _: u64) -> Result<bool, Error> {
+        Ok(self.state().blobs.contains_key(digest))
+    }
+
+    fn store(self: Arc<Self>) -> Arc<dyn Store> {
+        self
+    }
+
+    fn commit(&self, root: &Descriptor) -> Result<(), Error> {
+        let mut index = empty_index();
+        index["manifests"] = serde_json::Value::Array(vec![index_entry(root, self.tag.as_deref())]);
+        self.member(
+            "index.json",
+            &serde_json::to_vec(&index).expect("a JSON value always serialises"),
+        )?;
+        let mut state = self.state();
+        self.write_at(&[0; 2 * BLOCK as usize], state.end)?;
+        self.file
+            .sync_all()
+            .map_err(Error::io("write", &self.path))?;
+        if let Some(temporary) = state.temporary.take() {
+            temporary
+                .persist(&self.path)
+                .map_err(|error| Error::io("write", &self.path)(error.error))?;
+        }
+        let dir = self
+            .path
+            .parent()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(Error::io("sync", dir))
+    }
+
+    fn is_sequential(&self) -> bool {
+        true
+    }
+}
+
 impl Store for ArchiveFile {
-    fn locate(&self, digest: &Digest) -> Result<Stored, Error> {
+    fn blob(&self, digest: &Digest, _: Option<u64>) -> Result<Arc<dyn BlobReader>, Error> {
         let missing = || Error::MissingBlob {
             digest: *digest,
             store: self.name(),
         };
         let (offset, len) = *self.state().blobs.get(digest).ok_or_else(missing)?;
-        Ok(Stored::Window {
-            file: Arc::clone(&self.file),
+        Ok(Arc::new(FileBlob::window(
+            Arc::clone(&self.file),
             offset,
             len,
-        })
+        )))
     }
 
     fn name(&self) -> String {
@@ -200,7 +209,7 @@ impl Store for ArchiveFile {
     }
 }
 
-pub(super) struct Writer {
+struct Writer {
     archive: Arc<ArchiveFile>,
     /// Where the content begins; the header is before it.
     start: u64,
@@ -208,9 +217,9 @@ pub(super) struct Writer {
     behind: WriteBehind,
 }
 
-impl Writer {
-    pub(super) fn finish(self, digest: Digest) -> Result<u64, Error> {
-        if self.archive.contains(&digest) {
+impl BlobSink for Writer {
+    fn finish(self: Box<Self>, digest: Digest) -> Result<u64, Error> {
+        if self.archive.contains(&digest, self.size)? {
             return Ok(self.size);
         }
         let name = format!("blobs/sha256/{}", digest.hex());

@@ -17,8 +17,8 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use super::behind::WriteBehind;
-use super::{OCI_LAYOUT, empty_index, index_entry, named};
-use crate::source::{Directory, read_file};
+use super::{BlobSink, OCI_LAYOUT, Sink, empty_index, index_entry, named};
+use crate::source::{Directory, Store, read_file};
 use crate::{ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error};
 
 /// What the names of unfinished files begin with.
@@ -68,47 +68,6 @@ impl Layout {
         }
     }
 
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    pub(super) fn store(&self) -> Directory {
-        Directory(self.dir.clone())
-    }
-
-    pub(super) fn contains(&self, digest: &Digest, size: u64) -> bool {
-        let path = self.blobs.join(digest.hex());
-        if self.has_written(&path) {
-            return true;
-        }
-        let Ok(file) = File::open(&path) else {
-            return false;
-        };
-        file.metadata()
-            .is_ok_and(|found| found.is_file() && found.len() == size)
-            && Digest::of_reader(file).is_ok_and(|found| found == *digest)
-    }
-
-    pub(super) fn writer(self: &Arc<Self>) -> Result<Writer, Error> {
-        let file = temporary(&self.blobs)?;
-        Ok(Writer {
-            layout: Arc::clone(self),
-            file,
-            size: 0,
-            behind: WriteBehind::default(),
-        })
-    }
-
-    pub(super) fn commit(&self, root: &Descriptor) -> Result<(), Error> {
-        self.sync_blobs()?;
-        let _lock = lock(&self.dir)?;
-        let path = self.dir.join("index.json");
-        let index = self.new_index(&path, root)?;
-        replace(&path, &index)?;
-        self.state().committed = true;
-        sync(&self.dir)
-    }
-
     fn new_index(&self, path: &Path, root: &Descriptor) -> Result<Vec<u8>, Error> {
         let what = || format!("{}", path.display());
         let mut index = match read_file(path)? {
@@ -155,6 +114,47 @@ impl Layout {
     }
 }
 
+impl Sink for Layout {
+    fn writer(self: Arc<Self>) -> Result<Box<dyn BlobSink>, Error> {
+        let file = temporary(&self.blobs)?;
+        Ok(Box::new(Writer {
+            layout: self,
+            file,
+            size: 0,
+            behind: WriteBehind::default(),
+        }))
+    }
+
+    /// A blob that was there before is read to tell.
+    fn contains(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+        let path = self.blobs.join(digest.hex());
+        if self.has_written(&path) {
+            return Ok(true);
+        }
+        let Ok(file) = File::open(&path) else {
+            return Ok(false);
+        };
+        Ok(file
+            .metadata()
+            .is_ok_and(|found| found.is_file() && found.len() == size)
+            && Digest::of_reader(file).is_ok_and(|found| found == *digest))
+    }
+
+    fn store(self: Arc<Self>) -> Arc<dyn Store> {
+        Arc::new(Directory(self.dir.clone()))
+    }
+
+    fn commit(&self, root: &Descriptor) -> Result<(), Error> {
+        self.sync_blobs()?;
+        let _lock = lock(&self.dir)?;
+        let path = self.dir.join("index.json");
+        let index = self.new_index(&path, root)?;
+        replace(&path, &index)?;
+        self.state().committed = true;
+        sync(&self.dir)
+    }
+}
+
 impl Drop for Layout {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -173,19 +173,19 @@ impl Drop for Layout {
 }
 
 /// Fields drop in this order: the file has to go before a layout that may be given up.
-pub(super) struct Writer {
+struct Writer {
     file: NamedTempFile,
     layout: Arc<Layout>,
     size: u64,
     behind: WriteBehind,
 }
 
-impl Writer {
+impl BlobSink for Writer {
     /// A blob of that name that is there already is replaced: it may be damaged.
-    pub(super) fn finish(self, digest: Digest) -> Result<u64, Error> {
+    fn finish(self: Box<Self>, digest: Digest) -> Result<u64, Error> {
         let Self {
             file, layout, size, ..
-        } = self;
+        } = *self;
         let path = layout.blobs.join(digest.hex());
         let known = path.exists();
         file.persist(&path)

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use image::{Digest, Location, Platform, PlatformChoice, Source, nydus};
+use image::nydus::{self, ImageBlobs};
+use image::{Digest, Location, PlatformChoice};
+use progress::Cancel;
 use rafs_format::Bootstrap;
-use storage::{BlobReader, BlobSource, DirSource, FileBlob, load_bootstrap};
+use storage::{BlobSource, DirSource, load_bootstrap};
 
 use super::MountArgs;
 use crate::args::Named;
+use crate::place::Places;
 
 /// An image ready to be mounted.
 pub(super) struct Image {
@@ -35,7 +38,7 @@ impl Image {
 pub(super) fn open(named: Named<'_>, args: &MountArgs) -> Result<Image> {
     match named {
         Named::Bare(bootstrap) => bare(bootstrap, args.blob_dir.as_deref()),
-        Named::Image(target) => in_layout(target, args.platform.as_ref()),
+        Named::Image(target) => in_image(target, args),
     }
 }
 
@@ -61,13 +64,15 @@ fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
     })
 }
 
-fn in_layout(target: &str, platform: Option<&Platform>) -> Result<Image> {
+fn in_image(target: &str, args: &MountArgs) -> Result<Image> {
     let location = absolute(target.parse()?).with_context(|| target.to_owned())?;
-    let choice = match platform {
+    let choice = match &args.platform {
         Some(platform) => PlatformChoice::Only(vec![platform.clone()]),
         None => PlatformChoice::Host,
     };
-    let source = Source::open(&location)?;
+    // A signal ends the mount, not what it has asked a registry for: there may be readers that wait.
+    let places = Places::new(&args.registry, None, &Cancel::default());
+    let source = places.source(&location, args.target_insecure)?;
     let (_, manifest) = source
         .manifests(&choice)?
         .into_iter()
@@ -77,7 +82,7 @@ fn in_layout(target: &str, platform: Option<&Platform>) -> Result<Image> {
     let bootstrap = Bootstrap::parse(bytes).with_context(|| format!("{target}: the bootstrap"))?;
     Ok(Image {
         bootstrap: Arc::new(bootstrap),
-        blobs: Arc::new(LayoutBlobs(source)),
+        blobs: Arc::new(ImageBlobs::new(source, &manifest)),
     })
 }
 
@@ -91,22 +96,6 @@ fn absolute(mut location: Location) -> io::Result<Location> {
         Location::Registry(_) => {}
     }
     Ok(location)
-}
-
-/// The blobs of an image, where they lie in its layout or archive.
-struct LayoutBlobs(Source);
-
-impl BlobSource for LayoutBlobs {
-    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
-        let digest = Digest::from_hex(id).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("blob id {id:?} is no SHA-256"),
-            )
-        })?;
-        let (file, offset, len) = self.0.file_blob(&digest).map_err(io::Error::other)?;
-        Ok(Arc::new(FileBlob::window(file, offset, len)))
-    }
 }
 
 /// The image's own directory below the user's cache directory.
