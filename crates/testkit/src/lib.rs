@@ -9,6 +9,7 @@ pub mod fixture;
 pub mod layout;
 mod maker;
 pub mod oracle;
+pub mod registry;
 pub mod run;
 pub mod scan;
 pub mod tar;
