@@ -46,11 +46,31 @@ fn answer(state: &State, host: Host, connection: &mut Connection, head: &Head) -
         user_agent: head.header("user-agent").map(str::to_owned),
         fault: picked.map(|picked| picked.fault),
     };
-    let done = work(state, host, connection, head, &route, picked, &mut note);
+    let made = work(state, host, connection, head, &route, picked, &mut note);
+    // Noted before the client can see the answer: who has it finds the request in the log.
     lock(&state.log).push(note);
-    done
+    let Ok(Some(Made {
+        answer,
+        damage,
+        goes_on,
+    })) = made
+    else {
+        connection.cut();
+        return made.map(|_| false);
+    };
+    connection.send(&answer, head.method == "HEAD", damage)?;
+    Ok(goes_on)
 }
 
+/// An answer that is to be sent.
+struct Made {
+    answer: Answer,
+    damage: Damage,
+    /// Whether the connection can be used for another request.
+    goes_on: bool,
+}
+
+/// Does all but sending the answer; `None` if there is to be none.
 fn work(
     state: &State,
     host: Host,
@@ -59,21 +79,10 @@ fn work(
     route: &Route,
     picked: Option<Picked>,
     note: &mut Request,
-) -> io::Result<bool> {
-    let fault = picked.map(|picked| picked.fault);
+) -> io::Result<Option<Made>> {
     match picked {
-        Some(Picked {
-            fault: Fault::Latency,
-            latency,
-            ..
-        }) => std::thread::sleep(latency),
-        Some(Picked {
-            fault: Fault::CutBeforeAnswer,
-            ..
-        }) => {
-            connection.cut();
-            return Ok(false);
-        }
+        Some(picked) if picked.fault == Fault::Latency => std::thread::sleep(picked.latency),
+        Some(picked) if picked.fault == Fault::CutBeforeAnswer => return Ok(None),
         _ => {}
     }
     let mut body = connection.body(head)?;
@@ -86,35 +95,35 @@ fn work(
     let reusable = handled.is_ok() && body.drain();
     note.received = body.received;
     let mut answer = handled?;
-    if fault == Some(Fault::AnswerLost) {
-        connection.cut();
-        return Ok(false);
-    }
-    let damage = match picked.filter(|picked| picked.fault.in_answer()) {
-        Some(picked) => match damage(&mut answer, picked) {
-            Some(damage) => damage,
-            None => {
+    let damage = match picked {
+        Some(picked) if picked.fault == Fault::AnswerLost => return Ok(None),
+        Some(picked) if picked.fault.in_answer() => {
+            let damage = damage(&mut answer, picked);
+            if damage.is_none() {
                 lock(&state.faults).give_back(picked.fault);
                 note.fault = None;
-                Damage::default()
             }
-        },
-        None => Damage::default(),
+            damage.unwrap_or_default()
+        }
+        _ => Damage::default(),
     };
     let goes_on = reusable && !head.closes();
     if !goes_on {
         answer = answer.header("Connection", "close");
     }
     note.status = answer.status;
-    note.sent = damage
-        .cut_after
-        .or(damage.declared)
-        .unwrap_or(answer.content.len());
-    if head.method == "HEAD" {
-        note.sent = 0;
-    }
-    connection.send(&answer, head.method == "HEAD", damage)?;
-    Ok(goes_on)
+    note.sent = match head.method.as_str() {
+        "HEAD" => 0,
+        _ => {
+            let cut_or_declared = damage.cut_after.or(damage.declared);
+            cut_or_declared.unwrap_or(answer.content.len())
+        }
+    };
+    Ok(Some(Made {
+        answer,
+        damage,
+        goes_on,
+    }))
 }
 
 fn facts(state: &State, host: Host, head: &Head, route: &Route) -> Facts {

@@ -74,8 +74,8 @@ impl Connection {
         })
     }
 
-    /// Sends an answer; the bytes of its body that were sent. `Err` also when the damage cuts the connection.
-    pub fn send(&mut self, answer: &Answer, to_head: bool, damage: Damage) -> io::Result<u64> {
+    /// Sends an answer. `Err` also when the damage cuts the connection.
+    pub fn send(&mut self, answer: &Answer, to_head: bool, damage: Damage) -> io::Result<()> {
         let length = damage.declared.unwrap_or(answer.content.len());
         let mut head = format!("HTTP/1.1 {} {}\r\n", answer.status, reason(answer.status));
         for (name, value) in &answer.headers {
@@ -92,7 +92,6 @@ impl Connection {
         } else {
             length
         };
-        let mut sent = 0;
         let cut_after = damage.cut_after.filter(|_| left > 0);
         if let Some(cut) = cut_after {
             left = left.min(cut);
@@ -103,7 +102,6 @@ impl Connection {
             out.resize(start + room as usize, 0);
             body.fill(&mut out[start..])?;
             self.stream.get_mut().write_all(&out)?;
-            sent += room;
             left -= room;
             out.clear();
             if left == 0 {
@@ -115,7 +113,7 @@ impl Connection {
             self.cut();
             return Err(ErrorKind::ConnectionAborted.into());
         }
-        Ok(sent)
+        Ok(())
     }
 
     /// Ends the connection at once.
@@ -369,7 +367,6 @@ impl Read for Body<'_> {
         let mut room = self.available()?.min(out.len() as u64);
         if let Some(cut) = self.cut_at {
             if self.received >= cut {
-                self.connection.cut();
                 return Err(ErrorKind::ConnectionAborted.into());
             }
             room = room.min(cut - self.received);

@@ -11,7 +11,7 @@ use super::state::{Counters, Request, lock};
 use super::storage::{Manifest, Storage};
 
 impl Registry {
-    /// All requests that were answered or cut so far, in the order in which they ended.
+    /// All requests so far, in the order in which their answers were ready (or not to be).
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.state.log).clone()
     }
