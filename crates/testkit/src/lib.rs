@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod corner;
+pub mod docker_registry;
 pub mod expect;
 pub mod fixture;
 pub mod layout;

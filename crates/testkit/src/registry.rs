@@ -54,8 +54,11 @@ pub struct Options {
     pub ranges: bool,
     /// Whether manifests, tags and blobs can be deleted.
     pub delete: bool,
-    /// Whether a segment is appended wherever it belongs, as Debian's docker-registry 2.8 does.
+    /// Whether a segment is appended wherever it belongs, so that one that is sent twice is there twice.
     pub append_twice: bool,
+    /// Whether the URL of an upload is good for nothing once there are more bytes than when it was given out: 404, also
+    /// to ask where the upload stands or to delete it. An upload that a cut or a lost answer has moved on is lost.
+    pub offset_in_url: bool,
     /// Whether the `Location` of uploads is without a host.
     pub relative_locations: bool,
 }
@@ -73,7 +76,20 @@ impl Default for Options {
             ranges: true,
             delete: true,
             append_twice: false,
+            offset_in_url: false,
             relative_locations: false,
+        }
+    }
+}
+
+impl Options {
+    /// As the registry is that Debian ships: docker-registry 2.8.
+    pub fn debian() -> Self {
+        Self {
+            append_twice: true,
+            offset_in_url: true,
+            referrers: false,
+            ..Self::default()
         }
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn serve(head: &Head, blob: &Stored, digest: &str, ranges: bool) -> A
         Some(Some((start, len))) => (206, start, len),
         Some(None) => {
             return Answer::error(416, "RANGE_INVALID", "no such bytes")
+                .header("Docker-Content-Digest", digest)
                 .header("Content-Range", format!("bytes */{total}"));
         }
     };

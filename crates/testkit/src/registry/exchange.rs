@@ -200,8 +200,11 @@ fn refusal(state: &State, picked: Picked, needs: &[Need]) -> Option<Answer> {
         Fault::TooMany => Answer::error(429, "TOOMANYREQUESTS", "slow down")
             .header("Retry-After", picked.retry_after.to_string()),
         Fault::ServerError => {
-            let status = picked.variant([500, 502, 503]);
-            Answer::error(status, "UNKNOWN", "something broke")
+            match picked.variant([500, 502, 503]) {
+                // What stands before registries does not speak their language.
+                502 => Answer::new(502).bytes("text/html", b"<h1>502 Bad Gateway</h1>\n".to_vec()),
+                status => Answer::error(status, "UNKNOWN", "something broke"),
+            }
         }
         _ => return None,
     })

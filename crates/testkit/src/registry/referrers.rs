@@ -9,7 +9,8 @@ use super::state::lock;
 /// GET: an index of the manifests that have this digest as their subject.
 pub(super) fn get(call: &Call, name: &str, digest: &str) -> Answer {
     if !call.state.options.referrers {
-        return Answer::error(404, "NOT_FOUND", "no such API");
+        // As it comes from registries that do not know the path: no JSON.
+        return Answer::new(404).bytes("text/plain", b"404 page not found\n".to_vec());
     }
     if let Err(refusal) = parse_digest(digest) {
         return refusal;

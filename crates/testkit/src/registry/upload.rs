@@ -1,6 +1,6 @@
 //! Uploads: sessions, segments, monolithic ones and mounts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,8 +24,8 @@ pub(super) struct Uploads {
 struct Session {
     repository: String,
     bytes: Incoming,
-    /// The `_state` parameters of the URLs that were given out.
-    states: BTreeSet<String>,
+    /// The `_state` parameters of the URLs that were given out, and where the session stood then.
+    states: BTreeMap<String, u64>,
 }
 
 impl Uploads {
@@ -69,9 +69,13 @@ impl Uploads {
             return Err(unknown());
         }
         let state = call.head.parameter("_state").unwrap_or_default();
-        if !held.states.contains(state) {
-            let what = "this is not the URL that Location gave";
-            return Err(Answer::error(400, "BLOB_UPLOAD_INVALID", what));
+        let invalid = |what| Err(Answer::error(404, "BLOB_UPLOAD_INVALID", what));
+        match held.states.get(state) {
+            None => return invalid("this is not a URL that Location gave"),
+            Some(at) if call.state.options.offset_in_url && *at != held.bytes.len() => {
+                return invalid("the upload is not where it was when Location gave this URL");
+            }
+            Some(_) => {}
         }
         drop(held);
         Ok(session)
@@ -84,7 +88,7 @@ impl Session {
         let number = state.uploads.states.fetch_add(1, Ordering::SeqCst);
         let token = crate::sha256(format!("state {number}").as_bytes())[..16].to_owned();
         let path = format!("/v2/{}/blobs/uploads/{id}?_state={token}", self.repository);
-        self.states.insert(token);
+        self.states.insert(token, self.bytes.len());
         // The distribution project's registry says 0-0 for nothing, too.
         let last = self.bytes.len().saturating_sub(1);
         Answer::new(status)
@@ -142,7 +146,7 @@ pub(super) fn post(call: &mut Call, name: &str) -> io::Result<Answer> {
     let mut session = Session {
         repository: name.to_owned(),
         bytes,
-        states: BTreeSet::new(),
+        states: BTreeMap::new(),
     };
     let answer = session.answer(state, 202, &id);
     lock(&state.uploads.open).insert(id, Arc::new(Mutex::new(session)));
@@ -175,6 +179,11 @@ pub(super) fn patch(call: &mut Call, name: &str, id: &str) -> io::Result<Answer>
         Ok(session) => session,
         Err(refusal) => return Ok(refusal),
     };
+    let content_type = call.head.header("content-type");
+    if content_type.is_some_and(|given| given != "application/octet-stream") {
+        // This, and the status, are the distribution project's.
+        return Ok(Answer::error(500, "UNKNOWN", "Content-Type"));
+    }
     let mut session = lock(&session);
     if let Err(refusal) = append(call, &mut session, id)? {
         return Ok(refusal);
@@ -198,6 +207,10 @@ pub(super) fn put(call: &mut Call, name: &str, id: &str) -> io::Result<Answer> {
         if let Err(refusal) = append(call, &mut held, id)? {
             return Ok(refusal);
         }
+        if call.state.options.offset_in_url && held.bytes.sha256() != hex {
+            // Refused, and the upload stays where nobody gets at it any more: so it is with Debian's registry.
+            return Ok(wrong_digest());
+        }
         let empty = lock(&call.state.storage).incoming()?;
         std::mem::replace(&mut held.bytes, empty)
     };
@@ -209,11 +222,15 @@ pub(super) fn put(call: &mut Call, name: &str, id: &str) -> io::Result<Answer> {
 /// Makes a blob of what came in if it is what it is said to be.
 fn finish(state: &State, name: &str, hex: &str, bytes: Incoming) -> io::Result<Answer> {
     if bytes.sha256() != hex {
-        let what = "the digest is not that of the content";
-        return Ok(Answer::error(400, "DIGEST_INVALID", what));
+        return Ok(wrong_digest());
     }
     lock(&state.storage).store(name, hex, bytes)?;
     Ok(stored(state, name, hex))
+}
+
+fn wrong_digest() -> Answer {
+    let what = "the digest is not that of the content";
+    Answer::error(400, "DIGEST_INVALID", what)
 }
 
 /// Appends the request's body to a session, or says why not.

@@ -90,7 +90,7 @@ fn segments_at_wrong_places_are_refused() {
         .patch(at, b"abc")
         .is(400);
     let path = at.split('?').next().unwrap();
-    client.patch(path, b"abc").is(400);
+    client.patch(path, b"abc").is(404);
     assert!(registry.violations().is_empty());
     client.put(&ended(at, b"abc"), b"").is(201);
 }
@@ -115,6 +115,21 @@ fn a_registry_that_appends_twice_tells_on_the_client() {
         "{:?}",
         registry.violations()
     );
+}
+
+#[test]
+fn a_url_may_be_good_for_one_place_only() {
+    let registry = Registry::start(Options::debian());
+    let client = client(&registry);
+    let stale = open(&client);
+    let at = client.patch(&stale, b"abc").is(202);
+    client.get(&stale).is(404);
+    client.patch(&stale, b"abc").is(404);
+    client.delete(&stale).is(404);
+    let at = client.get(at.header("location")).is(204);
+    client
+        .put(&ended(at.header("location"), b"abc"), b"")
+        .is(201);
 }
 
 #[test]
