@@ -3,6 +3,7 @@
 //! It is strict where real registries are: digests, the order of segments, the URLs of upload sessions, blobs that a
 //! manifest names, scopes of tokens. What it saw can be looked at: requests, figures, violations.
 
+mod answer;
 mod auth;
 mod blob;
 mod exchange;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::http::{Answer, Body, Head, form, parameter};
+use super::answer::Answer;
+use super::http::{Body, Head, form, parameter};
 use super::state::lock;
 
 /// What a client has to show.

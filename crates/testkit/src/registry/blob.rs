@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::http::{Answer, Content, Head};
+use super::answer::{Answer, Content};
+use super::http::Head;
 use super::redirect;
 use super::route::{Call, parse_digest};
 use super::state::lock;

@@ -3,9 +3,10 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
+use super::answer::{Answer, Content, Damage};
 use super::auth::Need;
 use super::faults::{Facts, Fault, Picked};
-use super::http::{Answer, Body, Connection, Content, Damage, Head};
+use super::http::{Body, Connection, Head};
 use super::route::{Call, Route};
 use super::state::{Host, Request, State, lock};
 use super::{redirect, route};
@@ -48,7 +49,7 @@ fn answer(state: &State, host: Host, connection: &mut Connection, head: &Head) -
     };
     let made = work(state, host, connection, head, &route, picked, &mut note);
     // Noted before the client can see the answer: who has it finds the request in the log.
-    lock(&state.log).push(note);
+    state.note(note);
     let Ok(Some(Made {
         answer,
         damage,
@@ -77,7 +78,7 @@ fn work(
     connection: &mut Connection,
     head: &Head,
     route: &Route,
-    picked: Option<Picked>,
+    mut picked: Option<Picked>,
     note: &mut Request,
 ) -> io::Result<Option<Made>> {
     match picked {
@@ -92,6 +93,13 @@ fn work(
         body.cut_at = Some(picked.inside(head.length()?.unwrap_or(64 << 10)));
     }
     let handled = handle(state, host, head, route, picked, &mut body, note);
+    if let Some(due) = picked.filter(|due| due.fault.in_work())
+        && !note.authorised
+    {
+        // It came to no work: the fault is for the next try.
+        lock(&state.faults).give_back(due.fault);
+        (picked, note.fault, body.cut_at) = (None, None, None);
+    }
     let reusable = handled.is_ok() && body.drain();
     note.received = body.received;
     let mut answer = handled?;

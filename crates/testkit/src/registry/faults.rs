@@ -81,6 +81,18 @@ impl Fault {
         )
     }
 
+    /// Whether it is done while a request is worked on, so that a request that is refused has none.
+    pub(super) fn in_work(self) -> bool {
+        matches!(
+            self,
+            Self::CutRequest
+                | Self::ExpiredRedirect
+                | Self::SessionVanishes
+                | Self::PartialAck
+                | Self::AnswerLost
+        )
+    }
+
     fn applies(self, to: &Facts) -> bool {
         let fetches = to.method == "GET" && to.sends_blob;
         match self {

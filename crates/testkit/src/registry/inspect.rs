@@ -24,11 +24,10 @@ impl Registry {
     /// The figures.
     pub fn counters(&self) -> Counters {
         let state = &self.state;
-        let log = lock(&state.log);
         Counters {
             requests: state.numbers.load(Ordering::SeqCst),
-            received: log.iter().map(|request| request.received).sum(),
-            sent: log.iter().map(|request| request.sent).sum(),
+            received: state.received.load(Ordering::SeqCst),
+            sent: state.sent.load(Ordering::SeqCst),
             connections: state.connections.now(),
             max_connections: state.connections.most(),
             max_requests_at_once: state.requests.most(),

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use serde_json::Value;
 
-use super::http::Answer;
+use super::answer::Answer;
 use super::route::{Call, parse_digest};
 use super::state::lock;
 use super::storage::{Manifest, Repository};

@@ -2,9 +2,10 @@
 
 use std::io;
 
+use super::answer::Answer;
 use super::blob;
 use super::faults::Fault;
-use super::http::{Answer, Head};
+use super::http::Head;
 use super::route::Call;
 use super::state::{State, lock};
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::http::Answer;
+use super::answer::Answer;
 use super::route::{Call, parse_digest};
 use super::state::lock;
 

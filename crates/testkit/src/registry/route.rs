@@ -2,9 +2,10 @@
 
 use std::io;
 
+use super::answer::Answer;
 use super::auth::Need;
 use super::faults::Picked;
-use super::http::{Answer, Body, Head};
+use super::http::{Body, Head};
 use super::state::{State, lock};
 use super::{blob, manifest, referrers, upload};
 

@@ -121,6 +121,8 @@ pub(super) struct State {
     pub connections: Level,
     pub requests: Level,
     pub mounts: AtomicU64,
+    pub received: AtomicU64,
+    pub sent: AtomicU64,
     pub started: Instant,
     /// `http://host:port` of each server that runs.
     pub registry_url: OnceLock<String>,
@@ -142,11 +144,20 @@ impl State {
             connections: Level::default(),
             requests: Level::default(),
             mounts: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             started: Instant::now(),
             registry_url: OnceLock::new(),
             token_url: OnceLock::new(),
             storage_url: OnceLock::new(),
         }
+    }
+
+    /// Notes a request.
+    pub fn note(&self, request: Request) {
+        self.received.fetch_add(request.received, Ordering::SeqCst);
+        self.sent.fetch_add(request.sent, Ordering::SeqCst);
+        lock(&self.log).push(request);
     }
 
     /// Notes what a client must not do.

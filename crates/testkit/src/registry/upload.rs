@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::answer::Answer;
 use super::faults::Fault;
-use super::http::Answer;
 use super::route::{Call, parse_digest};
 use super::state::{State, lock};
 use super::storage::Incoming;

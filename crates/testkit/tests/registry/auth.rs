@@ -24,7 +24,7 @@ fn me() -> Vec<User> {
 }
 
 fn token_server(registry: &Registry) -> Client {
-    Client::new(&registry.host_of(Host::Token).unwrap())
+    Client::new(&registry.host_of(Host::Token).expect("it has one"))
 }
 
 /// A token for a scope, by GET with good credentials.
@@ -33,7 +33,7 @@ fn token(registry: &Registry, scope: &str) -> String {
         .with("Authorization", GOOD)
         .get(&format!("/token?service=registry.test&scope={scope}"))
         .is(200);
-    answer.json()["token"].as_str().unwrap().to_owned()
+    answer.json()["token"].as_str().expect("a token").to_owned()
 }
 
 fn with_token(registry: &Registry, token: &str) -> Client {
@@ -78,7 +78,7 @@ fn bearer_wants_a_token_for_the_scope() {
     });
     let blob = registry.put_blob("a", b"abc");
     let refused = client(&registry).get("/v2/").is(401);
-    let url = registry.host_of(Host::Token).unwrap();
+    let url = registry.host_of(Host::Token).expect("it has one");
     assert_eq!(
         refused.header("www-authenticate"),
         format!(r#"Bearer realm="http://{url}/token",service="registry.test""#)

@@ -266,6 +266,23 @@ fn kinds_are_switched_off_limited_and_put_off() {
 }
 
 #[test]
+fn a_request_that_is_refused_uses_up_no_fault() {
+    let registry = Registry::start(Options {
+        auth: Auth::Basic(vec![User::new("me", "secret")]),
+        faults: Faults::once(Fault::AnswerLost),
+        ..Options::default()
+    });
+    let client = client(&registry);
+    client.post("/v2/a/blobs/uploads/", b"").is(401);
+    let client = client.with("Authorization", "Basic bWU6c2VjcmV0");
+    assert_eq!(client.post("/v2/a/blobs/uploads/", b"").status, 0);
+    assert_eq!(done(&registry), [Fault::AnswerLost]);
+    assert_eq!(registry.counters().open_uploads, 1);
+    registry.forget_requests();
+    assert_eq!(registry.counters().requests, 2);
+}
+
+#[test]
 fn a_fault_that_finds_no_bytes_stays_due() {
     let (registry, client, target) = faulty(Fault::CorruptBody);
     client

@@ -18,8 +18,10 @@ fn with_busybox(options: Options) -> Registry {
 }
 
 fn parsed(registry: &Registry, reference: &str) -> Value {
-    let (media_type, bytes) = registry.manifest("tools/busybox", reference).unwrap();
-    let value: Value = serde_json::from_slice(&bytes).unwrap();
+    let (media_type, bytes) = registry
+        .manifest("tools/busybox", reference)
+        .expect("a manifest");
+    let value: Value = serde_json::from_slice(&bytes).expect("a manifest");
     assert_eq!(value["mediaType"], media_type);
     value
 }
