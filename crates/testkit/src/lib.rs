@@ -4,11 +4,13 @@
 #![forbid(unsafe_code)]
 
 pub mod corner;
+pub mod docker_registry;
 pub mod expect;
 pub mod fixture;
 pub mod layout;
 mod maker;
 pub mod oracle;
+pub mod registry;
 pub mod run;
 pub mod scan;
 pub mod tar;
