@@ -12,7 +12,7 @@ const LEVELS: [&[&str]; 9] = [
     &["codec"],
     &["tree"],
     &["layer", "image"],
-    &["storage", "chunkdict"],
+    &["storage", "chunkdict", "registry"],
     &["builder", "verify", "inspect"],
     &["convert", "mount"],
     &["nydus-image", "nydusify"],

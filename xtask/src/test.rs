@@ -17,7 +17,8 @@ const PRIVILEGED: &str = "privileged";
 const NO_DATA: &str = "SKIPPED (no ../shared)";
 
 /// What the privileged tests run, and the Debian packages of it.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
+    ("docker-registry", "docker-registry"),
     ("fsck.erofs", "erofs-utils"),
     ("fusermount3", "fuse3"),
     ("getfattr", "attr"),
