@@ -7,12 +7,13 @@ use anyhow::{Context, Result, bail};
 use crate::{system, test};
 
 /// Our crates by level: each depends only on crates of lower levels.
-const LEVELS: [&[&str]; 9] = [
+const LEVELS: [&[&str]; 10] = [
     &["rafs-format", "progress"],
     &["codec"],
     &["tree"],
     &["layer", "storage", "chunkdict"],
     &["image"],
+    &["registry"],
     &["builder", "verify", "inspect"],
     &["convert", "mount"],
     &["nydus-image", "nydusify"],

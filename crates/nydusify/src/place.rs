@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use image::{Location, Source, Target};
 use progress::Cancel;
 use registry::{Client, Credentials, Proxy, Reference, Settings};
@@ -79,7 +79,7 @@ impl Places {
             Location::Registry(name) => {
                 let reference = reference(name)?;
                 let source = self.client(insecure)?.source(&reference);
-                source.map_err(|error| about(error, name))
+                source.with_context(|| format!("cannot open {name}"))
             }
             _ => Ok(Source::open(location)?),
         }
@@ -116,10 +116,6 @@ impl Places {
 pub fn reference(name: &str) -> Result<Reference> {
     name.parse()
         .with_context(|| format!("{name:?} is neither a local image nor a name in a registry"))
-}
-
-fn about(error: registry::Error, name: &str) -> anyhow::Error {
-    anyhow!(error).context(format!("cannot open {name}"))
 }
 
 /// Docker's, as the docker client finds them.

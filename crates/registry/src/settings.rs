@@ -1,0 +1,122 @@
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use progress::Cancel;
+
+/// A password or token: never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself, for the wire only.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<hidden>")
+    }
+}
+
+/// Where credentials come from.
+#[derive(Debug, Clone, Default)]
+pub enum Credentials {
+    /// None: everything is asked for anonymously.
+    #[default]
+    Anonymous,
+    /// `config.json` in this directory of docker's: `auths`, `credHelpers` and `credsStore`. It need not exist.
+    Docker {
+        /// The directory, usually `$DOCKER_CONFIG` or `~/.docker`.
+        directory: PathBuf,
+    },
+    /// These, for every registry.
+    Fixed {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+}
+
+/// Proxies, as the usual environment variables name them. Empty strings are none.
+#[derive(Clone, Default)]
+pub struct Proxy {
+    /// `HTTP_PROXY`.
+    pub http: Option<String>,
+    /// `HTTPS_PROXY`.
+    pub https: Option<String>,
+    /// `NO_PROXY`: names, domains, addresses and networks, separated by commas, or `*`.
+    pub exceptions: Option<String>,
+}
+
+impl fmt::Debug for Proxy {
+    /// Without the addresses, which may hold passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy")
+            .field("http", &self.http.is_some())
+            .field("https", &self.https.is_some())
+            .field("exceptions", &self.exceptions)
+            .finish()
+    }
+}
+
+/// How a [`Client`](crate::Client) works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Do not check certificates.
+    pub insecure: bool,
+    /// Speak HTTP without TLS to every registry.
+    pub plain_http: bool,
+    /// Files of PEM certificates that are trusted besides the system's.
+    pub ca_files: Vec<PathBuf>,
+    /// How often an operation is tried again after a fault that may pass.
+    pub retries: u32,
+    /// The longest pause between two attempts (unless the registry asks for more, up to a minute).
+    pub retry_delay: Duration,
+    /// Where credentials come from.
+    pub credentials: Credentials,
+    /// Proxies.
+    pub proxy: Proxy,
+    /// Size of an upload's segments in bytes; a registry may ask for larger ones.
+    pub segment_size: usize,
+    /// How long a connection may take to come about.
+    pub connect_timeout: Duration,
+    /// How long nothing may move on a connection before it counts as broken.
+    pub stall_timeout: Duration,
+    /// Ends everything that goes on.
+    pub cancel: Cancel,
+    /// Makes the jitter of pauses repeatable.
+    pub seed: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            insecure: false,
+            plain_http: false,
+            ca_files: Vec::new(),
+            retries: 3,
+            retry_delay: Duration::from_secs(5),
+            credentials: Credentials::default(),
+            proxy: Proxy::default(),
+            segment_size: 8 << 20,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            cancel: Cancel::default(),
+            seed: None,
+        }
+    }
+}
