@@ -133,6 +133,15 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "SIZE", value_parser = builder::parse_size)]
     memory: Option<usize>,
 
+    /// Where to keep note of converted layers, so that an interrupted conversion goes on where it was
+    /// [default: $XDG_CACHE_HOME/nydusify/journal or ~/.cache/nydusify/journal]
+    #[arg(long, value_name = "DIR")]
+    journal_dir: Option<PathBuf>,
+
+    /// Keep no note of converted layers, and convert all of them
+    #[arg(long)]
+    no_journal: bool,
+
     /// How to show progress
     #[arg(long, value_enum, default_value_t = Mode::Auto, value_name = "MODE")]
     progress: Mode,
@@ -231,6 +240,13 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
             drop(progress);
             if let Some(path) = output {
                 write_report(path, &report)?;
+            }
+            if report.reused_layers != 0 {
+                tracing::info!(
+                    "{} layers ({} bytes) had been converted by an earlier run",
+                    report.reused_layers,
+                    report.reused_size
+                );
             }
             tracing::debug!("wrote {} as {target}", report.digest);
             Ok(ExitCode::SUCCESS)
@@ -366,8 +382,18 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
         oci: args.oci && !args.docker_v2_format,
         memory: args.memory.unwrap_or(defaults.memory),
         check: args.check,
+        journal: journal(args),
         ..defaults
     })
+}
+
+/// The directory of the journal; none if nobody says where the user's caches are.
+fn journal(args: &ConvertArgs) -> Option<PathBuf> {
+    if args.no_journal {
+        return None;
+    }
+    let default = || Some(crate::cache::directory()?.join("journal"));
+    args.journal_dir.clone().or_else(default)
 }
 
 fn prefetch(args: &ConvertArgs) -> Result<Vec<Vec<u8>>> {

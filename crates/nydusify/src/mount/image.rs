@@ -100,18 +100,10 @@ fn absolute(mut location: Location) -> io::Result<Location> {
 
 /// The image's own directory below the user's cache directory.
 pub(super) fn default_cache(bootstrap: &Bootstrap<Vec<u8>>) -> Result<PathBuf> {
-    let absolute = |name: &str| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    let base = absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .ok_or_else(|| {
-            anyhow!("no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir")
-        })?;
+    let base = crate::cache::directory().ok_or_else(|| {
+        anyhow!("no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir")
+    })?;
     Ok(base
-        .join("nydusify")
         .join("mount")
         .join(Digest::of(bootstrap.data()).hex()))
 }
