@@ -189,6 +189,7 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         prefetch: prefetch::read(args.prefetch_policy)?,
         layer: layer::Options {
             drop_estargz: true,
+            concatenated: true,
             ..layer::Options::default()
         },
         cancel: interrupt.cancel.clone(),

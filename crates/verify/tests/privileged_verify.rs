@@ -307,7 +307,13 @@ fn privileged_stacks_are_what_tar_and_overlayfs_make_of_them() {
         Entry::directory("opaque/both"),
         Entry::file("opaque/both/b", "b"),
     ];
-    let layers: Vec<Vec<u8>> = [lower, middle, top].map(tar).into();
+    let mut layers: Vec<Vec<u8>> = [lower, middle, top].map(tar).into();
+    // Behind the end mark nothing counts.
+    let behind = tar(vec![
+        Entry::file("keep/c", "again"),
+        Entry::file(".wh.cap", ""),
+    ]);
+    layers[1].extend(behind);
     for count in 1..=layers.len() {
         compare(&layers[..count]);
     }
