@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::sync::Arc;
 
+use progress::Cancel;
 use serde_json::{Value, json};
 
 use crate::source::{Store, Stored, tag_of};
@@ -103,15 +104,21 @@ impl Target {
     /// Copies a blob from `source`, verified on the way.
     ///
     /// # Errors
-    /// If it is missing or corrupt there, or the target cannot be written.
-    pub fn copy(&self, source: &Source, descriptor: &Descriptor) -> Result<(), Error> {
-        if self.contains(&descriptor.digest, descriptor.size) {
+    /// If it is missing or corrupt there, or the target cannot be written; [`Error::Cancelled`].
+    pub fn copy(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+        cancel: &Cancel,
+    ) -> Result<(), Error> {
+        if self.has(&descriptor.digest, descriptor.size, cancel) {
             return Ok(());
         }
         let mut reader = source.open_blob(descriptor)?;
         let mut writer = self.blob_writer()?;
         let mut buffer = vec![0; 1 << 18];
         loop {
+            cancel.check()?;
             match reader.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(got) => writer
@@ -126,8 +133,13 @@ impl Target {
 
     /// Whether a blob is in place already. One that was there before is read to tell.
     pub fn contains(&self, digest: &Digest, size: u64) -> bool {
+        self.has(digest, size, &Cancel::default())
+    }
+
+    /// Like [`Target::contains`]; false if it is not known yet when `cancel` says to stop.
+    fn has(&self, digest: &Digest, size: u64, cancel: &Cancel) -> bool {
         match &self.inner {
-            Inner::Layout(layout) => layout.contains(digest, size),
+            Inner::Layout(layout) => layout.contains(digest, size, cancel),
             Inner::Archive(archive) => archive.contains(digest),
         }
     }
