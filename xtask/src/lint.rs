@@ -8,7 +8,7 @@ use crate::{system, test};
 
 /// Our crates by level: each depends only on crates of lower levels.
 const LEVELS: [&[&str]; 10] = [
-    &["rafs-format", "progress"],
+    &["rafs-format", "progress", "build-info"],
     &["codec"],
     &["tree"],
     &["layer", "storage", "chunkdict"],

@@ -39,6 +39,7 @@ pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<I
         offsets: &chunks,
         tree: Tree::new(),
         inodes: HashMap::new(),
+        met: Vec::new(),
     };
     loader.load()?;
     let prefetch = bootstrap
@@ -74,28 +75,57 @@ struct Loader<'a, D> {
     tree: Tree,
     /// Inodes by nid: of directories to find loops, of files to find hard links.
     inodes: HashMap<u64, InodeId>,
+    /// The directories met, the root first, to tell paths from.
+    met: Vec<Met>,
+}
+
+/// A directory's name and the position of its parent among those met.
+struct Met {
+    parent: usize,
+    name: Box<[u8]>,
+}
+
+/// An entry, for messages: whole paths are put together only when something is wrong, for they may be long.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// Position of the directory among those met.
+    directory: usize,
+    /// Name in the directory; empty for the directory itself.
+    name: &'a [u8],
 }
 
 /// A directory to descend into.
 struct Directory {
     id: InodeId,
     inode: rafs_format::Inode,
-    path: Vec<u8>,
+    /// Position among those met.
+    met: usize,
 }
+
+/// Position of the root among the directories met.
+const ROOT: usize = 0;
 
 impl<D: Deref<Target = [u8]>> Loader<'_, D> {
     fn load(&mut self) -> Result<(), Error> {
         let root = self.bootstrap.root();
-        let inode = self.inode(root, b"/")?;
+        self.met.push(Met {
+            parent: ROOT,
+            name: Box::default(),
+        });
+        let place = Place {
+            directory: ROOT,
+            name: b"",
+        };
+        let inode = self.inode(root, place)?;
         if !inode.is_dir() {
             return Err(damaged("/", "the root is not a directory"));
         }
-        *self.tree.inode_mut(InodeId::ROOT) = self.decode(&inode, b"/")?;
+        *self.tree.inode_mut(InodeId::ROOT) = self.decode(&inode, place)?;
         self.inodes.insert(root.0, InodeId::ROOT);
         let mut todo = vec![Directory {
             id: InodeId::ROOT,
             inode,
-            path: Vec::new(),
+            met: ROOT,
         }];
         while let Some(directory) = todo.pop() {
             self.directory(&directory, &mut todo)?;
@@ -105,34 +135,37 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
 
     fn directory(&mut self, directory: &Directory, todo: &mut Vec<Directory>) -> Result<(), Error> {
         let bootstrap = self.bootstrap;
-        let failed = |source| Error::Load {
-            path: text(&directory.path),
-            source,
+        let at = |name| Place {
+            directory: directory.met,
+            name,
         };
+        let entries = bootstrap
+            .entries(&directory.inode)
+            .map_err(|source| self.failed(at(b""), source))?;
         let mut children = Vec::new();
-        for entry in bootstrap.entries(&directory.inode).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        for entry in entries {
+            let entry = entry.map_err(|source| self.failed(at(b""), source))?;
             if entry.name == b"." || entry.name == b".." {
                 continue;
             }
-            let path = [&directory.path, &b"/"[..], entry.name].concat();
+            let place = at(entry.name);
             let id = match self.inodes.get(&entry.nid.0) {
                 Some(&id) if self.tree.inode(id).is_directory() => {
-                    return Err(damaged(text(&path), "the directory has a second name"));
+                    return Err(damaged(self.path(place), "the directory has a second name"));
                 }
                 Some(&id) => id,
-                None => self.add(entry.nid, path.clone(), todo)?,
+                None => self.add(entry.nid, place, todo)?,
             };
             children.push((Box::from(entry.name), id));
         }
         let count = children.len();
         let Some(entries) = self.tree.entries_mut(directory.id) else {
-            return Err(damaged(text(&directory.path), "not a directory"));
+            return Err(damaged(self.path(at(b"")), "not a directory"));
         };
         entries.extend(children);
         if entries.len() != count {
             return Err(damaged(
-                text(&directory.path),
+                self.path(at(b"")),
                 "two entries have the same name",
             ));
         }
@@ -142,40 +175,43 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
     fn add(
         &mut self,
         nid: Nid,
-        path: Vec<u8>,
+        place: Place<'_>,
         todo: &mut Vec<Directory>,
     ) -> Result<InodeId, Error> {
-        let inode = self.inode(nid, &path)?;
-        let id = self.tree.add(self.decode(&inode, &path)?);
+        let inode = self.inode(nid, place)?;
+        let id = self.tree.add(self.decode(&inode, place)?);
         self.inodes.insert(nid.0, id);
         if inode.is_dir() {
-            todo.push(Directory { id, inode, path });
+            todo.push(Directory {
+                id,
+                inode,
+                met: self.met.len(),
+            });
+            self.met.push(Met {
+                parent: place.directory,
+                name: place.name.into(),
+            });
         }
         Ok(id)
     }
 
-    fn inode(&self, nid: Nid, path: &[u8]) -> Result<rafs_format::Inode, Error> {
-        self.bootstrap.inode(nid).map_err(|source| Error::Load {
-            path: text(path),
-            source,
-        })
+    fn inode(&self, nid: Nid, place: Place<'_>) -> Result<rafs_format::Inode, Error> {
+        self.bootstrap
+            .inode(nid)
+            .map_err(|source| self.failed(place, source))
     }
 
-    fn decode(&self, inode: &rafs_format::Inode, path: &[u8]) -> Result<tree::Inode, Error> {
-        let failed = |source| Error::Load {
-            path: text(path),
-            source,
-        };
+    fn decode(&self, inode: &rafs_format::Inode, place: Place<'_>) -> Result<tree::Inode, Error> {
         let content = match inode.mode & mode::TYPE_MASK {
             mode::DIRECTORY => Content::Directory(Default::default()),
             mode::REGULAR => Content::Regular {
                 size: inode.size,
-                chunks: self.chunks(inode, path)?,
+                chunks: self.chunks(inode, place)?,
             },
             mode::SYMLINK => Content::Symlink(
                 self.bootstrap
                     .symlink(inode)
-                    .map_err(failed)?
+                    .map_err(|source| self.failed(place, source))?
                     .into_owned()
                     .into(),
             ),
@@ -184,7 +220,7 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
         let xattrs: Xattrs = self
             .bootstrap
             .xattrs(inode)
-            .map_err(failed)?
+            .map_err(|source| self.failed(place, source))?
             .into_iter()
             .map(|xattr| (xattr.name.into(), xattr.value.into()))
             .collect();
@@ -202,16 +238,16 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
         })
     }
 
-    fn chunks(&self, inode: &rafs_format::Inode, path: &[u8]) -> Result<Box<[ChunkId]>, Error> {
-        let failed = |source| Error::Load {
-            path: text(path),
-            source,
-        };
+    fn chunks(
+        &self,
+        inode: &rafs_format::Inode,
+        place: Place<'_>,
+    ) -> Result<Box<[ChunkId]>, Error> {
         self.bootstrap
             .chunks(inode)
-            .map_err(failed)?
+            .map_err(|source| self.failed(place, source))?
             .map(|pointer| {
-                let pointer = pointer.map_err(failed)?;
+                let pointer = pointer.map_err(|source| self.failed(place, source))?;
                 let row = self.rows.get(&(pointer.blob_index, pointer.index)).copied();
                 row.filter(|id| {
                     self.offsets[id.0 as usize].uncompressed_offset == pointer.uncompressed_offset
@@ -219,20 +255,35 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
                 .ok_or_else(|| {
                     let (blob, index) = (pointer.blob_index, pointer.index);
                     damaged(
-                        text(path),
+                        self.path(place),
                         format!("chunk {index} of blob {blob} is not in the chunk table"),
                     )
                 })
             })
             .collect()
     }
-}
 
-/// A path for a message.
-fn text(path: &[u8]) -> String {
-    if path.is_empty() {
-        "/".to_owned()
-    } else {
-        String::from_utf8_lossy(path).into_owned()
+    fn failed(&self, place: Place<'_>, source: rafs_format::Error) -> Error {
+        Error::Load {
+            path: self.path(place),
+            source,
+        }
+    }
+
+    /// The path of an entry.
+    fn path(&self, place: Place<'_>) -> String {
+        let mut names = vec![place.name];
+        let mut at = place.directory;
+        while at != ROOT {
+            names.push(&self.met[at].name);
+            at = self.met[at].parent;
+        }
+        names.retain(|name| !name.is_empty());
+        names.push(b"");
+        names.reverse();
+        if names.len() == 1 {
+            return "/".to_owned();
+        }
+        String::from_utf8_lossy(&names.join(&b'/')).into_owned()
     }
 }

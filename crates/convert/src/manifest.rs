@@ -116,11 +116,20 @@ impl<'a> Context<'a> {
         }
     }
 
+    fn copy_blob(&self, blob: &Descriptor) -> Result<(), Error> {
+        let Places { source, target, .. } = &self.places;
+        target
+            .copy(source, blob, self.cancel)
+            .map_err(|error| match error {
+                image::Error::Cancelled(cancelled) => cancelled.into(),
+                error => error.into(),
+            })
+    }
+
     /// Carries an image over as it is.
     fn copy(&self, image: &Selected) -> Result<Converted, Error> {
         for blob in std::iter::once(&image.manifest.config).chain(&image.manifest.layers) {
-            self.cancel.check()?;
-            self.places.target.copy(self.places.source, blob)?;
+            self.copy_blob(blob)?;
         }
         self.places
             .target
@@ -204,7 +213,7 @@ impl<'a> Context<'a> {
             .into_iter()
             .map(|layer| (layer.image, layer.blob))
             .unzip();
-        let images = spread(images, &distinct.positions);
+        let images = topmost(images, &distinct.positions);
         Ok(Layers {
             images,
             blobs,
@@ -351,7 +360,7 @@ impl<'a> Context<'a> {
 
 /// The layers of an image, converted.
 struct Layers {
-    /// A tree for each layer of the manifest.
+    /// The trees of layers that differ, in the order in which they are to be laid over each other.
     images: Vec<Image>,
     /// Blobs of layers that differ.
     blobs: Vec<Blob>,
@@ -361,20 +370,17 @@ struct Layers {
     reused: (usize, u64),
 }
 
-/// `images[position]` for each position; only images needed more than once are copied.
-fn spread(images: Vec<Image>, positions: &[usize]) -> Vec<Image> {
+/// Each image once, where it occurs last: whatever a layer shows or hides, it does when it comes again, so what it
+/// does below is never seen.
+fn topmost(images: Vec<Image>, positions: &[usize]) -> Vec<Image> {
     let mut images: Vec<Option<Image>> = images.into_iter().map(Some).collect();
-    let last = |number: usize| !positions[number + 1..].contains(&positions[number]);
-    (0..positions.len())
-        .filter_map(|number| {
-            let image = &mut images[positions[number]];
-            if last(number) {
-                image.take()
-            } else {
-                image.clone()
-            }
-        })
-        .collect()
+    let mut order: Vec<Image> = positions
+        .iter()
+        .rev()
+        .filter_map(|&position| images[position].take())
+        .collect();
+    order.reverse();
+    order
 }
 
 fn is_to_convert(image: &Selected) -> bool {

@@ -144,6 +144,9 @@ pub enum Error {
         /// The platforms of the index, as text.
         available: String,
     },
+    /// The caller asked to stop.
+    #[error(transparent)]
+    Cancelled(#[from] progress::Cancelled),
     /// A platform that is not `os/architecture[/variant]`.
     #[error("invalid platform {0:?}: it must be OS/ARCHITECTURE[/VARIANT]")]
     InvalidPlatform(String),

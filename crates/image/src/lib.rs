@@ -15,6 +15,7 @@ mod digest;
 mod error;
 mod location;
 pub mod media;
+mod metered;
 mod model;
 pub mod nydus;
 mod platform;

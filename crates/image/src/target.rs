@@ -7,6 +7,7 @@ mod layout;
 use std::io::{self, Read as _, Write};
 use std::sync::Arc;
 
+use progress::Cancel;
 use serde_json::{Value, json};
 use storage::BlobReader;
 
@@ -24,11 +25,12 @@ pub trait Sink: Send + Sync {
     /// If the place cannot be written.
     fn writer(self: Arc<Self>) -> Result<Box<dyn BlobSink>, Error>;
 
-    /// Whether a blob is in place already, and sound as far as the place can tell.
+    /// Whether a blob is in place already, and sound as far as the place can tell; `false` if that is not known yet when
+    /// `cancel` says to stop.
     ///
     /// # Errors
     /// If the place cannot say.
-    fn contains(&self, digest: &Digest, size: u64) -> Result<bool, Error>;
+    fn contains(&self, digest: &Digest, size: u64, cancel: &Cancel) -> Result<bool, Error>;
 
     /// Takes a manifest or an index whose blobs are in place. Nobody else need see it before [`Sink::commit`].
     ///
@@ -159,22 +161,30 @@ impl Target {
     /// # Errors
     /// If the target cannot say.
     pub fn contains(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
-        self.sink.contains(digest, size)
+        self.sink.contains(digest, size, &Cancel::default())
     }
 
     /// Copies a blob from `source`, verified on the way.
     ///
     /// # Errors
-    /// If it is missing or corrupt there, or the target cannot be written.
-    pub fn copy(&self, source: &Source, descriptor: &Descriptor) -> Result<(), Error> {
+    /// If it is missing or corrupt there, or the target cannot be written; [`Error::Cancelled`].
+    pub fn copy(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+        cancel: &Cancel,
+    ) -> Result<(), Error> {
         let (digest, size) = (&descriptor.digest, descriptor.size);
-        if self.sink.contains(digest, size)? || self.sink.adopt(source.store(), descriptor)? {
+        if self.sink.contains(digest, size, cancel)?
+            || self.sink.adopt(source.store(), descriptor)?
+        {
             return Ok(());
         }
         let mut reader = source.open_blob(descriptor)?;
         let mut writer = self.blob_writer()?;
         let mut buffer = vec![0; 1 << 18];
         loop {
+            cancel.check()?;
             match reader.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(got) => writer.write_all(&buffer[..got]).map_err(writing)?,
@@ -246,7 +256,7 @@ fn put_blob<S: Sink + ?Sized>(
     bytes: &[u8],
     descriptor: &Descriptor,
 ) -> Result<(), Error> {
-    if sink.contains(&descriptor.digest, descriptor.size)? {
+    if sink.contains(&descriptor.digest, descriptor.size, &Cancel::default())? {
         return Ok(());
     }
     let mut writer = sink.writer()?;

@@ -1,10 +1,12 @@
 //! Layouts and archives, read and written.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 
 use image::{Descriptor, Digest, Error, Location, PlatformChoice, Source, Target, media};
+use progress::Cancel;
 use serde_json::{Value, json};
 use testkit::layout::{self, Flavour, Layer, Layout, Packing};
 use testkit::tar::{Entry, Tar};
@@ -381,6 +383,7 @@ fn a_target_that_is_not_committed_leaves_nothing() {
         .copy(
             &Source::open(&oci(&root, Some("x"))).unwrap(),
             &blob_of(&root),
+            &Cancel::default(),
         )
         .unwrap();
     assert_eq!(count_blobs(&root), before + 3);
@@ -522,6 +525,46 @@ fn an_archive_that_is_not_committed_leaves_the_old_one() {
 }
 
 #[test]
+fn unfinished_archives_go_when_their_writers_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.tar");
+    let names = || -> BTreeSet<String> {
+        let entries = std::fs::read_dir(dir.path()).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    let left = ".a.tar.unfinished-aaaaaa";
+    // Of another archive, of nobody, and no file at all.
+    let others = [
+        ".b.tar.unfinished-bbbbbb",
+        ".a.tar.unfinished-notes",
+        ".a.tar.unfinished-cccccc",
+    ];
+    for name in [left, others[0], others[1]] {
+        std::fs::write(dir.path().join(name), b"half").unwrap();
+    }
+    std::os::unix::fs::symlink("/dev/null", dir.path().join(others[2])).unwrap();
+    let first = Target::open(&archive(&file, None)).unwrap();
+    let before = names();
+    assert!(!before.contains(left), "{before:?}");
+    assert_eq!(before.len(), others.len() + 1, "{before:?}");
+    // That of a writer at work stays.
+    let second = Target::open(&archive(&file, None)).unwrap();
+    assert!(names().is_superset(&before));
+    for target in [first, second] {
+        let image = put_image(&target, b"1");
+        target.commit(&image).unwrap();
+    }
+    let wanted: BTreeSet<String> = others.map(str::to_owned).into();
+    assert_eq!(&names() - &wanted, BTreeSet::from(["a.tar".to_owned()]));
+    assert!(names().is_superset(&wanted));
+    // A name of any length has such files.
+    let long = dir.path().join("n".repeat(255));
+    drop(Target::open(&archive(&long, None)).unwrap());
+}
+
+#[test]
 fn a_corrupt_blob_is_not_copied() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("source");
@@ -533,10 +576,50 @@ fn a_corrupt_blob_is_not_copied() {
     std::fs::write(&path, bytes).unwrap();
     let target = Target::open(&oci(&dir.path().join("target"), None)).unwrap();
     let error = target
-        .copy(&Source::open(&oci(&root, None)).unwrap(), &layer)
+        .copy(
+            &Source::open(&oci(&root, None)).unwrap(),
+            &layer,
+            &Cancel::default(),
+        )
         .unwrap_err();
     assert!(matches!(error, Error::DigestMismatch { .. }), "{error}");
     assert_eq!(count_blobs(&dir.path().join("target")), 0);
+}
+
+/// A blob of 64 GiB that takes no room is neither copied nor compared to the end once the caller has asked to stop.
+#[test]
+fn a_copy_stops_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("source");
+    write_layout(&root, &["x"]);
+    let source = Source::open(&oci(&root, None)).unwrap();
+    let size = 1 << 36;
+    let digest = Digest::of(b"of no matter");
+    let blob = Descriptor::new("t", digest, size);
+    let sparse = |root: &Path| {
+        let path = root.join("blobs/sha256").join(digest.hex());
+        std::fs::File::create(path).unwrap().set_len(size).unwrap();
+    };
+    sparse(&root);
+    for there in [false, true] {
+        let root = dir.path().join(format!("target-{there}"));
+        let target = Target::open(&oci(&root, None)).unwrap();
+        if there {
+            sparse(&root);
+        }
+        let cancel = Cancel::default();
+        std::thread::scope(|scope| {
+            let copy = scope.spawn(|| target.copy(&source, &blob, &cancel));
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert!(!copy.is_finished());
+            cancel.cancel();
+            let begun = std::time::Instant::now();
+            let error = copy.join().unwrap().unwrap_err();
+            assert!(matches!(error, Error::Cancelled(_)), "{error}");
+            assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+        });
+        assert_eq!(count_blobs(&root), usize::from(there));
+    }
 }
 
 #[test]

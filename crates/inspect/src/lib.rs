@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod blobs;
+mod command_report;
 mod error;
 mod report;
 mod shell;
 mod walk;
 
 pub use blobs::check_blobs;
+pub use command_report::CommandReport;
 pub use error::Error;
 pub use report::{write_blobs, write_files, write_valid};
 pub use shell::{Next, PROMPT, Shell};

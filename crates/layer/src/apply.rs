@@ -32,6 +32,8 @@ pub struct Options {
     pub fraction: bool,
     /// Leave out the index and landmarks that eStargz puts into the root.
     pub drop_estargz: bool,
+    /// Skip the zero blocks that end an archive, for another may follow. containerd ignores what follows them.
+    pub concatenated: bool,
     /// Most inodes a layer may have. By default 2^24: no bootstrap of 2 GiB, the largest there is, holds more.
     pub max_inodes: u32,
 }
@@ -42,6 +44,7 @@ impl Default for Options {
             keep_trusted: true,
             fraction: true,
             drop_estargz: false,
+            concatenated: false,
             max_inodes: INODES_MAX,
         }
     }
@@ -72,7 +75,7 @@ pub fn read_tree(
     sink: &mut dyn DataSink,
     options: &Options,
 ) -> Result<Tree, Error> {
-    let mut reader = Reader::new(stream);
+    let mut reader = Reader::new(stream).concatenated(options.concatenated);
     let mut layer = Layer {
         tree: Tree::new(),
         options,

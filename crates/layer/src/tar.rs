@@ -4,8 +4,8 @@
 //! layers need more than it gives: sub-second and negative times, binary attributes, PAX sparse files, blank device
 //! numbers, and the exact rules of the readers that container engines use for sizes and names.
 //!
-//! Zero blocks are skipped, so archives may follow one another. Behind the two that end an archive, anything but a
-//! header is read and ignored, as container engines do.
+//! Two zero blocks end an archive, as in container engines and GNU tar; what follows is read and ignored. A reader
+//! of [concatenated](Reader::concatenated) archives skips zero blocks instead, and ignores only what is no header.
 
 use tree::Xattrs;
 

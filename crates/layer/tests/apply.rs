@@ -668,6 +668,23 @@ fn the_stream_is_read_to_its_end() {
 }
 
 #[test]
+fn entries_behind_the_end_mark_count_only_in_concatenated_archives() {
+    let mut bytes = Tar::new().add(file("f")).finish();
+    bytes.extend(Tar::new().add(file("g")).finish());
+    for concatenated in [false, true] {
+        let options = Options {
+            concatenated,
+            ..Options::default()
+        };
+        let mut stream = &bytes[..];
+        let tree = read_tree(&mut stream, &mut Keep::default(), &options).expect("valid");
+        assert!(tree.lookup(b"/f").is_some());
+        assert_eq!(tree.lookup(b"/g").is_some(), concatenated);
+        assert!(stream.is_empty(), "the digest covers all of it");
+    }
+}
+
+#[test]
 fn a_directory_of_100000_files_takes_no_quadratic_time() {
     let mut tar = Tar::new();
     for i in 0..100_000u32 {

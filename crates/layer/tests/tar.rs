@@ -9,7 +9,11 @@ use testkit::tar::{self as make, BLOCK, Sparse, Tar, flag};
 type Entries = Vec<(Entry, Vec<u8>)>;
 
 fn read(bytes: &[u8]) -> Result<Entries, Error> {
-    let mut reader = Reader::new(bytes);
+    read_all(bytes, false)
+}
+
+fn read_all(bytes: &[u8], concatenated: bool) -> Result<Entries, Error> {
+    let mut reader = Reader::new(bytes).concatenated(concatenated);
     let mut out = Vec::new();
     while let Some(entry) = reader.next()? {
         let mut data = Vec::new();
@@ -644,27 +648,45 @@ fn truncation_is_an_error_everywhere_else() {
 }
 
 #[test]
-fn garbage_behind_the_end_mark_is_read_but_ignored() {
-    for garbage in [&b"garbage"[..], &[b'x'; 3000]] {
+fn what_follows_the_end_mark_is_read_but_ignored() {
+    let another = Tar::new().add(file("b")).finish();
+    for rest in [&b"garbage"[..], &[b'x'; 3000], &[0; 9000], &another] {
         let mut bytes = Tar::new().add(file("a")).finish();
-        bytes.extend(garbage);
-        assert_eq!(read(&bytes).expect("garbage behind the end").len(), 1);
+        bytes.extend(rest);
+        assert_eq!(read(&bytes).expect("ignored").len(), 1);
     }
-    // One zero block is no end mark.
-    let mut tar = Tar::new();
-    tar.add(file("a")).raw(&[0; BLOCK]).raw(&[b'x'; BLOCK]);
-    refused(&tar, "checksum");
 }
 
 #[test]
-fn zero_blocks_between_archives_are_skipped() {
-    for blocks in [1, 2, 20] {
+fn a_header_behind_a_single_zero_block_is_refused() {
+    let mut tar = Tar::new();
+    tar.add(file("a")).raw(&[0; BLOCK]).add(file("b"));
+    refused(&tar, "single zero block");
+    let mut tar = Tar::new();
+    tar.add(file("a")).raw(&[0; BLOCK]).raw(&[b'x'; BLOCK]);
+    refused(&tar, "single zero block");
+}
+
+#[test]
+fn concatenated_archives_are_read_on_demand() {
+    for blocks in [1, 2, 3, 20] {
         let mut tar = Tar::new();
         tar.add(file("a"))
             .raw(&vec![0; blocks * BLOCK])
             .add(file("b"));
-        assert_eq!(read(&tar.finish()).expect("valid").len(), 2, "{blocks}");
+        let entries = read_all(&tar.finish(), true).expect("valid");
+        assert_eq!(entries.len(), 2, "{blocks}");
     }
+    for garbage in [&b"garbage"[..], &[b'x'; 3000]] {
+        let mut bytes = Tar::new().add(file("a")).finish();
+        bytes.extend(garbage);
+        assert_eq!(read_all(&bytes, true).expect("ignored").len(), 1);
+    }
+    // One zero block is no end mark.
+    let mut tar = Tar::new();
+    tar.add(file("a")).raw(&[0; BLOCK]).raw(&[b'x'; BLOCK]);
+    let error = read_all(&tar.finish(), true).expect_err("no header");
+    assert!(error.to_string().contains("checksum"), "{error}");
 }
 
 #[test]

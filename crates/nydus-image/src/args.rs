@@ -1,28 +1,22 @@
 //! The command line, with the names, defaults and conflicts of the deployed tool.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::builder::PossibleValuesParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// What `--version` prints behind the name of the program: consumers look for `Version:` followed by a tag with `v`.
-const VERSION: &str = concat!(
-    "\rVersion: \tv",
-    env!("CARGO_PKG_VERSION"),
-    "\nGit Commit: \t",
-    env!("BUILD_COMMIT"),
-    "\nBuild Time: \t",
-    env!("BUILD_TIME"),
-    "\nProfile: \t",
-    env!("BUILD_PROFILE"),
-    "\nRustc: \t\t",
-    env!("BUILD_RUSTC"),
-    "\n"
-);
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    use build_info::{COMMIT, PROFILE, RUSTC, TIME, VERSION};
+    format!(
+        "\rVersion: \t{VERSION}\nGit Commit: \t{COMMIT}\nBuild Time: \t{TIME}\nProfile: \t{PROFILE}\nRustc: \t\t{RUSTC}\n"
+    )
+});
 
 /// Build, merge, check and inspect RAFS images.
 #[derive(Debug, Parser)]
-#[command(name = "nydus-image", version = VERSION, disable_help_subcommand = true)]
+#[command(name = "nydus-image", version = VERSION.as_str(), disable_help_subcommand = true)]
 pub struct Cli {
     /// Append the log to FILE (`.log` is added to a name without extension) instead of writing it to stderr
     #[arg(short = 'L', long, value_name = "FILE", global = true)]

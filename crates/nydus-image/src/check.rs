@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Args;
+use inspect::CommandReport;
 use rafs_format::Bootstrap;
-use serde_json::Map;
 use storage::{DirSource, load_bootstrap};
 
 use crate::interrupt::Interrupt;
-use crate::report::Report;
+use crate::report;
 use crate::unsupported::Unsupported;
 
 #[derive(Debug, Args)]
@@ -90,14 +90,8 @@ pub fn run(args: &Check, interrupt: &Interrupt) -> anyhow::Result<()> {
         return Err(error.into());
     }
     if let Some(json) = &args.output_json {
-        let blobs = bootstrap
-            .blobs()
-            .iter()
-            .map(|info| info.id.to_string())
-            .collect();
-        Report::new(Some(path), blobs, bootstrap.compressor())
-            .trace([("load_tree_from_bootstrap", checked)], Map::new())
-            .write_compact(json, &interrupt.unfinished)?;
+        let report = CommandReport::of_check(path, &bootstrap, checked);
+        report::write_compact(&report, json, &interrupt.unfinished)?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use builder::{
     Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode_v6,
 };
 use clap::ValueEnum;
+use inspect::CommandReport;
 use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -21,7 +22,7 @@ use crate::args::{Create, PrefetchPolicy, SourceType, WhiteoutSpec};
 use crate::interrupt::Interrupt;
 use crate::output::{self, Output};
 use crate::prefetch;
-use crate::report::Report;
+use crate::report;
 use crate::unsupported::Unsupported;
 
 /// Memory for file data when none is asked for: this much per thread, but not less than twice as much.
@@ -66,9 +67,9 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
             ("build_tree", built),
             ("total_build", start.elapsed().as_secs_f64()),
         ];
-        let report = Report::new(bootstrap.as_deref(), blobs, layer.image.compressor)
+        let report = CommandReport::new(bootstrap.as_deref(), blobs, layer.image.compressor)
             .trace(times, events(&layer));
-        report.write(path, &interrupt.unfinished)?;
+        report::write(&report, path, &interrupt.unfinished)?;
     }
     Ok(())
 }
@@ -189,6 +190,7 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         prefetch: prefetch::read(args.prefetch_policy)?,
         layer: layer::Options {
             drop_estargz: true,
+            concatenated: true,
             ..layer::Options::default()
         },
         cancel: interrupt.cancel.clone(),

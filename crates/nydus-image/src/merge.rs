@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use builder::{encode_v6, load_image, resolve_prefetch};
+use inspect::CommandReport;
 use rafs_format::{BlobFeatures, BlobId, BlobInfo, Digest};
 use serde_json::Map;
 use sha2::{Digest as _, Sha256};
@@ -12,7 +13,7 @@ use tree::Image;
 
 use crate::args::{Merge, PrefetchPolicy};
 use crate::interrupt::Interrupt;
-use crate::report::Report;
+use crate::report;
 use crate::unsupported::Unsupported;
 use crate::{Usage, output, prefetch};
 
@@ -59,9 +60,9 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
             ("load_tree_from_bootstrap", loaded),
             ("merge_bootstrap", start.elapsed().as_secs_f64()),
         ];
-        Report::new(Some(&path), blobs, image.compressor)
-            .trace(times, Map::new())
-            .write(json, &interrupt.unfinished)?;
+        let report =
+            CommandReport::new(Some(&path), blobs, image.compressor).trace(times, Map::new());
+        report::write(&report, json, &interrupt.unfinished)?;
     }
     Ok(())
 }

@@ -103,6 +103,24 @@ fn a_table_of_contents_beside_a_separate_bootstrap_leaves_the_digests_out_of_the
 }
 
 #[test]
+fn archives_may_follow_one_another() {
+    let dir = workplace();
+    let more = Tar::new().add(Entry::file("behind", "x")).finish();
+    let mut layer = fs::OpenOptions::new()
+        .append(true)
+        .open(dir.path().join("layer.tar"))
+        .unwrap();
+    layer.write_all(&more).unwrap();
+    run(dir.path(), "create -t tar-rafs -D out -B boot layer.tar").ok();
+    let bootstrap = Bootstrap::parse(fs::read(dir.path().join("boot")).unwrap()).unwrap();
+    let root = bootstrap.inode(bootstrap.root()).unwrap();
+    for name in ["other", "behind"] {
+        let found = bootstrap.lookup(&root, name.as_bytes()).unwrap();
+        assert!(found.is_some(), "{name}");
+    }
+}
+
+#[test]
 fn a_chosen_id_is_recorded() {
     let dir = workplace();
     run(

@@ -5,13 +5,14 @@ pub mod unsupported;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing::Level;
 
 /// Convert OCI images to lazily loadable Nydus images, prove them equal, mount them.
 #[derive(Debug, Parser)]
-#[command(name = "nydusify", version = VERSION, long_version = VERSION, arg_required_else_help = true)]
+#[command(name = "nydusify", version = VERSION.as_str(), long_version = VERSION.as_str(), arg_required_else_help = true)]
 pub struct Arguments {
     /// Log at level debug
     #[arg(short = 'D', long, env = "DEBUG_LOG_LEVEL", num_args = 0..=1, require_equals = true,
@@ -67,7 +68,13 @@ pub fn unbuilt(words: &[OsString]) -> Usage {
     }
 }
 
-const VERSION: &str = concat!("Version: v", env!("CARGO_PKG_VERSION"));
+/// What `--version` prints behind the name of the program.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    use build_info::{COMMIT, RUSTC, TIME, VERSION};
+    format!(
+        "\nVersion:    {VERSION}\nRevision:   {COMMIT}\nRustc:      {RUSTC}\nBuild time: {TIME}"
+    )
+});
 
 impl Arguments {
     /// Reads the command line as the deployed tool does: long options have one or two dashes, the last of several

@@ -1,5 +1,7 @@
 //! `nydusify check`: arguments, and how the result is shown.
 
+mod dump;
+
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -12,7 +14,7 @@ use indicatif::MultiProgress;
 use verify::{Error, Options, Report, Side};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
-use crate::args::{Named, Usage, any_path, check_blob_dir, refuse, switch};
+use crate::args::{Named, Usage, any_path, check_blob_dir, given, refuse, switch};
 use crate::interrupt::Interrupt;
 use crate::place::{Places, RegistryArgs};
 use crate::progress::{Mode, renderer};
@@ -71,8 +73,9 @@ pub struct CheckArgs {
     #[arg(long, value_enum, default_value_t = Mode::Auto, value_name = "MODE")]
     progress: Mode,
 
-    /// Accepted and ignored: there is no temporary data
-    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true, value_parser = any_path())]
+    /// Write what is looked at to DIR: documents, and the files of the bootstrap layer, below source/ and target/,
+    /// which replace those of a former check [default: nothing is written]
+    #[arg(long, value_name = "DIR", value_parser = any_path())]
     work_dir: Option<PathBuf>,
 
     /// Accepted and ignored: no second program is needed
@@ -118,7 +121,21 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     check_blob_dir(args.blob_dir.as_deref())?;
     let interrupt = Interrupt::watch()?;
     let places = Places::new(&args.registry, None, interrupt.cancel());
-    let pairs = open(args, named, &places)?;
+    let Opened {
+        source,
+        target,
+        pairs,
+    } = open(args, named, &places)?;
+    if let Some(dir) = given(args.work_dir.as_ref()) {
+        for (old, new) in &pairs {
+            let dir = match pairs.len() {
+                1 => dir.to_owned(),
+                _ => dump::platform_dir(dir, new),
+            };
+            let old = source.as_deref().zip(old.as_ref());
+            dump::write(&dir, old, (target.as_deref(), new))?;
+        }
+    }
     let progress = renderer(args.progress, MultiProgress::new());
     let threads = match args.threads {
         Some(threads) => threads,
@@ -151,11 +168,16 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     })
 }
 
-fn open(
-    args: &CheckArgs,
-    named: Named<'_>,
-    places: &Places,
-) -> Result<Vec<(Option<Side>, Side)>> {
+/// What is to be compared, and where it lies.
+struct Opened {
+    /// The place of the sources, if there are any.
+    source: Option<Arc<Source>>,
+    /// The place of the targets, unless they are bare files.
+    target: Option<Arc<Source>>,
+    pairs: Vec<(Option<Side>, Side)>,
+}
+
+fn open(args: &CheckArgs, named: Named<'_>, places: &Places) -> Result<Opened> {
     let open_image = |name: &str, insecure| -> Result<Arc<Source>> {
         let location: Location = name.parse()?;
         Ok(Arc::new(places.source(&location, insecure)?))
@@ -165,32 +187,43 @@ fn open(
         (false, []) => PlatformChoice::Host,
         (false, platforms) => PlatformChoice::Only(platforms.to_vec()),
     };
-    let source = args.source.as_deref().filter(|name| !name.is_empty());
-    let source = source
-        .map(|name| Ok::<_, anyhow::Error>((open_image(name, args.source_insecure)?, name)))
+    let name = args.source.as_deref().filter(|name| !name.is_empty());
+    let source = name
+        .map(|name| open_image(name, args.source_insecure))
         .transpose()?;
-    let source = source.as_ref().map(|(place, name)| (place, *name));
-    match named {
+    let named_source = source.as_ref().zip(name);
+    let (target, pairs) = match named {
         Named::Bare(bootstrap) => {
-            let target = Side::bare(bootstrap, args.blob_dir.as_deref())?;
-            // The bare files are the image of one platform, so only one source can be meant.
-            let sources = match source {
-                Some(source) => verify::images(None, source, &choice)?,
-                None => return Ok(vec![(None, target)]),
-            };
-            match <[_; 1]>::try_from(sources) {
-                Ok([(_, source)]) => Ok(vec![(Some(source), target)]),
-                Err(_) => Err(Usage(
-                    "the source has several images: choose one with --platform".to_owned(),
-                )
-                .into()),
-            }
+            let side = Side::bare(bootstrap, args.blob_dir.as_deref())?;
+            (None, vec![(bare_source(named_source, &choice)?, side)])
         }
-        Named::Image(target) => Ok(verify::images(
-            source,
-            (&open_image(target, args.target_insecure)?, target),
-            &choice,
-        )?),
+        Named::Image(name) => {
+            let target = open_image(name, args.target_insecure)?;
+            let pairs = verify::images(named_source, (&target, name), &choice)?;
+            (Some(target), pairs)
+        }
+    };
+    Ok(Opened {
+        source,
+        target,
+        pairs,
+    })
+}
+
+/// What bare files are compared with: they are the image of one platform, so only one source can be meant.
+fn bare_source(
+    source: Option<(&Arc<Source>, &str)>,
+    choice: &PlatformChoice,
+) -> Result<Option<Side>> {
+    let Some(source) = source else {
+        return Ok(None);
+    };
+    match <[_; 1]>::try_from(verify::images(None, source, choice)?) {
+        Ok([(_, source)]) => Ok(Some(source)),
+        Err(_) => Err(Usage(
+            "the source has several images: choose one with --platform".to_owned(),
+        )
+        .into()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use image::{BlobSink, Descriptor, Digest, Manifest, Origin, Sink, Source, Store, Target};
+use progress::Cancel;
 use storage::BlobReader;
 
 use crate::{Client, Error, Reference, Repository, Upload};
@@ -193,7 +194,7 @@ impl Sink for Pushing {
         }))
     }
 
-    fn contains(&self, digest: &Digest, size: u64) -> Result<bool, image::Error> {
+    fn contains(&self, digest: &Digest, size: u64, _: &Cancel) -> Result<bool, image::Error> {
         if self.state().present.contains(digest) {
             return Ok(true);
         }

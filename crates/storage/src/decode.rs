@@ -12,7 +12,7 @@ use rafs_format::{BlobFeatures, BlobInfo, CHUNK_SIZE_MAX, Compressor, Digester};
 use crate::{Error, KnownChunk};
 
 /// Largest batch, in bytes: as large as the largest chunk.
-pub(crate) const BATCH_SIZE_MAX: u32 = CHUNK_SIZE_MAX;
+pub const BATCH_SIZE_MAX: u32 = CHUNK_SIZE_MAX;
 
 /// Why stored bytes are not the chunk that they should be.
 #[derive(Debug, thiserror::Error)]

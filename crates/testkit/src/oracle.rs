@@ -1,6 +1,7 @@
-//! Judges from outside: `fsck.erofs` and the kernel's own EROFS.
+//! Judges from outside: `fsck.erofs`, the kernel's own EROFS, GNU tar and overlayfs.
 
-use std::collections::BTreeSet;
+mod stack;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,6 +12,8 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
+
+pub use stack::{Stack, no_overlay};
 
 /// Where a program lies on `$PATH`.
 pub fn program(name: &str) -> Option<PathBuf> {
@@ -190,136 +193,4 @@ pub fn device_slots(bootstrap: &[u8]) -> Vec<(String, u64)> {
         (tag, number(at + 64, 4))
     };
     (0..count).map(slot).collect()
-}
-
-/// Layers unpacked by GNU tar and stacked by overlayfs at `root`; ends with this value.
-#[derive(Debug)]
-pub struct Stack {
-    mount: KernelMount,
-}
-
-impl Stack {
-    /// Unpacks `layers` (tars, compressed or not, lowest first) below `scratch` and mounts the stack. Needs root.
-    ///
-    /// # Errors
-    /// What failed.
-    pub fn new(layers: &[PathBuf], scratch: &Path) -> io::Result<Self> {
-        // Overlayfs wants at least two lower directories.
-        let mut lower = vec![scratch.join("nothing")];
-        std::fs::create_dir_all(&lower[0])?;
-        for (index, layer) in layers.iter().enumerate() {
-            let directory = scratch.join(format!("layer{index}"));
-            std::fs::create_dir(&directory)?;
-            let mut tar = Command::new("tar");
-            tar.args([
-                "--xattrs",
-                "--xattrs-include=*",
-                "--numeric-owner",
-                "--delay-directory-restore",
-                "-xpf",
-            ])
-            .arg(layer)
-            .arg("-C");
-            let output = tar.arg(&directory).output()?;
-            if !output.status.success() {
-                return Err(io::Error::other(
-                    String::from_utf8_lossy(&output.stderr).into_owned(),
-                ));
-            }
-            let listing = Command::new("tar")
-                .args(["--quoting-style=literal", "-tf"])
-                .arg(layer)
-                .output()?;
-            let listed = listing
-                .stdout
-                .split(|byte| *byte == b'\n')
-                .filter_map(|name| name.strip_suffix(b"/"));
-            let listed = listed
-                .map(|name| name.strip_prefix(b"./").unwrap_or(name).to_vec())
-                .collect();
-            implied(&directory, Path::new(""), &listed, &lower)?;
-            whiteouts(&directory)?;
-            lower.push(directory);
-        }
-        let root = scratch.join("stack");
-        std::fs::create_dir(&root)?;
-        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let names: Vec<_> = lower
-            .iter()
-            .rev()
-            .map(|path| path.display().to_string())
-            .collect();
-        fsconfig_set_string(&context, "lowerdir", names.join(":"))?;
-        let mount = attach(&context, &root)
-            .map_err(|error| io::Error::other(format!("overlay: {error}")))?;
-        Ok(Self { mount })
-    }
-
-    /// The root of the stack.
-    pub fn path(&self) -> &Path {
-        self.mount.path()
-    }
-}
-
-/// Gives directories below `root`/`path` that the layer itself does not list the times of the layer below.
-fn implied(
-    root: &Path,
-    path: &Path,
-    listed: &BTreeSet<Vec<u8>>,
-    lower: &[PathBuf],
-) -> io::Result<()> {
-    use std::os::unix::ffi::OsStrExt;
-    for entry in std::fs::read_dir(root.join(path))? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            implied(root, &path.join(entry.file_name()), listed, lower)?;
-        }
-    }
-    let below = || {
-        lower
-            .iter()
-            .rev()
-            .find_map(|lower| lower.join(path).symlink_metadata().ok())
-    };
-    if !listed.contains(path.as_os_str().as_bytes())
-        && let Some(below) = below()
-    {
-        File::open(root.join(path))?.set_modified(below.modified()?)?;
-    }
-    Ok(())
-}
-
-/// Turns the whiteouts of an unpacked layer into those of overlayfs.
-fn whiteouts(directory: &Path) -> io::Result<()> {
-    use rustix::fs::{FileType, Mode, XattrFlags, makedev, mknodat, setxattr};
-    use std::os::unix::ffi::OsStrExt;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if entry.file_type()?.is_dir() {
-            whiteouts(&entry.path())?;
-        } else if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
-            let times = std::fs::metadata(directory)?.modified()?;
-            std::fs::remove_file(entry.path())?;
-            if hidden == b".wh..opq" {
-                setxattr(
-                    directory,
-                    "trusted.overlay.opaque",
-                    b"y",
-                    XattrFlags::empty(),
-                )?;
-            } else {
-                let node = directory.join(std::ffi::OsStr::from_bytes(hidden));
-                mknodat(
-                    rustix::fs::CWD,
-                    node,
-                    FileType::CharacterDevice,
-                    Mode::empty(),
-                    makedev(0, 0),
-                )?;
-            }
-            File::open(directory)?.set_modified(times)?;
-        }
-    }
-    Ok(())
 }

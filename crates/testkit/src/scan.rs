@@ -154,6 +154,11 @@ fn content(fd: &OwnedFd, name: &[u8]) -> io::Result<String> {
     }
 }
 
+/// The extended attributes of a file, by full name.
+pub(crate) fn own_xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    xattrs(path.as_os_str().as_bytes())
+}
+
 fn xattrs(path: &[u8]) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let path = std::ffi::OsStr::from_bytes(path);
     let mut names = Vec::with_capacity(1 << 16);

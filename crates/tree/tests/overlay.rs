@@ -480,4 +480,26 @@ proptest! {
         prop_assert_eq!(facts(&below), before);
         prop_assert_eq!(below.len() as u64, below.name_count());
     }
+
+    #[test]
+    fn a_layer_that_comes_again_counts_only_where_it_comes_last(
+        layers in proptest::collection::vec(ops(), 1..4),
+        order in proptest::collection::vec(any::<proptest::sample::Index>(), 1..7),
+    ) {
+        let trees: Vec<Tree> =
+            layers.iter().enumerate().map(|(i, ops)| build(ops, i as u32 + 1).0).collect();
+        let order: Vec<usize> = order.iter().map(|index| index.index(trees.len())).collect();
+        let merge = |order: &[usize]| {
+            let mut below = trees[order[0]].clone();
+            below.strip_whiteouts();
+            for &layer in &order[1..] {
+                below.overlay(trees[layer].clone()).expect("small");
+            }
+            below.compact();
+            below
+        };
+        let last = |at: usize| !order[at + 1..].contains(&order[at]);
+        let once: Vec<usize> = (0..order.len()).filter(|&at| last(at)).map(|at| order[at]).collect();
+        prop_assert_eq!(merge(&order), merge(&once));
+    }
 }

@@ -8,7 +8,7 @@ use progress::{Cancel, Progress};
 use rafs_format::blob_meta::{BlobMeta, Placement, StoredChunk};
 use rafs_format::{BlobInfo, Bootstrap, ChunkFlags, ChunkRecord};
 use rayon::prelude::*;
-use storage::{BlobReader, BlobSource, ChunkDecoder, KnownChunk};
+use storage::{BATCH_SIZE_MAX, BlobReader, BlobSource, ChunkDecoder, KnownChunk};
 
 use crate::report::{Rule, RuleReport, chain};
 
@@ -172,6 +172,14 @@ fn plan(
             Placement::Batch { index, .. } => index,
             _ => ALONE,
         };
+        let size = meta.batch(batch).map_or(0, |batch| batch.compressed_size);
+        if batch != ALONE && size > BATCH_SIZE_MAX {
+            problems.problem(format!(
+                "{}: its batch of {size} stored bytes is larger than the format allows",
+                name()
+            ));
+            continue;
+        }
         items.push(Item {
             offset: stored.compressed_offset,
             batch,

@@ -203,6 +203,46 @@ fn deep_trees_need_no_deep_stack() {
 }
 
 #[test]
+fn loading_a_deep_tree_takes_no_quadratic_time() {
+    let mut tree = Tree::new();
+    let mut at = InodeId::ROOT;
+    for _ in 0..30_000 {
+        let id = tree.add(Inode::implied_directory());
+        let name = vec![b'd'; 200];
+        tree.entries_mut(at).unwrap().insert(name.into(), id);
+        at = id;
+    }
+    let bootstrap = Bootstrap::parse(encode_v6(&image(tree)).unwrap()).unwrap();
+    let begun = std::time::Instant::now();
+    assert_eq!(load_image(&bootstrap).unwrap().tree.len(), 30_001);
+    // The paths together have 90 GB.
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn what_is_damaged_in_a_bootstrap_is_named_by_its_path() {
+    let mut tree = Tree::new();
+    let mut at = InodeId::ROOT;
+    for name in ["outer", "inner"] {
+        let id = tree.add(Inode::implied_directory());
+        let entries = tree.entries_mut(at).unwrap();
+        entries.insert(name.as_bytes().into(), id);
+        at = id;
+    }
+    for name in ["twin-1", "twin-2"] {
+        let id = tree.add(inode(Content::Special));
+        tree.inode_mut(id).mode = mode::FIFO | 0o600;
+        let entries = tree.entries_mut(at).unwrap();
+        entries.insert(name.as_bytes().into(), id);
+    }
+    let mut bytes = encode_v6(&image(tree)).unwrap();
+    let twin = bytes.windows(6).position(|name| name == b"twin-2").unwrap();
+    bytes[twin + 5] = b'1';
+    let error = load_image(&Bootstrap::parse(bytes).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("/outer/inner"), "{error}");
+}
+
+#[test]
 fn a_tree_with_a_directory_in_two_places_is_refused() {
     let mut tree = Tree::new();
     let id = tree.add(Inode::implied_directory());

@@ -7,7 +7,7 @@ use image::{Digest, Location, media, nydus};
 use rafs_format::{Bootstrap, Compressor};
 use serde_json::json;
 use testkit::layout::{self, Flavour, Layer, Layout, Packing};
-use testkit::tar::{Entry, Tar};
+use testkit::tar::{BLOCK, Entry, Tar};
 use testkit::{noise, prose};
 
 use crate::world::{World, layer, oci, options, snapshot, tar};
@@ -202,6 +202,50 @@ fn layers_without_data_have_blobs_too() {
     world.convert(&options()).unwrap();
     assert_eq!(world.manifest().layers.len(), 3);
     assert_eq!(bootstrap(&world).blobs().len(), 0);
+}
+
+/// Two zero blocks end a layer, as in containerd; what follows is part of its digest alone.
+#[test]
+fn a_layer_ends_at_its_end_mark() {
+    let world = World::new();
+    let alone = tar("a", b"x");
+    let mut followed = alone.clone();
+    followed.extend(tar("b", b"y"));
+    let mut files = Vec::new();
+    for layer in [alone, followed] {
+        layout::write(&world.source(), &[layer], Packing::Gzip);
+        world.convert(&options()).unwrap();
+        files.push(builder::load_image(&bootstrap(&world)).unwrap().tree);
+        std::fs::remove_dir_all(world.source()).unwrap();
+    }
+    assert_eq!(files[0], files[1]);
+    let mut broken = Tar::new();
+    broken
+        .add(Entry::file("a", b"x"))
+        .raw(&[0; BLOCK])
+        .add(Entry::file("b", b"y"));
+    layout::write(&world.source(), &[broken.finish()], Packing::Gzip);
+    let error = world.convert(&options()).unwrap_err();
+    let text = crate::world::chain(&error);
+    assert!(text.contains("single zero block"), "{text}");
+}
+
+/// Its tree is laid over the others once.
+#[test]
+fn a_layer_listed_many_times_takes_the_memory_of_one() {
+    let world = World::new();
+    let mut layer = Tar::new();
+    for number in 0..2000 {
+        layer.add(Entry::file(format!("dir/{number}"), b"x"));
+    }
+    layer.add(Entry::file("dir/.wh.gone", b""));
+    let mut layers = vec![tar("gone", b"y"), layer.finish()];
+    layers.extend(std::iter::repeat_n(layers[1].clone(), 200));
+    layers.push(tar("top", b"z"));
+    layout::write(&world.source(), &layers, Packing::Gzip);
+    world.convert(&options()).unwrap();
+    assert_eq!(world.manifest().layers.len(), layers.len() + 1);
+    assert_eq!(bootstrap(&world).superblock().inos, 2003);
 }
 
 #[test]

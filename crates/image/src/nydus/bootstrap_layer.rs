@@ -1,10 +1,12 @@
 //! The layer that carries the bootstrap: a gzip-compressed tar with `image/image.boot` and, per blob, the chunk
 //! table that a runtime would else have to fetch from the blob's tail.
 
+use std::cell::Cell;
 use std::io::{self, Read, Write as _};
 
 use flate2::write::GzEncoder;
 
+use crate::metered::{HEADERS_MAX, Metered};
 use crate::{Digest, Error};
 
 /// Largest bootstrap that is read from a layer, in bytes.
@@ -131,15 +133,20 @@ pub fn unpack_bootstrap(layer: impl Read, what: &str) -> Result<(Vec<u8>, Digest
 }
 
 fn find(tar: &mut impl Read, what: &str) -> Result<Vec<u8>, FindError> {
-    let mut archive = tar::Archive::new(tar);
-    for entry in archive.entries()? {
+    let allowance = Cell::new(HEADERS_MAX);
+    let mut archive = tar::Archive::new(Metered::new(tar, &allowance));
+    let mut entries = archive.entries()?;
+    while let Some(entry) = entries.next() {
         let mut entry = entry?;
+        allowance.set(u64::MAX);
         let name = entry.path_bytes().into_owned();
         let name = name
             .strip_prefix(b"./")
             .or(name.strip_prefix(b"/"))
             .unwrap_or(&name);
         if name != BOOTSTRAP.as_bytes() || !entry.header().entry_type().is_file() {
+            io::copy(&mut entry, &mut io::sink())?;
+            allowance.set(HEADERS_MAX);
             continue;
         }
         if entry.size() > BOOTSTRAP_SIZE_MAX {
@@ -260,6 +267,47 @@ mod tests {
         assert_eq!(unpack_bootstrap(&layer[..], "layer").unwrap().0, b"boot");
         let error = unpack_bootstrap(&layer[..layer.len() - 20], "layer 5").unwrap_err();
         assert!(error.to_string().contains("layer 5"), "{error}");
+    }
+
+    #[test]
+    fn endless_names_are_not_read() {
+        for kind in [tar::EntryType::GNULongName, tar::EntryType::XHeader] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(1 << 36);
+            header.set_cksum();
+            let gzip = |bytes: &[u8]| {
+                let mut out = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                out.write_all(bytes).unwrap();
+                out.finish().unwrap()
+            };
+            // Members repeat for ever; only what was read tells that it ends.
+            let (head, more) = (gzip(header.as_bytes()), gzip(&[b'n'; 1 << 16]));
+            let endless = std::iter::repeat_n(more, 1 << 10).flatten();
+            let mut layer = head;
+            layer.extend(endless);
+            let mut layer = &layer[..];
+            let whole = layer.len();
+            let error = unpack_bootstrap(&mut layer, "layer 5").unwrap_err();
+            assert!(error.to_string().contains("layer 5"), "{error}");
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert!(cause.contains("headers"), "{cause}");
+            assert!(layer.len() > whole / 2, "{} of {whole} left", layer.len());
+        }
+    }
+
+    #[test]
+    fn an_entry_of_any_size_may_precede_the_bootstrap() {
+        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        for (name, size) in [("image/big.blob.meta", 3 << 20), (BOOTSTRAP, 4)] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(size);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, io::repeat(1).take(size))
+                .unwrap();
+        }
+        let layer = tar.into_inner().unwrap().finish().unwrap();
+        assert_eq!(unpack_bootstrap(&layer[..], "layer").unwrap().0, [1; 4]);
     }
 
     #[test]

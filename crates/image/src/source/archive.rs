@@ -1,5 +1,6 @@
 //! Random access to the members of a tar file.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read as _};
@@ -7,10 +8,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::metered::{HEADERS_MAX, Metered};
 use crate::{DOCUMENT_SIZE_MAX, Error};
 
-/// Most members an archive may have: bounds the memory for their names.
+/// Most members an archive may have.
 const MEMBERS_MAX: usize = 1 << 18;
+/// Most bytes that their names and the targets of links may have.
+const NAMES_MAX: usize = 64 << 20;
 /// Most links to follow from one name.
 const LINKS_MAX: u32 = 16;
 
@@ -129,10 +133,14 @@ fn scan(path: &Path, file: &Arc<File>, size: u64) -> Result<HashMap<String, Memb
         |error: std::io::Error| invalid(format!("it is no readable tar file: {error}"));
     let mut reader = file.try_clone().map_err(Error::io("open", path))?;
     std::io::Seek::rewind(&mut reader).map_err(Error::io("read", path))?;
-    let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 16, reader));
-    let mut members = HashMap::new();
+    let reader = BufReader::with_capacity(1 << 16, reader);
+    // Data is passed over by seeking: what is read is headers.
+    let allowance = Cell::new(HEADERS_MAX);
+    let mut archive = tar::Archive::new(Metered::new(reader, &allowance));
+    let (mut members, mut names) = (HashMap::new(), 0);
     for entry in archive.entries_with_seek().map_err(unreadable)? {
         let mut entry = entry.map_err(unreadable)?;
+        allowance.set(HEADERS_MAX);
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let Some(name) = normalise("", &name) else {
             continue;
@@ -160,7 +168,13 @@ fn scan(path: &Path, file: &Arc<File>, size: u64) -> Result<HashMap<String, Memb
         };
         // Drains what the size does not count, so that the next header is where the reader looks for it.
         if kind.is_gnu_sparse() {
+            allowance.set(u64::MAX);
             std::io::copy(&mut entry.by_ref(), &mut std::io::sink()).map_err(unreadable)?;
+            allowance.set(HEADERS_MAX);
+        }
+        names += name.len();
+        if let Some(Member::Link(target)) = &member {
+            names += target.len();
         }
         match member {
             Some(member) => members.insert(name, member),
@@ -168,6 +182,11 @@ fn scan(path: &Path, file: &Arc<File>, size: u64) -> Result<HashMap<String, Memb
         };
         if members.len() > MEMBERS_MAX {
             return Err(invalid(format!("it has more than {MEMBERS_MAX} members")));
+        }
+        if names > NAMES_MAX {
+            return Err(invalid(format!(
+                "its members have names of more than {NAMES_MAX} bytes"
+            )));
         }
     }
     Ok(members)
@@ -196,6 +215,24 @@ fn normalise(base: &str, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A tar whose first header claims an extended header or name of 64 GiB, in a sparse file that has them.
+    #[test]
+    fn endless_names_are_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hostile.tar");
+        for kind in [tar::EntryType::GNULongName, tar::EntryType::XHeader] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(1 << 36);
+            header.set_cksum();
+            std::fs::write(&path, header.as_bytes()).unwrap();
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(1 << 37).unwrap();
+            let error = Archive::open(&path).unwrap_err().to_string();
+            assert!(error.contains("headers"), "{error}");
+        }
+    }
 
     #[test]
     fn names_stay_inside_the_archive() {

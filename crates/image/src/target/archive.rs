@@ -2,14 +2,20 @@
 //!
 //! A blob's name and size are known only at its end: room for its header is left free and filled in then. Nothing in
 //! the archive depends on the clock or the user: the same image gives the same bytes.
+//!
+//! It is written to a hidden file beside the archive, named after it and locked as long as its writer lives. Such a
+//! file that nobody has locked is of a writer that was killed, and goes when the next one begins.
 
 use std::collections::BTreeMap;
-use std::fs::{File, Permissions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use progress::Cancel;
 use storage::{BlobReader, FileBlob};
 use tempfile::NamedTempFile;
 
@@ -20,6 +26,10 @@ use crate::{Descriptor, Digest, Error};
 
 /// Size of a tar header, and what members are padded to.
 const BLOCK: u64 = 512;
+/// Bytes of the archive's name that the names of unfinished files have: what is added must fit too.
+const NAME_MAX: usize = 200;
+/// Letters and digits that end those names.
+const RANDOM: usize = 6;
 
 pub(super) struct ArchiveFile {
     path: PathBuf,
@@ -59,11 +69,9 @@ impl ArchiveFile {
                 reason: format!("the directory {} does not exist", dir.display()),
             });
         }
-        let temporary = tempfile::Builder::new()
-            .prefix(".new-")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(dir)
-            .map_err(Error::io("create", path))?;
+        let prefix = unfinished(path);
+        remove_abandoned(dir, &prefix);
+        let temporary = temporary(dir, &prefix).map_err(Error::io("create", path))?;
         let file = temporary
             .as_file()
             .try_clone()
@@ -150,7 +158,7 @@ impl Sink for ArchiveFile {
         }))
     }
 
-    fn contains(&self, digest: &Digest, _: u64) -> Result<bool, Error> {
+    fn contains(&self, digest: &Digest, _: u64, _: &Cancel) -> Result<bool, Error> {
         Ok(self.state().blobs.contains_key(digest))
     }
 
@@ -219,7 +227,7 @@ struct Writer {
 
 impl BlobSink for Writer {
     fn finish(self: Box<Self>, digest: Digest) -> Result<u64, Error> {
-        if self.archive.contains(&digest, self.size)? {
+        if self.archive.state().blobs.contains_key(&digest) {
             return Ok(self.size);
         }
         let name = format!("blobs/sha256/{}", digest.hex());
@@ -263,6 +271,65 @@ impl Drop for Writer {
         state.busy = false;
         self.archive.free.notify_one();
     }
+}
+
+/// What the names of unfinished files of the archive at `path` begin with.
+fn unfinished(path: &Path) -> OsString {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let mut prefix = OsString::from(".");
+    prefix.push(OsStr::from_bytes(&name[..name.len().min(NAME_MAX)]));
+    prefix.push(".unfinished-");
+    prefix
+}
+
+/// A locked file in `dir` that vanishes unless it is renamed.
+fn temporary(dir: &Path, prefix: &OsStr) -> io::Result<NamedTempFile> {
+    loop {
+        let file = tempfile::Builder::new()
+            .prefix(prefix)
+            .rand_bytes(RANDOM)
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(dir)?;
+        match file.as_file().try_lock() {
+            // Until it was locked, it looked abandoned.
+            Ok(()) if !is_file_at(file.as_file(), file.path()) => {}
+            Err(TryLockError::WouldBlock) => {}
+            // Without locks nobody can take it for abandoned either.
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
+        }
+    }
+}
+
+/// Removes unfinished files whose writers are gone, as far as possible.
+fn remove_abandoned(dir: &Path, prefix: &OsStr) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let random = name.as_bytes().strip_prefix(prefix.as_bytes());
+        if random.is_none_or(|random| {
+            random.len() != RANDOM || !random.iter().all(u8::is_ascii_alphanumeric)
+        }) {
+            continue;
+        }
+        let path = entry.path();
+        let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.cast_signed())
+            .open(&path);
+        let Ok(file) = file else { continue };
+        let regular = file.metadata().is_ok_and(|found| found.is_file());
+        // While it is locked here, the name can't pass to another file.
+        if regular && file.try_lock().is_ok() && is_file_at(&file, &path) {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+/// Whether `path` still names the open `file`.
+fn is_file_at(file: &File, path: &Path) -> bool {
+    let id = |metadata: io::Result<fs::Metadata>| metadata.map(|m| (m.dev(), m.ino())).ok();
+    let open = id(file.metadata());
+    open.is_some() && open == id(fs::symlink_metadata(path))
 }
 
 fn header(name: &str, size: u64, kind: tar::EntryType, mode: u32) -> [u8; BLOCK as usize] {

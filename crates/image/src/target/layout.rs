@@ -8,11 +8,12 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use progress::Cancel;
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
@@ -126,7 +127,7 @@ impl Sink for Layout {
     }
 
     /// A blob that was there before is read to tell.
-    fn contains(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
+    fn contains(&self, digest: &Digest, size: u64, cancel: &Cancel) -> Result<bool, Error> {
         let path = self.blobs.join(digest.hex());
         if self.has_written(&path) {
             return Ok(true);
@@ -137,7 +138,11 @@ impl Sink for Layout {
         Ok(file
             .metadata()
             .is_ok_and(|found| found.is_file() && found.len() == size)
-            && Digest::of_reader(file).is_ok_and(|found| found == *digest))
+            && Digest::of_reader(Interruptible {
+                inner: file,
+                cancel,
+            })
+            .is_ok_and(|found| found == *digest))
     }
 
     fn store(self: Arc<Self>) -> Arc<dyn Store> {
@@ -213,6 +218,19 @@ impl Write for Writer {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Fails once it is told to stop.
+struct Interruptible<'a> {
+    inner: File,
+    cancel: &'a Cancel,
+}
+
+impl Read for Interruptible<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.cancel.check().map_err(io::Error::other)?;
+        self.inner.read(buf)
     }
 }
 

@@ -44,10 +44,11 @@ pub struct Reader<R: Read> {
     padding: u64,
     sparse: Option<Map>,
     ended: bool,
+    concatenated: bool,
 }
 
 impl<R: Read> Reader<R> {
-    /// A reader over an uncompressed archive.
+    /// A reader over an uncompressed archive, which two zero blocks end.
     pub fn new(r: R) -> Self {
         Self {
             input: BufReader::with_capacity(BUFFER, r),
@@ -57,7 +58,15 @@ impl<R: Read> Reader<R> {
             padding: 0,
             sparse: None,
             ended: false,
+            concatenated: false,
         }
+    }
+
+    /// Whether archives may follow one another: zero blocks between headers are skipped then, however many.
+    #[must_use]
+    pub fn concatenated(mut self, concatenated: bool) -> Self {
+        self.concatenated = concatenated;
+        self
     }
 
     /// Moves to the next entry, past what was not read of the current one; `None` at the end of the archive.
@@ -146,7 +155,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The next header block that is not all zeros; `None` at the end of the archive.
+    /// The next header block; `None` at the end of the archive.
     fn header(&mut self) -> Result<Option<Block>, Error> {
         let mut zeros = 0;
         while !self.ended {
@@ -160,17 +169,25 @@ impl<R: Read> Reader<R> {
             }
             if block == [0; BLOCK] {
                 zeros += 1;
+                if zeros == END_MARK && !self.concatenated {
+                    break;
+                }
                 continue;
+            }
+            let malformed = |reason: &str| {
+                Err(Error::Header {
+                    offset: start,
+                    reason: reason.to_owned(),
+                })
+            };
+            if zeros > 0 && !self.concatenated {
+                return malformed("it follows a single zero block; two of them end an archive");
             }
             if !header::checksum_fits(&block) {
                 if zeros >= END_MARK {
                     break;
                 }
-                let reason = "the checksum does not fit: corrupt, or not a tar archive".to_owned();
-                return Err(Error::Header {
-                    offset: start,
-                    reason,
-                });
+                return malformed("the checksum does not fit: corrupt, or not a tar archive");
             }
             return Ok(Some(block));
         }

@@ -186,10 +186,78 @@ fn an_interrupted_conversion_leaves_nothing() {
     }
 }
 
+/// What a killed conversion leaves beside an archive goes with the next one, but not what one at work writes.
+#[test]
+fn a_killed_conversion_to_an_archive_leaves_nothing_for_long() {
+    let place = Place::new();
+    let mut tar = Tar::new();
+    for i in 0..24 {
+        tar.add(Entry::file(format!("noise{i}"), noise(i, 2 << 20)));
+    }
+    testkit::layout::write(&place.path("source"), &[tar.finish()], Packing::None);
+    let archives = place.path("archives");
+    std::fs::create_dir(&archives).unwrap();
+    let target = format!("oci-archive:{}:v6", archives.join("image.tar").display());
+    let start = || {
+        Command::new(NYDUSIFY)
+            .args(["convert", "--source", &place.oci("source", "latest")])
+            .args(["--target", &target, "--threads", "1"])
+            .args(["--compression-level", "19"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let names = || -> std::collections::BTreeSet<_> {
+        let entries = std::fs::read_dir(&archives).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let begun = |count: usize| {
+        testkit::run::wait_until("the conversion to begin", || names().len() == count);
+        names()
+    };
+    let kill = |mut child: std::process::Child| {
+        child.kill().unwrap();
+        assert_eq!(testkit::run::code(child.wait().unwrap()), 128 + 9);
+    };
+    let first = start();
+    let left = begun(1);
+    kill(first);
+    assert_eq!(names(), left);
+    // The second takes away what the first left, and the third leaves alone what the second writes.
+    let second = start();
+    testkit::run::wait_until("the old file to go", || {
+        names().len() == 1 && names() != left
+    });
+    let at_work = names();
+    let third = start();
+    assert!(begun(2).is_superset(&at_work));
+    kill(second);
+    kill(third);
+    assert_eq!(names().len(), 2);
+    convert(&fixture(), &target, &[]).ok();
+    assert_eq!(names(), ["image.tar".into()].into());
+}
+
 #[test]
 fn the_program_names_its_version() {
     let ran = run(NYDUSIFY, ["--version"]).ok();
-    assert!(ran.stdout.contains("Version: v"), "{ran}");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let [_, version, revision, rustc, time] = lines[..] else {
+        panic!("{ran}")
+    };
+    for (line, name, value) in [
+        (version, "Version:", "v"),
+        (revision, "Revision:", ""),
+        (rustc, "Rustc:", "rustc 1."),
+        (time, "Build time:", ""),
+    ] {
+        let rest = line.strip_prefix(name).map(str::trim);
+        assert!(
+            rest.is_some_and(|rest| !rest.is_empty() && rest.starts_with(value)),
+            "{ran}"
+        );
+    }
     let ran = output(
         Command::new(NYDUSIFY)
             .env("LOG_LEVEL", "nonsense")

@@ -5,6 +5,7 @@ mod bad_input;
 mod cli;
 mod convert;
 mod damage;
+mod dump;
 mod images;
 mod support;
 mod terminal;

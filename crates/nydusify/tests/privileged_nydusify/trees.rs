@@ -140,7 +140,7 @@ fn privileged_reference_images_equal_their_unpacked_layers() {
         let Some(place) = Place::new(NAME) else {
             return;
         };
-        let stack = Stack::new(&layer_files(&images, tag), &place.directory("stack")).unwrap();
+        let stack = Stack::new(&layer_files(&images, tag)).unwrap();
         let target = place.converted(&format!("oci:{}:{tag}", images.display()), &[]);
         let mount = place.mount(&target, &[]);
         // Unpacked layers keep names below that upper layers hide, and the root is the scratch directory's.

@@ -45,7 +45,7 @@ pub(crate) fn replay(
     options: &layer::Options,
     cancel: &Cancel,
 ) -> Result<Layer, LayerError> {
-    let mut reader = tar::Reader::new(stream);
+    let mut reader = tar::Reader::new(stream).concatenated(options.concatenated);
     let mut layer = Layer::new();
     let mut digests = Vec::new();
     let mut buffer = Vec::new();

@@ -1,5 +1,6 @@
-//! Tells the binary what it was built from, for `--version`. Missing facts are no error.
+//! Finds out what the programs are built from. Missing facts are no error.
 
+use std::path::Path;
 use std::process::Command;
 
 fn main() {
@@ -22,7 +23,14 @@ fn main() {
         );
     }
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=../../.git/HEAD");
+    // Both change with a commit or a switch to another branch, wherever git keeps them. One that is not there would
+    // make cargo run this every time.
+    for name in ["HEAD", "logs/HEAD"] {
+        let path = output("git", &["rev-parse", "--git-path", name]);
+        if !path.is_empty() && Path::new(&path).exists() {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
 }
 
 fn output(program: &str, arguments: &[&str]) -> String {
