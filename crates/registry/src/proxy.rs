@@ -208,8 +208,9 @@ mod tests {
             https: Some("ftp://user:geheim@x".to_owned()),
             ..settings::Proxy::default()
         })
-        .unwrap_err()
-        .to_string();
+        .err()
+        .map(|error| error.to_string())
+        .unwrap();
         assert!(error.contains("HTTPS_PROXY") && !error.contains("geheim"));
     }
 }

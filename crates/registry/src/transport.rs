@@ -254,6 +254,8 @@ impl Transport {
         }
         let plain = url(Scheme::Http)?;
         match self.exchange(request, &plain, None).await {
+            // A TLS server that was away for a moment answers so to plain HTTP.
+            Ok(response) if absent && response.status() == StatusCode::BAD_REQUEST => Err(fault),
             Ok(response) => {
                 tracing::debug!(host = host.name, "no TLS there: going on with plain HTTP");
                 host.set_scheme(Scheme::Http);

@@ -124,7 +124,6 @@ fn tls() -> Settings {
 fn a_registry_without_tls_is_spoken_to_plainly() {
     let server = Server::start(|request| match request.method.as_str() {
         "GET" => Reply::new(200).body("{}"),
-        // What is sent by TLS clients makes no sense to it.
         _ => Reply::new(400),
     });
     let repository = server.repository_with(tls());

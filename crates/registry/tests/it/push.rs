@@ -415,10 +415,10 @@ fn an_upload_elsewhere_gets_no_credentials() {
         ..settings()
     });
     // The session that the address belongs to.
-    store.repository().upload().unwrap();
+    let _session = store.repository().upload().unwrap();
     let mut upload = repository.upload().unwrap();
     upload.write_all(&bytes(25)).unwrap();
-    let _ = upload.finish(Digest::of(&bytes(25)));
+    upload.finish(Digest::of(&bytes(25))).unwrap();
     assert!(
         server
             .log()

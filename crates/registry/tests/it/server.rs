@@ -293,6 +293,7 @@ fn serve(stream: impl Read + Write, log: &Mutex<Vec<Request>>, handler: &Handler
         if stream.get_mut().write_all(&out).is_err()
             || stream.get_mut().flush().is_err()
             || reply.cut.is_some()
+            || request.method == "TLS"
         {
             return;
         }
@@ -300,6 +301,15 @@ fn serve(stream: impl Read + Write, log: &Mutex<Vec<Request>>, handler: &Handler
 }
 
 fn read_request(stream: &mut impl BufRead) -> Option<Request> {
+    // A TLS greeting is no request, and is answered as real servers do.
+    if stream.fill_buf().ok()?.first() == Some(&22) {
+        return Some(Request {
+            method: "TLS".to_owned(),
+            target: "/".to_owned(),
+            headers: Vec::new(),
+            body: Vec::new(),
+        });
+    }
     let mut line = String::new();
     stream.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace();
