@@ -101,6 +101,25 @@ pub enum LayerError {
     Stopped,
 }
 
+impl LayerError {
+    /// Whether the target failed, not the source.
+    pub(crate) fn is_of_target(&self) -> bool {
+        matches!(self, Self::Build(builder::Error::Write(_))) || self.is_lost()
+    }
+
+    /// Whether the target lost what was written of the blob: it can be written again from its start.
+    pub(crate) fn is_lost(&self) -> bool {
+        match self {
+            Self::Image(image::Error::Lost(_)) => true,
+            Self::Build(builder::Error::Write(error)) => error
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref())
+                .is_some_and(|inner| matches!(inner, image::Error::Lost(_))),
+            _ => false,
+        }
+    }
+}
+
 impl Error {
     /// Whether it only says that something else went wrong, or that the caller asked to stop.
     pub(crate) fn is_consequence(&self) -> bool {

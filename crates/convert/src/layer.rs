@@ -13,6 +13,9 @@ use crate::error::LayerError;
 use crate::journal::{Journal, Key, Record};
 use crate::stream;
 
+/// How often a layer is converted again when the target loses what was written of its blob.
+const AGAIN: u32 = 2;
+
 /// A layer that was converted.
 #[derive(Debug)]
 pub(crate) struct ConvertedLayer {
@@ -67,13 +70,26 @@ pub(crate) fn convert(
         places.progress.finished(&task, "converted by an earlier run");
         return Ok(layer);
     }
-    let built = build(places, &task, descriptor, diff_id, options, dedup);
-    let (layer, bootstrap) = match built {
-        Ok(built) => built,
-        Err(error) if options.cancel.is_cancelled() => return Err(error),
-        Err(error) => {
-            places.source.verify_blob(descriptor)?;
-            return Err(error);
+    // The turn of a layer that shares chunks with others comes but once.
+    let (mut again, mut turn) = match dedup {
+        Dedup::Layer => (AGAIN, None),
+        turn => (0, Some(turn)),
+    };
+    let (layer, bootstrap) = loop {
+        let dedup = turn.take().unwrap_or(Dedup::Layer);
+        match build(places, &task, descriptor, diff_id, options, dedup) {
+            Ok(built) => break built,
+            Err(error) if options.cancel.is_cancelled() => return Err(error),
+            Err(error) if again > 0 && error.is_lost() => {
+                tracing::warn!("layer {} is converted again: {error}", descriptor.digest);
+                again -= 1;
+                places.progress.started(&task, Some(descriptor.size));
+            }
+            Err(error) if error.is_of_target() => return Err(error),
+            Err(error) => {
+                places.source.verify_blob(descriptor)?;
+                return Err(error);
+            }
         }
     };
     if let Some((journal, key)) = journal

@@ -15,6 +15,9 @@ pub enum Error {
     /// A place that is no local file could not be read or written.
     #[error(transparent)]
     Remote(Box<dyn std::error::Error + Send + Sync>),
+    /// A place that is no local file lost what was written of a blob, which can be written again from its start.
+    #[error(transparent)]
+    Lost(Box<dyn std::error::Error + Send + Sync>),
     /// A location that cannot be used this way.
     #[error("invalid location {location:?}: {reason}")]
     Location {

@@ -128,6 +128,7 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     let image = image::open(named, args)?;
     image.warn_of_missing_blobs();
     let (store, cache) = open_store(args, &image)?;
+    store.warm_up();
     let threads = args
         .fuse_threads
         .map_or_else(Options::threads_for_this_machine, usize::from);

@@ -279,11 +279,11 @@ struct Writer {
 
 impl Write for Writer {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.upload.write(buf)
+        self.upload.write(buf).map_err(of_image)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.upload.flush()
+        self.upload.flush().map_err(of_image)
     }
 }
 
@@ -295,8 +295,20 @@ impl BlobSink for Writer {
     }
 }
 
+/// An error of an upload with an error of `image` inside, as those who write blobs expect.
+fn of_image(error: io::Error) -> io::Error {
+    match error.downcast::<Error>() {
+        Ok(inner) => io::Error::other(image::Error::from(inner)),
+        Err(error) => error,
+    }
+}
+
 impl From<Error> for image::Error {
     fn from(error: Error) -> Self {
-        Self::Remote(error.into())
+        match error {
+            Error::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            Error::UploadLost { .. } => Self::Lost(error.into()),
+            _ => Self::Remote(error.into()),
+        }
     }
 }

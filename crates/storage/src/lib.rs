@@ -24,5 +24,5 @@ pub use decode::{
 pub use error::{Error, ReadCause, ReadError};
 pub use known::{KnownChunk, KnownChunks};
 pub use meta::read_blob_meta;
-pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, NamedSource};
+pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
 pub use store::{ChunkStore, Stats, StoreOptions, complete_cache_files};

@@ -50,6 +50,44 @@ impl<B: BlobReader + ?Sized> Read for Stream<B> {
     }
 }
 
+/// Reads a blob by position for those who go from front to back: as one stream, begun anew only after a jump.
+pub struct Forward {
+    blob: Arc<dyn BlobReader>,
+    stream: Option<Box<dyn Read + Send>>,
+    position: u64,
+}
+
+impl Forward {
+    /// Will read `blob` from wherever the first read begins.
+    pub fn new(blob: Arc<dyn BlobReader>) -> Self {
+        Self {
+            blob,
+            stream: None,
+            position: 0,
+        }
+    }
+
+    /// Fills `buf` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// As [`BlobReader::read_exact_at`].
+    pub fn read_exact_at(&mut self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let begun = self.stream.take().filter(|_| offset == self.position);
+        let mut stream = match begun {
+            Some(stream) => stream,
+            None => Arc::clone(&self.blob).stream(offset)?,
+        };
+        stream.read_exact(buf)?;
+        (self.stream, self.position) = (Some(stream), offset + buf.len() as u64);
+        Ok(())
+    }
+
+    /// Size of the blob in bytes.
+    pub fn size(&self) -> u64 {
+        self.blob.size()
+    }
+}
+
 /// Opens blobs by their id.
 pub trait BlobSource: Send + Sync {
     /// A reader of the blob `id`.
@@ -209,6 +247,40 @@ mod tests {
                 .is_err_and(|error| error.to_string().contains("none"))
         );
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn going_forward_takes_one_stream() {
+        struct Counting(Vec<u8>, std::sync::atomic::AtomicUsize);
+        impl BlobReader for Counting {
+            fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+                self.0.read_exact_at(buf, offset)
+            }
+            fn size(&self) -> u64 {
+                self.0.size()
+            }
+            fn stream(self: Arc<Self>, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+                self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(Box::new(Stream {
+                    blob: self,
+                    position: offset,
+                }))
+            }
+        }
+        let blob = Arc::new(Counting(b"0123456789".to_vec(), 0.into()));
+        let mut forward = Forward::new(Arc::clone(&blob) as Arc<dyn BlobReader>);
+        let mut read = |offset: u64, len: usize| {
+            let mut buf = vec![0; len];
+            forward.read_exact_at(&mut buf, offset).map(|()| buf)
+        };
+        let streams = || blob.1.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(read(2, 3).unwrap(), b"234");
+        assert_eq!(read(5, 4).unwrap(), b"5678");
+        assert_eq!(streams(), 1);
+        assert_eq!(read(1, 2).unwrap(), b"12");
+        assert_eq!(streams(), 2);
+        assert!(read(3, 20).is_err());
+        assert_eq!(read(3, 2).unwrap(), b"34", "an error ends a stream");
     }
 
     #[test]

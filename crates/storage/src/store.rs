@@ -16,7 +16,7 @@ mod stats;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -37,6 +37,9 @@ use flight::Flights;
 use prefetch::Prefetch;
 use recent::Recent;
 use stats::{Counters, add};
+
+/// Blobs that are opened side by side ahead of the first read.
+const WARM_UP_THREADS: usize = 2;
 
 /// How a store works. The defaults suit a mount.
 #[derive(Debug, Clone)]
@@ -235,6 +238,25 @@ impl ChunkStore {
     pub fn prefetch(&self, chunks: &[ChunkPointer]) {
         if self._cache_dir.is_some() {
             self.inner.prefetch_later(chunks);
+        }
+    }
+
+    /// Opens in the background the blobs of which anything may have to be fetched, and reads their chunk tables: the
+    /// first read then finds connections and everything else that it needs. An error is left to the read that meets it.
+    pub fn warm_up(&self) {
+        let next = Arc::new(AtomicUsize::new(0));
+        for _ in 0..WARM_UP_THREADS.min(self.inner.blobs.len()) {
+            let (inner, next) = (Arc::clone(&self.inner), Arc::clone(&next));
+            let work = move || {
+                while let Some(blob) = inner.blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let complete = blob.cache.as_ref().is_some_and(|c| c.missing() == 0);
+                    if !complete && !blob.known.is_empty() {
+                        let _ = blob.remote(&*inner.source);
+                    }
+                }
+            };
+            // Without the thread nothing is lost but time.
+            let _ = thread::Builder::new().name("warm-up".into()).spawn(work);
         }
     }
 

@@ -8,7 +8,7 @@ use progress::{Cancel, Progress};
 use rafs_format::blob_meta::{BlobMeta, Placement, StoredChunk};
 use rafs_format::{BlobInfo, Bootstrap, ChunkFlags, ChunkRecord};
 use rayon::prelude::*;
-use storage::{BATCH_SIZE_MAX, BlobReader, BlobSource, ChunkDecoder, KnownChunk};
+use storage::{BATCH_SIZE_MAX, BlobSource, ChunkDecoder, Forward, KnownChunk};
 
 use crate::report::{Rule, RuleReport, chain};
 
@@ -119,7 +119,7 @@ fn check_blob(
     };
     Pass {
         codec,
-        blob: &*blob,
+        blob: Forward::new(blob),
         context,
         hasher,
         position: 0,
@@ -310,7 +310,7 @@ impl Codec<'_> {
 /// One pass over a blob.
 struct Pass<'a> {
     codec: Codec<'a>,
-    blob: &'a dyn BlobReader,
+    blob: Forward,
     context: Context<'a>,
     hasher: Option<Hasher>,
     /// What has been read or skipped.
