@@ -99,7 +99,10 @@ fn cargo_test(selection: &[String], skips: &Skips, total: &mut Total) -> Result<
     command
         .env("NYDUS_TEST_SKIPS", &skips.file)
         // Tests leave the user's own caches alone.
-        .env("XDG_CACHE_HOME", system::target_directory().join("test-cache"))
+        .env(
+            "XDG_CACHE_HOME",
+            system::target_directory().join("test-cache"),
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut child = command.spawn().context("cargo test")?;

@@ -45,6 +45,7 @@ pub struct ChunkTable {
 }
 
 /// The chunk table of a blob that this builder made, as it lies at the end of the blob; `None` for a blob without one.
+/// `image` is that layer as it was built: its bootstrap does not list chunks that no file uses in the end.
 ///
 /// # Errors
 /// [`Error::Encode`] for a chunk that no table can hold.

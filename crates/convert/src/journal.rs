@@ -65,7 +65,8 @@ impl Journal {
     pub(crate) fn find(&self, key: &Key) -> Option<Record> {
         let path = self.path(key);
         let small = fs::metadata(&path).is_ok_and(|found| found.len() <= RECORD_MAX);
-        let record: Record = serde_json::from_slice(&fs::read(path).ok().filter(|_| small)?).ok()?;
+        let record: Record =
+            serde_json::from_slice(&fs::read(path).ok().filter(|_| small)?).ok()?;
         (record.schema == SCHEMA).then_some(record)
     }
 
@@ -113,7 +114,10 @@ fn prune(dir: &Path, most: usize) {
         .collect();
     let is_record = |path: &Path| path.extension().is_some_and(|kind| kind == "json");
     let old = |time: &SystemTime| time.elapsed().is_ok_and(|age| age.as_secs() > 3600);
-    for (_, path) in files.iter().filter(|(time, path)| !is_record(path) && old(time)) {
+    for (_, path) in files
+        .iter()
+        .filter(|(time, path)| !is_record(path) && old(time))
+    {
         let _ = fs::remove_file(path);
     }
     files.retain(|(_, path)| is_record(path));

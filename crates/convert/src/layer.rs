@@ -67,7 +67,9 @@ pub(crate) fn convert(
     {
         places.progress.advanced(&task, descriptor.size);
         places.progress.advanced(TOTAL, descriptor.size);
-        places.progress.finished(&task, "converted by an earlier run");
+        places
+            .progress
+            .finished(&task, "converted by an earlier run");
         return Ok(layer);
     }
     // The turn of a layer that shares chunks with others comes but once.
@@ -162,34 +164,49 @@ fn reuse(target: &Target, record: &Record) -> Option<ConvertedLayer> {
             return None;
         }
     }
-    let image = target
-        .blob(&record.blob, record.size)
-        .map_err(|error| unusable(&error))
-        .and_then(|blob| {
-            storage::extract_bootstrap(&*blob).map_err(|error| unusable(&error))
-        })
-        .ok()
-        .filter(|bootstrap| Digest::of(bootstrap) == record.bootstrap)
-        .and_then(|bootstrap| Bootstrap::parse(bootstrap).ok())
-        .and_then(|bootstrap| builder::load_image(&bootstrap).ok())?;
-    let image = with_id(image, record.blob)?;
-    Some(ConvertedLayer {
+    match load(target, record) {
+        Ok(layer) => layer,
+        Err(error) => {
+            unusable(&*error);
+            None
+        }
+    }
+}
+
+/// Reads a layer back from its blob; `None` if its bootstrap is not the one of the record.
+fn load(
+    target: &Target,
+    record: &Record,
+) -> Result<Option<ConvertedLayer>, Box<dyn std::error::Error>> {
+    let reader = target.blob(&record.blob, record.size)?;
+    let bootstrap = storage::extract_bootstrap(&*reader)?;
+    if Digest::of(&bootstrap) != record.bootstrap {
+        return Ok(None);
+    }
+    let mut image = builder::load_image(&Bootstrap::parse(bootstrap)?)?;
+    let mut table = None;
+    // A bootstrap inside a blob leaves the blob's id open.
+    for info in image
+        .blobs
+        .iter_mut()
+        .filter(|info| info.id.is_placeholder())
+    {
+        info.id = BlobId::new(record.blob.hex()).ok_or("a digest makes no blob id")?;
+        let (rows, header) = storage::read_chunk_table(info, &*reader)?;
+        table = Some(ChunkTable {
+            table: rows,
+            header: header.to_vec(),
+        });
+    }
+    Ok(Some(ConvertedLayer {
+        image,
         blob: Blob {
             digest: record.blob,
             size: record.size,
-            table: own_table(&image, record.blob).ok()?,
+            table,
         },
-        image,
         reused: true,
-    })
-}
-
-/// A bootstrap inside a blob leaves the blob's id open.
-fn with_id(mut image: Image, blob: Digest) -> Option<Image> {
-    for info in image.blobs.iter_mut().filter(|info| info.id.is_placeholder()) {
-        info.id = BlobId::new(blob.hex())?;
-    }
-    Some(image)
+    }))
 }
 
 /// The chunk table of the blob that is the layer's own, if there is one.

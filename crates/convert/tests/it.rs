@@ -3,6 +3,8 @@
 
 #[path = "it/good.rs"]
 mod good;
+#[path = "it/journal.rs"]
+mod journal;
 #[path = "it/platform.rs"]
 mod platform;
 #[path = "it/refused.rs"]

@@ -21,8 +21,7 @@ impl Client {
     pub fn source(&self, reference: &Reference) -> Result<Source, image::Error> {
         let repository = self.repository(reference);
         let root = repository.manifest(&reference.target())?;
-        let descriptor =
-            Descriptor::new(root.media_type, root.digest, root.bytes.len() as u64);
+        let descriptor = Descriptor::new(root.media_type, root.digest, root.bytes.len() as u64);
         let images = Images::new(repository);
         images.remember(root.digest, root.bytes);
         let name = reference.to_string();
@@ -68,15 +67,21 @@ impl Images {
 }
 
 impl Store for Images {
-    fn blob(&self, digest: &Digest, size: Option<u64>) -> Result<Arc<dyn BlobReader>, image::Error> {
+    fn blob(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<Arc<dyn BlobReader>, image::Error> {
         let size = match size {
             Some(size) => size,
-            None => self.repository.blob_size(digest)?.ok_or_else(|| {
-                image::Error::MissingBlob {
-                    digest: *digest,
-                    store: self.name(),
-                }
-            })?,
+            None => {
+                self.repository
+                    .blob_size(digest)?
+                    .ok_or_else(|| image::Error::MissingBlob {
+                        digest: *digest,
+                        store: self.name(),
+                    })?
+            }
         };
         Ok(Arc::new(RemoteBlob {
             repository: self.repository.clone(),
@@ -212,7 +217,10 @@ impl Sink for Pushing {
     ) -> Result<(), image::Error> {
         self.images.remember(descriptor.digest, bytes.to_vec());
         let documents = &mut self.state().documents;
-        if !documents.iter().any(|known| known.digest == descriptor.digest) {
+        if !documents
+            .iter()
+            .any(|known| known.digest == descriptor.digest)
+        {
             documents.push(descriptor.clone());
         }
         Ok(())

@@ -23,6 +23,6 @@ pub use decode::{
 };
 pub use error::{Error, ReadCause, ReadError};
 pub use known::{KnownChunk, KnownChunks};
-pub use meta::read_blob_meta;
+pub use meta::{read_blob_meta, read_chunk_table};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
 pub use store::{ChunkStore, Stats, StoreOptions, complete_cache_files};

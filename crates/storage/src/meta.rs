@@ -6,13 +6,26 @@ use rafs_format::{BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, Compressor};
 use crate::decode::{cipher_of, require_supported};
 use crate::{BlobReader, ChunkError, Error};
 
+const WHAT: &str = "the chunk table";
+
 /// Reads, decrypts, decompresses and checks the chunk table of a blob. Only the blob table entry is needed for it.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for kinds of blobs that cannot be read yet, [`Error::Read`] if the blob cannot be read or
 /// is too short, and [`Error::Decode`], [`Error::Format`] or [`Error::TooLarge`] if the table is not sound.
 pub fn read_blob_meta(info: &BlobInfo, blob: &dyn BlobReader) -> Result<BlobMeta, Error> {
-    const WHAT: &str = "the chunk table";
+    let (table, header) = read_chunk_table(info, blob)?;
+    BlobMeta::from_vec(table, &header, info).map_err(|source| Error::Format { what: WHAT, source })
+}
+
+/// Reads, decrypts and decompresses the chunk table of a blob, and the header behind it.
+///
+/// # Errors
+/// As [`read_blob_meta`].
+pub fn read_chunk_table(
+    info: &BlobInfo,
+    blob: &dyn BlobReader,
+) -> Result<(Vec<u8>, [u8; HEADER_SIZE]), Error> {
     require_supported(info)?;
     let limit = size_limit(info);
     if info.meta_uncompressed_size > limit {
@@ -60,7 +73,7 @@ pub fn read_blob_meta(info: &BlobInfo, blob: &dyn BlobReader) -> Result<BlobMeta
     codec::decompress(info.meta_compressor, &table, &mut plain)
         .map_err(|error| decode(ChunkError::from(error)))?;
     let header = <[u8; HEADER_SIZE]>::try_from(header).unwrap_or([0; HEADER_SIZE]);
-    BlobMeta::from_vec(plain, &header, info).map_err(|source| Error::Format { what: WHAT, source })
+    Ok((plain, header))
 }
 
 /// Largest table that a blob with that many chunks can have: a record and a context for each.

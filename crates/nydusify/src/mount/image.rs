@@ -103,7 +103,5 @@ pub(super) fn default_cache(bootstrap: &Bootstrap<Vec<u8>>) -> Result<PathBuf> {
     let base = crate::cache::directory().ok_or_else(|| {
         anyhow!("no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir")
     })?;
-    Ok(base
-        .join("mount")
-        .join(Digest::of(bootstrap.data()).hex()))
+    Ok(base.join("mount").join(Digest::of(bootstrap.data()).hex()))
 }
