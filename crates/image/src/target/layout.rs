@@ -184,8 +184,12 @@ impl Writer {
     /// A blob of that name that is there already is replaced: it may be damaged.
     pub(super) fn finish(self, digest: Digest) -> Result<u64, Error> {
         let Self {
-            file, layout, size, ..
+            file,
+            layout,
+            size,
+            behind,
         } = self;
+        behind.ended(file.as_file(), size);
         let path = layout.blobs.join(digest.hex());
         let known = path.exists();
         file.persist(&path)
