@@ -6,7 +6,6 @@
 //! page faults and fragmentation away.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -80,7 +79,8 @@ impl State {
             buffers.pop();
             self.idle -= other;
         }
-        Vec::new()
+        // Zeroed by the system, page by page as they are used.
+        vec![0; size]
     }
 }
 
@@ -151,7 +151,7 @@ impl Lane {
 /// A buffer of bytes that counts against the budget until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Buffer {
-    /// Initialised up to the most that any user filled.
+    /// At least `size` bytes.
     bytes: Vec<u8>,
     used: usize,
     size: usize,
@@ -177,24 +177,20 @@ impl Buffer {
         );
         let start = self.used;
         self.used += count;
-        if self.bytes.len() < self.used {
-            self.bytes
-                .reserve_exact(self.used.max(self.size) - self.bytes.len());
-            self.bytes.resize(self.used, 0);
-        }
         &mut self.bytes[start..self.used]
     }
 
-    /// Overwrites the bytes from `to` on.
-    pub(crate) fn write(&mut self, to: usize, content: &[u8]) {
-        self.bytes[to..to + content.len()].copy_from_slice(content);
-    }
-
-    /// Moves the bytes of `range` down to `to`.
-    pub(crate) fn move_down(&mut self, range: Range<usize>, to: usize) {
-        if range.start != to {
-            self.bytes.copy_within(range, to);
+    /// Takes the first `len` bytes of `other` as its content and leaves its own memory there: no byte is copied.
+    pub(crate) fn exchange(&mut self, other: &mut Vec<u8>, len: usize) {
+        assert!(
+            len <= self.size,
+            "a buffer never holds more than what the budget admitted"
+        );
+        if other.len() < self.size {
+            other.resize(self.size, 0);
         }
+        std::mem::swap(&mut self.bytes, other);
+        self.used = len;
     }
 
     /// Forgets all but the first `len` bytes.

@@ -96,8 +96,9 @@ pub fn encode_v6(image: &Image) -> Result<Vec<u8>, Error> {
         path: "the prefetch table".to_owned(),
         source,
     })?;
+    let mut record = Vec::new();
     for step in &plan.steps {
-        file.inode(image, &plan, step, regions.meta)
+        file.inode(image, &plan, step, regions.meta, &mut record)
             .map_err(|source| plan.error(image, step.id, source))?;
     }
     file.copy(chunk_table_offset, &chunk_table);
@@ -128,28 +129,43 @@ fn flags(image: &Image, plan: &Plan) -> SuperFlags {
 
 /// The chunk table: each chunk that a file uses, once, by digest and blob. The file offset is that of the last use.
 fn chunk_table(image: &Image, plan: &Plan) -> Vec<u8> {
-    let mut records: Vec<(u64, ChunkRecord)> = image
+    struct Use<'a> {
+        /// The first bytes of the digest, which nearly always decide.
+        head: u64,
+        chunk: &'a ChunkRecord,
+        order: u64,
+        file_offset: u64,
+    }
+    let mut uses: Vec<Use<'_>> = image
         .chunks
         .iter()
         .zip(&plan.last_use)
         .filter_map(|(chunk, last_use)| {
-            last_use.map(|(order, file_offset)| {
-                (
-                    order,
-                    ChunkRecord {
-                        file_offset,
-                        ..*chunk
-                    },
-                )
+            let (order, file_offset) = (*last_use)?;
+            Some(Use {
+                head: chunk
+                    .digest
+                    .first_chunk()
+                    .map_or(0, |head| u64::from_be_bytes(*head)),
+                chunk,
+                order,
+                file_offset,
             })
         })
         .collect();
-    let key = |record: &ChunkRecord| (record.digest, record.blob_index, record.index);
-    records.sort_unstable_by_key(|(order, record)| (key(record), std::cmp::Reverse(*order)));
-    records.dedup_by_key(|(_, record)| key(record));
-    let mut table = Vec::with_capacity(records.len() * encode::CHUNK_RECORD_SIZE as usize);
-    for (_, record) in &records {
-        encode::chunk_record(record, &mut table);
+    let key = |chunk: &ChunkRecord| (chunk.digest, chunk.blob_index, chunk.index);
+    uses.sort_unstable_by(|a, b| {
+        let rest = || key(a.chunk).cmp(&key(b.chunk)).then(b.order.cmp(&a.order));
+        a.head.cmp(&b.head).then_with(rest)
+    });
+    uses.dedup_by(|a, b| a.head == b.head && key(a.chunk) == key(b.chunk));
+    let mut table = Vec::with_capacity(uses.len() * encode::CHUNK_RECORD_SIZE as usize);
+    for used in &uses {
+        let record = ChunkRecord {
+            file_offset: used.file_offset,
+            ..*used.chunk
+        };
+        encode::chunk_record(&record, &mut table);
     }
     table
 }
@@ -219,17 +235,18 @@ impl File {
         Ok(total)
     }
 
-    /// Writes an inode, its xattrs and its data.
+    /// Writes an inode, its xattrs and its data. `out` is memory to use again.
     fn inode(
         &mut self,
         image: &Image,
         plan: &Plan,
         step: &Step,
         meta: u64,
+        out: &mut Vec<u8>,
     ) -> Result<(), rafs_format::Error> {
         let inode = image.tree.inode(step.id);
         let data = Data::new(image, plan, step, inode, meta)?;
-        let mut out = Vec::with_capacity(256);
+        out.clear();
         let owner = |id| if image.explicit_owners { id } else { 0 };
         let fields = InodeFields {
             mode: inode.mode,
@@ -245,13 +262,13 @@ impl File {
             u: data.word,
             xattr_size: step.xattr_size,
         };
-        encode::inode(&fields, &mut out)?;
-        encode::xattrs(plan::xattrs(inode), &mut out)?;
+        encode::inode(&fields, out)?;
+        encode::xattrs(plan::xattrs(inode), out)?;
         if data.layout == Layout::ChunkBased {
             out.resize(out.len().next_multiple_of(8), 0);
         }
         out.extend_from_slice(&data.inline);
-        self.copy(meta + step.place.offset, &out);
+        self.copy(meta + step.place.offset, out);
         self.copy(meta + step.place.data_address, &data.blocks);
         Ok(())
     }

@@ -55,19 +55,41 @@ impl Encoder {
     /// # Errors
     /// What the compression library reports.
     pub fn compress(&mut self, chunk: &[u8]) -> io::Result<Option<&[u8]>> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let written = self.compress_at(chunk, &mut scratch, 0);
+        self.scratch = scratch;
+        Ok(written?.map(|written| &self.scratch[..written]))
+    }
+
+    /// Writes the compressed form of `chunk` into `out` from `start` on and gives its length; `None` if there is no
+    /// compressor or if it would not be smaller. `out` grows as needed; what it holds behind the result is undefined.
+    ///
+    /// # Errors
+    /// What the compression library reports.
+    pub fn compress_at(
+        &mut self,
+        chunk: &[u8],
+        out: &mut Vec<u8>,
+        start: usize,
+    ) -> io::Result<Option<usize>> {
         let bound = match self.compressor {
             Compressor::Zstd => zstd::zstd_safe::compress_bound(chunk.len()),
             Compressor::Lz4Block => lz4::block::compress_bound(chunk.len())?,
             Compressor::None | Compressor::Gzip => return Ok(None),
         };
-        if self.scratch.len() < bound {
-            self.scratch.resize(bound, 0);
+        let end = start + bound;
+        if out.is_empty() {
+            // Zeroed by the system, page by page as they are used.
+            *out = vec![0; end];
+        } else if out.len() < end {
+            out.resize(end, 0);
         }
+        let room = &mut out[start..end];
         let written = match &mut self.zstd {
-            Some(zstd) => zstd.compress_to_buffer(chunk, &mut self.scratch[..bound])?,
-            None => lz4::block::compress_to_buffer(chunk, None, false, &mut self.scratch[..bound])?,
+            Some(zstd) => zstd.compress_to_buffer(chunk, room)?,
+            None => lz4::block::compress_to_buffer(chunk, None, false, room)?,
         };
-        Ok((written < chunk.len()).then(|| &self.scratch[..written]))
+        Ok((written < chunk.len()).then_some(written))
     }
 
     /// Appends the stored form of `chunk` to `out`: compressed if that is smaller, else the bytes as they are.
@@ -128,6 +150,25 @@ mod tests {
         let mut used = Encoder::new(Compressor::Zstd, 3).unwrap();
         used.compress(&[1; 300_000]).unwrap();
         assert_eq!(used.compress(&chunk).unwrap().unwrap(), expected);
+    }
+
+    #[test]
+    fn what_stands_before_a_compressed_chunk_stays() {
+        let chunk: Vec<u8> = (0..50_000_u32).map(|i| (i / 9) as u8).collect();
+        for compressor in [Compressor::Lz4Block, Compressor::Zstd] {
+            let mut encoder = Encoder::new(compressor, 3).unwrap();
+            let expected = encoder.compress(&chunk).unwrap().unwrap().to_vec();
+            for mut out in [b"before".to_vec(), b"before and much more".repeat(9000)] {
+                let written = encoder.compress_at(&chunk, &mut out, 6).unwrap();
+                assert_eq!(written, Some(expected.len()), "{compressor}");
+                assert_eq!(&out[..6], b"before");
+                assert!(out[6..6 + expected.len()] == expected, "{compressor}");
+            }
+            assert_eq!(
+                encoder.compress_at(b"abc", &mut Vec::new(), 0).unwrap(),
+                None
+            );
+        }
     }
 
     #[test]

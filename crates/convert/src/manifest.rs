@@ -253,7 +253,8 @@ impl<'a> Context<'a> {
                 });
             }
         }
-        BootstrapLayer::pack(&bootstrap, &tables).map_err(|source| Error::Pack { manifest, source })
+        BootstrapLayer::pack(&bootstrap, &tables, &self.build.pool)
+            .map_err(|source| Error::Pack { manifest, source })
     }
 
     /// An image of a root directory alone.

@@ -53,7 +53,7 @@ pub(crate) fn pump(
         if cancel.is_cancelled() {
             return fail(receivers, io::Error::other(progress::Cancelled));
         }
-        let mut bytes = returned.try_recv().unwrap_or_default();
+        let mut bytes = returned.try_recv().unwrap_or_else(|_| vec![0; size]);
         bytes.resize(size, 0);
         let (filled, error) = fill(&mut source, &mut bytes);
         bytes.truncate(filled);

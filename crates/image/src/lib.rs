@@ -13,6 +13,7 @@
 mod blob;
 mod digest;
 mod error;
+mod gzip;
 mod location;
 pub mod media;
 mod metered;

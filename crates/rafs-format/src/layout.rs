@@ -67,6 +67,8 @@ pub struct Allocator {
     block: u64,
     cursor: u64,
     free: Vec<VecDeque<u64>>,
+    /// Bit *k*: queue *k* is not empty.
+    filled: u128,
 }
 
 impl Default for Allocator {
@@ -82,6 +84,7 @@ impl Allocator {
             block: BLOCK_SIZE,
             cursor: META_HEAD,
             free: vec![VecDeque::new(); QUEUES],
+            filled: 0,
         }
     }
 
@@ -183,6 +186,7 @@ impl Allocator {
         let slots = (self.block - used) / Nid::SLOT_SIZE;
         if let Some(queue) = self.free.get_mut(slots as usize) {
             queue.push_back(offset - used);
+            self.filled |= 1 << slots;
         }
     }
 
@@ -192,14 +196,15 @@ impl Allocator {
             return None;
         }
         let slots = size.div_ceil(Nid::SLOT_SIZE);
-        let fitting = self
-            .free
-            .get_mut(slots as usize..(self.block / Nid::SLOT_SIZE) as usize)?;
-        let (extra, block) = fitting
-            .iter_mut()
-            .enumerate()
-            .find_map(|(i, queue)| Some((i as u64, queue.pop_front()?)))?;
-        let offset = block + self.block - (slots + extra) * Nid::SLOT_SIZE;
+        // What needs all 128 slots is never found: a block that is wholly free is in no queue.
+        let fitting = self.filled & u128::MAX.checked_shl(slots as u32).unwrap_or(0);
+        let found = u64::from(fitting.trailing_zeros());
+        let queue = self.free.get_mut(found as usize)?;
+        let block = queue.pop_front()?;
+        if queue.is_empty() {
+            self.filled &= !(1 << found);
+        }
+        let offset = block + self.block - found * Nid::SLOT_SIZE;
         self.give(offset + slots * Nid::SLOT_SIZE);
         Some(offset)
     }
@@ -255,4 +260,25 @@ pub(crate) fn contiguous(chunk_size: u32, chunks: &[ChunkPointer]) -> bool {
         }
         _ => true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_nearly_a_whole_block_is_appended() {
+        let mut allocator = Allocator::new();
+        let first = allocator.data(64, 32);
+        // Takes a new block and leaves the rest of the one before free.
+        let second = allocator.data(64, BLOCK_SIZE - 64 - 8);
+        assert_eq!(
+            second.offset,
+            first.offset.next_multiple_of(BLOCK_SIZE) + BLOCK_SIZE
+        );
+        // That rest is found again, exactly as long as it has room.
+        let rest = allocator.data(64, BLOCK_SIZE - 96 - 64);
+        assert_eq!(rest.offset, first.offset + 96);
+        assert!(allocator.data(64, 32).offset > second.offset);
+    }
 }

@@ -37,8 +37,10 @@ fn layer(bytes: Vec<u8>, diff_id: String, media_type: &str) -> Layer {
 /// Writes the image and its Nydus form, with a last change to the latter's manifest and configuration.
 fn write(root: &Path, change: impl FnOnce(&mut Value, &mut Value)) {
     let tars = tars();
-    let (image, blobs) = build(&tars, &build_options());
-    let pack = nydus::BootstrapLayer::pack(&builder::encode_v6(&image).unwrap(), &[]).unwrap();
+    let options = build_options();
+    let (image, blobs) = build(&tars, &options);
+    let bootstrap = builder::encode_v6(&image).unwrap();
+    let pack = nydus::BootstrapLayer::pack(&bootstrap, &[], &options.pool).unwrap();
     let blob = |blob: Vec<u8>| {
         let digest = testkit::sha256(&blob);
         layer(blob, digest, nydus::BLOB_MEDIA_TYPE)

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkdict::{ChunkKey, ChunkTable};
 use codec::Encoder;
-use rafs_format::{BLOCK_SIZE, ChunkFlags, ChunkRecord};
+use rafs_format::{BLOCK_SIZE, ChunkFlags, ChunkRecord, Compressor};
 use tree::ChunkId;
 
 use super::cut::Hashed;
@@ -216,10 +216,10 @@ fn record(piece: &Piece, index: u32, uncompressed_offset: u64) -> ChunkRecord {
     }
 }
 
-/// Encoders that wait for the next job: never more than the pool has threads.
+/// Encoders that wait for the next job, each with memory to write to: never more than the pool has threads.
 struct Encoders {
-    options: (rafs_format::Compressor, i32),
-    idle: Mutex<Vec<Encoder>>,
+    options: (Compressor, i32),
+    idle: Mutex<Vec<(Encoder, Vec<u8>)>>,
 }
 
 impl Encoders {
@@ -230,57 +230,69 @@ impl Encoders {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop();
-        let mut encoder = match idle {
-            Some(encoder) => encoder,
-            None => Encoder::new(self.options.0, self.options.1)?,
+        let (mut encoder, mut spare) = match idle {
+            Some(idle) => idle,
+            None => (
+                Encoder::new(self.options.0, self.options.1)?,
+                vec![0; buffer.len()],
+            ),
         };
-        let result = compress(&mut encoder, buffer, pieces, new);
+        let result = compress(&mut encoder, &mut spare, buffer, pieces, new);
         self.idle
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(encoder);
+            .push((encoder, spare));
         result
     }
 }
 
+/// Compresses into `spare`, which then changes places with the memory of the buffer.
 fn compress(
     encoder: &mut Encoder,
+    spare: &mut Vec<u8>,
     mut buffer: Buffer,
     pieces: &[Piece],
     new: &[bool],
 ) -> io::Result<Compressed> {
     let mut sizes = Vec::with_capacity(pieces.len());
-    // Stored bytes never outgrow the chunks read so far, so both share the buffer.
     let (mut read, mut written) = (0, 0);
-    for (piece, _) in pieces
-        .iter()
-        .zip(new)
-        .map(|(piece, &new)| {
-            let start = read;
-            read += piece.len as usize;
-            (start..read, new)
-        })
-        .filter(|(_, new)| *new)
-    {
-        let stored = match encoder.compress(&buffer.as_slice()[piece.clone()])? {
-            Some(compressed) => {
-                buffer.write(written, compressed);
-                StoredSize {
-                    size: compressed.len() as u32,
-                    compressed: true,
-                }
-            }
-            None => {
-                buffer.move_down(piece.clone(), written);
-                StoredSize {
-                    size: piece.len() as u32,
-                    compressed: false,
-                }
-            }
-        };
-        written += stored.size as usize;
-        sizes.push(stored);
+    // The stored bytes so far are the first bytes of the buffer as they are.
+    let mut untouched = true;
+    for (piece, &new) in pieces.iter().zip(new) {
+        let start = read;
+        read += piece.len as usize;
+        if !new {
+            continue;
+        }
+        let chunk = &buffer.as_slice()[start..read];
+        let stored = encoder.compress_at(chunk, spare, written)?;
+        if untouched && (stored.is_some() || start != written) {
+            untouched = false;
+            put(spare, 0, &buffer.as_slice()[..written]);
+        }
+        if stored.is_none() && !untouched {
+            put(spare, written, chunk);
+        }
+        let size = stored.unwrap_or(chunk.len());
+        written += size;
+        sizes.push(StoredSize {
+            size: size as u32,
+            compressed: stored.is_some(),
+        });
     }
-    buffer.truncate(written);
+    if untouched {
+        buffer.truncate(written);
+    } else {
+        buffer.exchange(spare, written);
+    }
     Ok(Compressed { buffer, sizes })
+}
+
+/// Overwrites the bytes from `start` on, with room added as needed.
+fn put(out: &mut Vec<u8>, start: usize, bytes: &[u8]) {
+    let end = start + bytes.len();
+    if out.len() < end {
+        out.resize(end, 0);
+    }
+    out[start..end].copy_from_slice(bytes);
 }

@@ -1,19 +1,20 @@
 //! The layer that carries the bootstrap: a gzip-compressed tar with `image/image.boot` and, per blob, the chunk
 //! table that a runtime would else have to fetch from the blob's tail.
 
+use std::borrow::Cow;
 use std::cell::Cell;
-use std::io::{self, Read, Write as _};
-
-use flate2::write::GzEncoder;
+use std::io::{self, Read};
 
 use crate::metered::{HEADERS_MAX, Metered};
-use crate::{Digest, Error};
+use crate::{Digest, Error, gzip};
 
 /// Largest bootstrap that is read from a layer, in bytes.
 pub const BOOTSTRAP_SIZE_MAX: u64 = 1 << 30;
 
 /// Name of the bootstrap in its layer.
 const BOOTSTRAP: &str = "image/image.boot";
+/// Size of a tar block, in bytes.
+const BLOCK: usize = 512;
 /// Size that chunk tables are padded to, in bytes.
 const META_ALIGNMENT: usize = 4096;
 
@@ -40,33 +41,41 @@ pub struct Table<'a> {
 }
 
 impl BootstrapLayer {
-    /// Packs a bootstrap and the chunk tables of its blobs.
+    /// Packs a bootstrap and the chunk tables of its blobs. The bytes do not depend on the threads of `pool`.
     ///
     /// # Errors
-    /// What the compressor reports; writing to memory does not fail otherwise.
-    pub fn pack(bootstrap: &[u8], tables: &[Table<'_>]) -> io::Result<Self> {
-        let mut tar = Hashing {
-            inner: GzEncoder::new(Vec::new(), flate2::Compression::default()),
-            hasher: crate::Hasher::new(),
-        };
-        entry(&mut tar, "image/", tar::EntryType::Directory, 0o755, 0)?;
-        file(&mut tar, BOOTSTRAP, &[bootstrap])?;
+    /// What the compressor reports.
+    pub fn pack(
+        bootstrap: &[u8],
+        tables: &[Table<'_>],
+        pool: &rayon::ThreadPool,
+    ) -> io::Result<Self> {
+        let mut tar = Tar::default();
+        tar.entry("image/", tar::EntryType::Directory, 0o755, 0)?;
+        tar.file(BOOTSTRAP, &[bootstrap])?;
         for Table {
             blob,
             table,
             header,
         } in tables
         {
-            let padding = vec![0; table.len().next_multiple_of(META_ALIGNMENT) - table.len()];
-            file(
-                &mut tar,
+            let padding = table.len().next_multiple_of(META_ALIGNMENT) - table.len();
+            tar.file(
                 &format!("image/{}.blob.meta", blob.hex()),
-                &[table, &padding, header],
+                &[table, &[0; META_ALIGNMENT][..padding], header],
             )?;
         }
-        tar.write_all(&[0; 1024])?;
-        let diff_id = tar.hasher.finish();
-        let bytes = tar.inner.finish()?;
+        tar.pieces.push(Cow::Borrowed(&[0; 2 * BLOCK]));
+        let pieces: Vec<&[u8]> = tar.pieces.iter().map(|piece| &**piece).collect();
+        let (diff_id, bytes) = pool.join(
+            || {
+                let mut hasher = crate::Hasher::new();
+                pieces.iter().for_each(|piece| hasher.update(piece));
+                hasher.finish()
+            },
+            || gzip::compress(&pieces, pool),
+        );
+        let bytes = bytes?;
         Ok(Self {
             digest: Digest::of(&bytes),
             bytes,
@@ -75,45 +84,35 @@ impl BootstrapLayer {
     }
 }
 
-/// Digests the tar on its way to the compressor.
-struct Hashing {
-    inner: GzEncoder<Vec<u8>>,
-    hasher: crate::Hasher,
+/// A tar in pieces, most of them borrowed.
+#[derive(Default)]
+struct Tar<'a> {
+    pieces: Vec<Cow<'a, [u8]>>,
 }
 
-impl Hashing {
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.hasher.update(bytes);
-        self.inner.write_all(bytes)
+impl<'a> Tar<'a> {
+    fn entry(&mut self, name: &str, kind: tar::EntryType, mode: u32, size: u64) -> io::Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(name)?;
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(size);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_cksum();
+        self.pieces.push(Cow::Owned(header.as_bytes().to_vec()));
+        Ok(())
     }
-}
 
-fn entry(
-    tar: &mut Hashing,
-    name: &str,
-    kind: tar::EntryType,
-    mode: u32,
-    size: u64,
-) -> io::Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_path(name)?;
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_size(size);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_cksum();
-    tar.write_all(header.as_bytes())
-}
-
-fn file(tar: &mut Hashing, name: &str, pieces: &[&[u8]]) -> io::Result<()> {
-    let size: usize = pieces.iter().map(|piece| piece.len()).sum();
-    entry(tar, name, tar::EntryType::Regular, 0o444, size as u64)?;
-    for piece in pieces {
-        tar.write_all(piece)?;
+    fn file(&mut self, name: &str, content: &[&'a [u8]]) -> io::Result<()> {
+        let size: usize = content.iter().map(|piece| piece.len()).sum();
+        self.entry(name, tar::EntryType::Regular, 0o444, size as u64)?;
+        let padding = &[0; BLOCK][..size.next_multiple_of(BLOCK) - size];
+        let pieces = content.iter().copied().chain([padding]);
+        self.pieces.extend(pieces.map(Cow::Borrowed));
+        Ok(())
     }
-    tar.write_all(&[0; 512][..size.next_multiple_of(512) - size])
 }
 
 /// Reads the bootstrap from its layer (compressed, as stored) to the layer's end. Also gives the diff id of the layer.
@@ -209,7 +208,13 @@ impl<R: Read> Read for Counting<R> {
 
 #[cfg(test)]
 mod tests {
+    use flate2::write::GzEncoder;
+
     use super::*;
+
+    fn pool() -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().build().unwrap()
+    }
 
     #[test]
     fn a_bootstrap_comes_back_out_of_its_layer() {
@@ -219,12 +224,14 @@ mod tests {
             table: &[1; 24],
             header: &[2; 4096],
         };
-        let layer = BootstrapLayer::pack(&boot, &[table]).unwrap();
+        let layer = BootstrapLayer::pack(&boot, &[table], &pool()).unwrap();
         let (read, diff_id) = unpack_bootstrap(&layer.bytes[..], "layer").unwrap();
         assert_eq!(read, boot);
         assert_eq!(diff_id, layer.diff_id);
         assert_eq!(
-            BootstrapLayer::pack(&boot, &[table]).unwrap().digest,
+            BootstrapLayer::pack(&boot, &[table], &pool())
+                .unwrap()
+                .digest,
             layer.digest
         );
 

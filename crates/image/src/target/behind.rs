@@ -1,6 +1,7 @@
 //! Writing out early what was written.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 
 use rustix::fs::{Advice, fadvise};
 
@@ -21,18 +22,23 @@ impl WriteBehind {
 
     /// `file` is now written up to `end`.
     pub(super) fn reached(&mut self, file: &File, end: u64) {
-        let fresh = end.saturating_sub(self.begun);
-        if fresh < STEP {
-            return;
+        if end.saturating_sub(self.begun) >= STEP {
+            self.start(file, end);
         }
+    }
+
+    /// `file` is complete and ends at `end`.
+    pub(super) fn ended(mut self, file: &File, end: u64) {
+        self.start(file, end);
+    }
+
+    fn start(&mut self, file: &File, end: u64) {
+        let Some(fresh) = NonZeroU64::new(end.saturating_sub(self.begun)) else {
+            return;
+        };
         // On Linux this starts to write dirty pages, and drops clean ones, of which there are none yet. It is advice:
         // if it fails, the sync has more to do.
-        let _ = fadvise(
-            file,
-            self.begun,
-            std::num::NonZeroU64::new(fresh),
-            Advice::DontNeed,
-        );
+        let _ = fadvise(file, self.begun, Some(fresh), Advice::DontNeed);
         self.begun = end;
     }
 }

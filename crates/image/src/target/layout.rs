@@ -189,8 +189,12 @@ impl BlobSink for Writer {
     /// A blob of that name that is there already is replaced: it may be damaged.
     fn finish(self: Box<Self>, digest: Digest) -> Result<u64, Error> {
         let Self {
-            file, layout, size, ..
+            file,
+            layout,
+            size,
+            behind,
         } = *self;
+        behind.ended(file.as_file(), size);
         let path = layout.blobs.join(digest.hex());
         let known = path.exists();
         file.persist(&path)

@@ -40,13 +40,13 @@ pub(super) fn checksum_fits(block: &Block) -> bool {
     let Ok(Some(recorded)) = octal(&old.cksum) else {
         return false;
     };
-    let (mut unsigned, mut signed) = (0i64, 0i64);
-    for (i, &b) in block.iter().enumerate() {
-        let b = if (148..156).contains(&i) { b' ' } else { b };
-        unsigned += i64::from(b);
-        signed += i64::from(b as i8);
-    }
-    recorded == unsigned || recorded == signed
+    // The field itself counts as blanks.
+    let sum = |value: fn(u8) -> i32| {
+        let all: i32 = block.iter().map(|&b| value(b)).sum();
+        let field: i32 = old.cksum.iter().map(|&b| value(b)).sum();
+        i64::from(all - field + old.cksum.len() as i32 * i32::from(b' '))
+    };
+    recorded == sum(i32::from) || recorded == sum(|b| i32::from(b as i8))
 }
 
 /// A number in octal digits, with spaces and NULs around it; `None` if there are no digits.
