@@ -63,11 +63,16 @@ impl Registry {
         client.unwrap().repository(&reference)
     }
 
-    /// Uploads that are open.
+    /// Uploads that are open. (Of those given up this registry forgets to remove the state of the hash.)
     fn uploads(&self, name: &str) -> usize {
         let path = format!("data/docker/registry/v2/repositories/{name}/_uploads");
         let entries = std::fs::read_dir(self.directory.path().join(path));
-        entries.map_or(0, Iterator::count)
+        entries.map_or(0, |entries| {
+            let open = |path: std::path::PathBuf| path.join("startedat").exists();
+            entries
+                .filter(|entry| open(entry.as_ref().unwrap().path()))
+                .count()
+        })
     }
 }
 
