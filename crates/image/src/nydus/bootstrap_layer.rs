@@ -208,6 +208,8 @@ impl<R: Read> Read for Counting<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use flate2::write::GzEncoder;
 
     use super::*;
