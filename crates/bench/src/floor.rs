@@ -89,7 +89,12 @@ impl Stages {
 
 /// The attainable wall time of converting `layers`, in seconds, from the stages of each.
 pub fn attainable(layers: &[Stages], cores: usize) -> f64 {
-    let total: f64 = layers.iter().map(Stages::total).sum();
+    attainable_beside(layers, 0.0, cores)
+}
+
+/// The same on a machine on which others take `others` core-seconds meanwhile.
+pub fn attainable_beside(layers: &[Stages], others: f64, cores: usize) -> f64 {
+    let total: f64 = layers.iter().map(Stages::total).sum::<f64>() + others;
     let serial = layers
         .iter()
         .map(Stages::longest_serial)

@@ -10,10 +10,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use rafs_format::Compressor;
 use serde::Serialize;
+use testkit::docker_registry::{DockerRegistry, Options, no_docker_registry};
 
 use crate::floor::{self, Floor, Layer, Stages};
 use crate::input::Input;
-use crate::measure::{Runs, Usage, usage};
+use crate::measure::{Runs, Usage, median, usage};
 
 /// The measured programs.
 pub struct Programs {
@@ -63,6 +64,7 @@ impl Scenario<'_> {
             self.convert(compressor)?;
             self.create(compressor)?;
         }
+        self.registry()?;
         self.check()?;
         self.merge()?;
         self.mount()?;
@@ -120,6 +122,7 @@ impl Scenario<'_> {
             self.converted(compressor).as_ref(),
             "--compressor".as_ref(),
             compressor.name().as_ref(),
+            "--no-journal".as_ref(),
         ]);
         let layers = self.input.image_layers();
         self.with_floor(
@@ -190,6 +193,60 @@ impl Scenario<'_> {
         let row = self.push(what, runs, size(out)?);
         row.attainable = Some(attainable);
         row.ratio = Some((attainable / wall, "efficiency"));
+        row.stages = stages;
+        Ok(())
+    }
+
+    /// Converts from a registry into it, on loopback. What the server takes of the cores is counted into the floor.
+    fn registry(&mut self) -> Result<()> {
+        if let Some(why) = no_docker_registry() {
+            testkit::skip("benchmark of conversions in a registry", why);
+            return Ok(());
+        }
+        let server = DockerRegistry::start(Options::default());
+        let source = format!("{}/source/image:plain", server.host());
+        run(Command::new(&self.programs.nydusify)
+            .args(["copy", "--plain-http", "--source"])
+            .arg(self.input.reference())
+            .args(["--target", &source]))?;
+        let floors = self.input.image_layers();
+        let floors = floors
+            .iter()
+            .map(|layer| Floor::prepare(layer, Compressor::Zstd))
+            .collect::<Result<Vec<_>>>()?;
+        let (mut usages, mut served) = (Vec::new(), Vec::new());
+        let mut rounds = vec![Vec::new(); floors.len()];
+        for round in 0..=self.runs {
+            let target = format!("{}/target{round}/image:nydus", server.host());
+            let before = server.cpu_time();
+            let used = usage(&args(&[
+                self.programs.nydusify.as_os_str(),
+                "convert".as_ref(),
+                "--plain-http".as_ref(),
+                "--no-journal".as_ref(),
+                "--source".as_ref(),
+                source.as_ref(),
+                "--target".as_ref(),
+                target.as_ref(),
+            ]))?;
+            // The first run does not count.
+            if round > 0 {
+                usages.push(used);
+                served.push((server.cpu_time() - before).as_secs_f64());
+                for (floor, rounds) in floors.iter().zip(&mut rounds) {
+                    rounds.push(floor.round()?);
+                }
+            }
+        }
+        let stages: Vec<Stages> = rounds.iter().map(|rounds| Stages::median(rounds)).collect();
+        let served = median(served);
+        let attainable = floor::attainable_beside(&stages, served, floor::cores());
+        let runs = Runs::of(usages);
+        let wall = runs.median.wall;
+        let what = format!("convert, zstd, registry to registry (server: {served:.2} core-s)");
+        let row = self.push(what, runs, 0);
+        row.attainable = Some(attainable);
+        row.ratio = Some((wall / attainable, "times attainable"));
         row.stages = stages;
         Ok(())
     }
