@@ -24,6 +24,8 @@ pub(crate) struct Context<'a> {
     places: Places<'a>,
     options: &'a ConvertOptions,
     build: BuildOptions,
+    /// Layers that are converted at the same time.
+    lanes: usize,
     cancel: &'a Cancel,
 }
 
@@ -54,7 +56,15 @@ impl<'a> Context<'a> {
             .num_threads(options.threads.get())
             .build();
         let pool = Arc::new(pool.map_err(|error| Error::Threads(error.into()))?);
-        let mut build = BuildOptions::new(pool, Budget::new(options.memory));
+        let lanes = if target.is_sequential() {
+            1
+        } else {
+            options.threads.get().max(LANES_MIN)
+        };
+        // What the target holds of each blob comes out of the same budget, as far as half of it goes.
+        let held = lanes.saturating_mul(target.buffered());
+        let memory = options.memory.saturating_sub(held).max(options.memory / 2);
+        let mut build = BuildOptions::new(pool, Budget::new(memory));
         build.compressor = options.compressor;
         build.level = options.level;
         build.chunk_size = options.chunk_size;
@@ -69,6 +79,7 @@ impl<'a> Context<'a> {
             },
             options,
             build,
+            lanes,
             cancel,
         })
     }
@@ -193,17 +204,12 @@ impl<'a> Context<'a> {
 
     fn convert_layers(&self, source: &Manifest, diff_ids: &[Digest]) -> Result<Layers, Error> {
         let distinct = layers::distinct(&source.layers, diff_ids);
-        let lanes = if self.places.target.is_sequential() {
-            1
-        } else {
-            self.options.threads.get().max(LANES_MIN)
-        };
         let converted = layers::convert(
             &self.places,
             &distinct.layers,
             &self.build,
             self.options.dedup,
-            lanes,
+            self.lanes,
         )?;
         let reused = converted.iter().filter(|layer| layer.reused);
         let reused = reused.fold((0, 0), |(count, size), layer| {

@@ -61,6 +61,11 @@ pub trait Sink: Send + Sync {
     fn is_sequential(&self) -> bool {
         false
     }
+
+    /// Bytes of a blob that are in memory while it is written, at most.
+    fn buffered(&self) -> usize {
+        0
+    }
 }
 
 /// One blob on its way into a [`Sink`]; dropped before [`BlobSink::finish`], it leaves nothing. Errors of [`Write`] carry
@@ -125,6 +130,11 @@ impl Target {
     /// Whether blobs have to be written one after another.
     pub fn is_sequential(&self) -> bool {
         self.sink.is_sequential()
+    }
+
+    /// Bytes of each blob that are in memory while it is written, at most.
+    pub fn buffered(&self) -> usize {
+        self.sink.buffered()
     }
 
     /// Begins a blob whose digest is not known yet.

@@ -30,10 +30,7 @@ impl World {
         });
         let scratch = tempfile::tempdir().unwrap();
         // "u:p"
-        let config = format!(
-            r#"{{"auths":{{"{}":{{"auth":"dTpw"}}}}}}"#,
-            registry.host()
-        );
+        let config = format!(r#"{{"auths":{{"{}":{{"auth":"dTpw"}}}}}}"#, registry.host());
         std::fs::write(scratch.path().join("config.json"), config).unwrap();
         registry.push_layout(&fixture::busybox(), BUSYBOX_TAG, "source", "plain");
         Self { registry, scratch }

@@ -191,6 +191,11 @@ impl Pushing {
 }
 
 impl Sink for Pushing {
+    /// One segment on the wire, and one that fills.
+    fn buffered(&self) -> usize {
+        2 * self.repository().core().settings.segment_size
+    }
+
     fn writer(self: Arc<Self>) -> Result<Box<dyn BlobSink>, image::Error> {
         let upload = self.repository().upload()?;
         Ok(Box::new(Writer {

@@ -139,6 +139,11 @@ impl Write for Upload {
             self.send()?;
         }
         let length = buf.len().min(self.segment - self.buffer.len());
+        if self.buffer.capacity() < self.buffer.len() + length {
+            // Small blobs take little, and no segment takes more than its size.
+            let more = (2 * self.buffer.len()).clamp(length, self.segment - self.buffer.len());
+            self.buffer.reserve_exact(more);
+        }
         self.buffer.extend_from_slice(&buf[..length]);
         self.written += length as u64;
         Ok(length)
