@@ -270,3 +270,16 @@ fn an_interrupted_copy_leaves_nothing() {
     assert_eq!(other.tags("app"), Vec::<String>::new());
     assert_eq!(other.counters().open_uploads, 0);
 }
+
+/// `--target-suffix -nydus`: what begins with a dash is a value there, as the deployed tool has it.
+#[test]
+fn a_suffix_may_begin_with_a_dash() {
+    let (registry, _) = with_app();
+    let app = at(&registry, "app");
+    run(
+        NYDUSIFY,
+        ["convert", "--source", &app, "--target-suffix", "-nydus"],
+    )
+    .ok();
+    assert_eq!(registry.tags("app"), ["latest", "latest-nydus"]);
+}
