@@ -3,20 +3,23 @@
 //! [`convert`] chooses the images of the platforms asked for, converts their layers side by side (each is fetched,
 //! inflated, digested and cut into chunks at the same time), lays the layer trees over each other, writes bootstrap
 //! layer, configuration and manifest, and sets the tag last. What fails or is cancelled leaves no tag and no
-//! unfinished file. What comes out depends on the source and the options alone.
+//! unfinished file. What comes out depends on the source and the options alone. [`copy_image`] moves images as they are.
 //!
 //! * An index is reduced to the chosen platforms before anything else is read; if a single image is left, that is
 //!   the result. Attestations are carried over untouched when all platforms are chosen.
 //! * Images that are Nydus images already are copied as they are.
+//! * With [`ConvertOptions::merge`] the result is an index of plain and Nydus images, without attestations.
 //! * A layer that occurs twice is converted once and listed twice.
 //! * An image without layers becomes one whose only layer is the bootstrap of an empty root directory.
 #![forbid(unsafe_code)]
 
+mod copy;
 mod error;
 mod journal;
 mod layer;
 mod layers;
 mod manifest;
+mod merged;
 mod options;
 mod piece;
 mod report;
@@ -27,6 +30,7 @@ use std::time::Instant;
 use image::{Descriptor, Index, Location, Node, Source, Target, media};
 use progress::{Cancel, Progress};
 
+pub use copy::{CopyOptions, CopyReport, copy_image, open_archive};
 pub use error::Error;
 pub use options::{ConvertOptions, DedupScope};
 pub use report::ConvertReport;
@@ -61,7 +65,11 @@ pub fn convert_image(
     cancel: &Cancel,
 ) -> Result<ConvertReport, Error> {
     let begun = Instant::now();
-    let selected = source.select(&options.platform)?;
+    let mut selected = source.select(&options.platform)?;
+    if options.merge {
+        // They are about images that are not in the result.
+        selected.retain(|image| !image.attestation);
+    }
     let pulled = begun.elapsed();
 
     let journal = options.journal.as_deref().map(journal::Journal::open);
@@ -69,6 +77,10 @@ pub fn convert_image(
         manifest::Context::new(source, &target, journal.as_ref(), options, progress, cancel)?;
     let images = context.convert_all(&selected)?;
     let root = match (&images[..], source.node(source.root())?) {
+        _ if options.merge => {
+            let pairs = (&selected[..], &images[..]);
+            merged::put_index(source, &target, pairs, options, progress, cancel)?
+        }
         ([one], _) => unplaced(&one.descriptor),
         (_, Node::Index(index)) => put_index(&target, index, &images, options)?,
         (_, Node::Manifest(_)) => return Err(Error::NoImage),

@@ -12,7 +12,7 @@ use tree::{Image, Tree};
 
 use crate::journal::Journal;
 use crate::layer::{Blob, Places};
-use crate::{ConvertOptions, Error, TOTAL, layers};
+use crate::{ConvertOptions, Error, TOTAL, layers, unplaced};
 
 /// Version of the bootstraps that are written.
 const FS_VERSION: &str = "6";
@@ -310,16 +310,25 @@ impl<'a> Context<'a> {
             &format!("configuration {}", source.config.digest),
         )?;
         let config = serde_json::to_vec(&config).expect("a JSON value always serialises");
-        let config = target.put(&config, &source.config.media_type)?;
+        let kind = match self.options.merge {
+            // Runtimes that know plain images only pass over it.
+            true => nydus::CONFIG_MEDIA_TYPE,
+            false => &source.config.media_type,
+        };
+        let config = target.put(&config, kind)?;
         let name = self.options.source_name.as_deref();
-        Ok(nydus::target_manifest(
+        let mut manifest = nydus::target_manifest(
             &source,
             image.descriptor.digest,
             name,
             config,
             layers,
             FS_VERSION,
-        ))
+        );
+        if self.options.referrer {
+            nydus::refer(&mut manifest, &unplaced(&image.descriptor));
+        }
+        Ok(manifest)
     }
 
     /// Compares the new image, not tagged yet, with its source.
@@ -431,7 +440,7 @@ fn image_size(manifest: &Manifest) -> u64 {
 }
 
 /// The platform that a configuration states.
-fn platform(config: &Value) -> Option<Platform> {
+pub(crate) fn platform(config: &Value) -> Option<Platform> {
     let text = |key: &str| config.get(key).and_then(Value::as_str);
     let mut platform = Platform::new(text("os")?, text("architecture")?);
     platform.variant = text("variant").map(str::to_owned);

@@ -41,6 +41,10 @@ pub struct ConvertOptions {
     pub check: bool,
     /// Directory with what earlier runs have converted: what is there already is not converted again.
     pub journal: Option<PathBuf>,
+    /// Whether the result is an index of the source's images, each with an empty layer below, and the new ones.
+    pub merge: bool,
+    /// Whether new manifests refer to those they were made of.
+    pub referrer: bool,
     /// Name of the source in the manifest's annotations.
     pub source_name: Option<String>,
 }
@@ -68,6 +72,8 @@ impl ConvertOptions {
                 .max(Self::MEMORY_MIN),
             check: false,
             journal: None,
+            merge: false,
+            referrer: false,
             source_name: None,
         }
     }

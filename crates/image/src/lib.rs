@@ -30,7 +30,7 @@ pub use location::Location;
 pub use model::{Descriptor, Index, Manifest, Node};
 pub use platform::{Platform, PlatformChoice};
 pub use source::{Origin, Selected, Source, Store};
-pub use target::{BlobSink, BlobWriter, Sink, Target};
+pub use target::{Arrival, BlobSink, BlobWriter, Sink, Target};
 
 /// Largest manifest, index or configuration that is read, in bytes.
 pub const DOCUMENT_SIZE_MAX: u64 = 8 << 20;

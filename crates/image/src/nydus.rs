@@ -17,6 +17,8 @@ pub const BLOB_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.nydus.blob.v1
 pub const CONFIG_MEDIA_TYPE: &str = "application/vnd.nydus.image.config.v1+json";
 /// Artifact type of a Nydus manifest in an index.
 pub const ARTIFACT_TYPE: &str = "application/vnd.nydus.image.manifest.v1+json";
+/// Feature of the operating system by which older converters mark a Nydus manifest in an index.
+pub const OS_FEATURE: &str = "nydus.remoteimage.v1";
 /// Marks a blob layer: `true`.
 pub const ANNOTATION_BLOB: &str = "containerd.io/snapshot/nydus-blob";
 /// Marks the bootstrap layer: `true`.
@@ -25,6 +27,8 @@ pub const ANNOTATION_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-bootstrap";
 pub const ANNOTATION_FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version";
 /// Digest of the original layer that a ref layer describes.
 pub const ANNOTATION_REF: &str = "containerd.io/snapshot/nydus-ref";
+/// Marks the empty layer below a plain image in an index with its Nydus image: `true`.
+pub const ANNOTATION_EMPTY_LAYER: &str = "containerd.io/snapshot/nydus-empty-layer";
 /// Digest of the source manifest.
 pub const ANNOTATION_SOURCE_DIGEST: &str = "containerd.io/snapshot/nydus-source-digest";
 /// Name of the source image.
@@ -33,6 +37,20 @@ pub const ANNOTATION_SOURCE_REFERENCE: &str = "containerd.io/snapshot/nydus-sour
 /// Whether an image is a Nydus image: its last layer is a bootstrap.
 pub fn is_nydus(manifest: &Manifest) -> bool {
     bootstrap_descriptor(manifest).is_some()
+}
+
+/// Whether an entry of an index claims to lead to a Nydus image: by its artifact type, or as older converters have it.
+pub fn is_nydus_entry(entry: &Descriptor) -> bool {
+    let features = || {
+        entry
+            .platform
+            .as_ref()?
+            .other
+            .get("os.features")?
+            .as_array()
+    };
+    entry.other.get("artifactType").and_then(Value::as_str) == Some(ARTIFACT_TYPE)
+        || features().is_some_and(|all| all.iter().any(|one| one == OS_FEATURE))
 }
 
 /// The bootstrap layer of a Nydus image.
@@ -72,15 +90,19 @@ pub fn bootstrap_layer_descriptor(
     size: u64,
     fs_version: &str,
 ) -> Descriptor {
-    let media_type = if media::is_docker(manifest_type) {
-        media::DOCKER_LAYER_GZIP
-    } else {
-        media::OCI_LAYER_GZIP
-    };
-    let mut descriptor = Descriptor::new(media_type, digest, size);
+    let mut descriptor = Descriptor::new(layer_media_type(manifest_type), digest, size);
     descriptor.annotate(ANNOTATION_BOOTSTRAP, "true");
     descriptor.annotate(ANNOTATION_FS_VERSION, fs_version);
     descriptor
+}
+
+/// The media type of a gzip layer in the family of media types that `manifest_type` is of.
+pub fn layer_media_type(manifest_type: &str) -> &'static str {
+    if media::is_docker(manifest_type) {
+        media::DOCKER_LAYER_GZIP
+    } else {
+        media::OCI_LAYER_GZIP
+    }
 }
 
 /// The configuration of a Nydus image: that of its source with other diff ids and one more line of history. All else
@@ -89,6 +111,31 @@ pub fn bootstrap_layer_descriptor(
 /// # Errors
 /// [`Error::Document`] if the source's has no usable `rootfs` or `history`; `what` names it.
 pub fn target_config(source: &Value, diff_ids: &[Digest], what: &str) -> Result<Value, Error> {
+    with_layers(source, diff_ids, what, |history| {
+        history.push(json!({"created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer"}));
+    })
+}
+
+/// The configuration of a plain image in an index with its Nydus image: that of its source with an empty layer of this
+/// diff id below all others.
+///
+/// # Errors
+/// As [`target_config`], and if the source's diff ids are none.
+pub fn with_empty_layer(source: &Value, diff_id: Digest, what: &str) -> Result<Value, Error> {
+    let mut all = vec![diff_id];
+    all.extend(diff_ids(source, what)?);
+    with_layers(source, &all, what, |history| {
+        let line = json!({"created_by": "Nydus Converter", "comment": "Nydus Empty Layer"});
+        history.insert(0, line);
+    })
+}
+
+fn with_layers(
+    source: &Value,
+    diff_ids: &[Digest],
+    what: &str,
+    note: impl FnOnce(&mut Vec<Value>),
+) -> Result<Value, Error> {
     let invalid = |reason: &str| Error::Document {
         what: what.to_owned(),
         reason: reason.to_owned(),
@@ -111,7 +158,7 @@ pub fn target_config(source: &Value, diff_ids: &[Digest], what: &str) -> Result<
     let history = history
         .as_array_mut()
         .ok_or_else(|| invalid("its history is no list"))?;
-    history.push(json!({"created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer"}));
+    note(history);
     Ok(config)
 }
 
@@ -127,6 +174,11 @@ pub fn diff_ids(config: &Value, what: &str) -> Result<Vec<Digest>, Error> {
             source,
         }),
     }
+}
+
+/// Makes a manifest refer to `subject`.
+pub fn refer(manifest: &mut Manifest, subject: &Descriptor) {
+    manifest.other.insert("subject".to_owned(), json!(subject));
 }
 
 /// The media types of a manifest and its configuration, of Docker's kind, as OCI's.

@@ -4,6 +4,7 @@ mod archive;
 mod docker;
 pub(crate) mod layout;
 
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -126,6 +127,19 @@ impl Source {
         match open(archive, None) {
             Err(Error::Ambiguous { .. }) => open(Archive::open(file)?, Some(name)),
             other => other,
+        }
+    }
+
+    /// Opens the only image of an archive of either kind: the one at `path`, which has been decompressed to `file`.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn open_decompressed(path: &Path, file: File) -> Result<Self, Error> {
+        let archive = Archive::of(path, file)?;
+        if archive.contains("index.json") {
+            layout::open_archive(archive, None)
+        } else {
+            docker::open(archive, None)
         }
     }
 

@@ -90,6 +90,17 @@ pub struct Target {
     sink: Arc<dyn Sink>,
 }
 
+/// How a blob came to be in a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// It was there before.
+    Present,
+    /// The target took it over from where it was, without a copy through this process.
+    Adopted,
+    /// It was copied.
+    Copied,
+}
+
 /// One blob being written. It is in the target only after [`BlobWriter::finish`]; dropped before, it leaves nothing.
 ///
 /// Errors of [`Write`] carry an [`Error`] that names the target.
@@ -184,11 +195,27 @@ impl Target {
         descriptor: &Descriptor,
         cancel: &Cancel,
     ) -> Result<(), Error> {
+        self.copy_with(source, descriptor, cancel, &|_| {})
+            .map(drop)
+    }
+
+    /// Copies a blob as [`Target::copy`] does, and tells `advanced` how many bytes went through each time.
+    ///
+    /// # Errors
+    /// As [`Target::copy`].
+    pub fn copy_with(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+        cancel: &Cancel,
+        advanced: &dyn Fn(u64),
+    ) -> Result<Arrival, Error> {
         let (digest, size) = (&descriptor.digest, descriptor.size);
-        if self.sink.contains(digest, size, cancel)?
-            || self.sink.adopt(source.store(), descriptor)?
-        {
-            return Ok(());
+        if self.sink.contains(digest, size, cancel)? {
+            return Ok(Arrival::Present);
+        }
+        if self.sink.adopt(source.store(), descriptor)? {
+            return Ok(Arrival::Adopted);
         }
         let mut reader = source.open_blob(descriptor)?;
         let mut writer = self.blob_writer()?;
@@ -197,12 +224,16 @@ impl Target {
             cancel.check()?;
             match reader.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(got) => writer.write_all(&buffer[..got]).map_err(writing)?,
+                Ok(got) => {
+                    writer.write_all(&buffer[..got]).map_err(writing)?;
+                    advanced(got as u64);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(source.reading(digest, error)),
             }
         }
-        writer.finish(*digest).map(drop)
+        writer.finish(*digest)?;
+        Ok(Arrival::Copied)
     }
 
     /// Copies a manifest or an index from `source`, verified. What it names must be in place.

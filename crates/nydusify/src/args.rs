@@ -43,6 +43,10 @@ pub enum Command {
     /// Mount a Nydus image lazily
     #[command(visible_alias = "view")]
     Mount(Box<crate::mount::MountArgs>),
+    /// Copy an image as it is, from any place to any other
+    Copy(Box<crate::copy::CopyArgs>),
+    /// Look into authentication at registries
+    Auth(crate::auth::AuthArgs),
     /// Unmount an image mounted before
     Umount(crate::umount::UmountArgs),
     /// Commands of the deployed tool that this one does not have yet
@@ -51,7 +55,7 @@ pub enum Command {
 }
 
 /// Commands of the deployed tool that are not built.
-const UNBUILT: [&str; 6] = ["build", "pack", "copy", "optimize", "commit", "chunkdict"];
+const UNBUILT: [&str; 5] = ["build", "pack", "optimize", "commit", "chunkdict"];
 
 /// What is wrong with a command that is none of [`Command`]'s.
 pub fn unbuilt(words: &[OsString]) -> Usage {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use convert::{ConvertOptions, ConvertReport, DedupScope, Error};
+use convert::{ConvertOptions, DedupScope, Error};
 use image::{Location, Platform, PlatformChoice, Source};
 use indicatif::MultiProgress;
 use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor};
@@ -43,7 +43,7 @@ pub struct ConvertArgs {
     target: Option<String>,
 
     /// The new image goes beside the source, under its tag with this suffix
-    #[arg(long, env = "TARGET_SUFFIX", value_name = "SUFFIX")]
+    #[arg(long, env = "TARGET_SUFFIX", value_name = "SUFFIX", allow_hyphen_values = true)]
     target_suffix: Option<String>,
 
     /// Do not check the certificate of the source's registry
@@ -75,6 +75,19 @@ pub struct ConvertArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
           hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
     all_platforms: bool,
+
+    /// Write an index: the source's images, each with an empty layer below, then the new ones, so that every runtime
+    /// finds its own under one tag
+    #[arg(long, alias = "multi-platform", env = "MERGE_PLATFORM", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false", hide_default_value = true,
+          hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    merge_platform: bool,
+
+    /// Make new manifests refer to those they are made of, so that they are found among their referrers
+    #[arg(long, env = "WITH_REFERRER", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
+          value_parser = switch)]
+    with_referrer: bool,
 
     /// Turn Docker's media types into OCI's
     #[arg(long, env = "OCI", num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -199,9 +212,7 @@ impl Table for Unbuilt {
         Flag::value("build-cache-max-records", "BUILD_CACHE_MAX_RECORDS"),
         Flag::value("chunk-dict", "CHUNK_DICT"),
         Flag::switch("chunk-dict-insecure", "CHUNK_DICT_INSECURE"),
-        Flag::switch("merge-platform", "MERGE_PLATFORM").or("multi-platform"),
         Flag::switch("oci-ref", "OCI_REF"),
-        Flag::switch("with-referrer", "WITH_REFERRER"),
         Flag::switch("reverse", "REVERSE"),
         Flag::value("batch-size", "BATCH_SIZE").harmless(&["", "0", "0x0"]),
     ];
@@ -382,6 +393,8 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
         oci: args.oci && !args.docker_v2_format,
         memory: args.memory.unwrap_or(defaults.memory),
         check: args.check,
+        merge: args.merge_platform,
+        referrer: args.with_referrer,
         journal: journal(args),
         ..defaults
     })
@@ -442,7 +455,7 @@ fn patterns(text: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// A path that cannot be written is better known before the work than after.
-fn check_directory(path: &Path) -> Result<()> {
+pub(crate) fn check_directory(path: &Path) -> Result<()> {
     let dir = path
         .parent()
         .filter(|dir| !dir.as_os_str().is_empty())
@@ -457,7 +470,7 @@ fn check_directory(path: &Path) -> Result<()> {
     .into())
 }
 
-fn write_report(path: &Path, report: &ConvertReport) -> Result<()> {
+pub(crate) fn write_report(path: &Path, report: &impl serde::Serialize) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(report)?;
     json.push(b'\n');
     std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))

@@ -1,10 +1,12 @@
-//! `nydusify`: converts OCI images to Nydus images, checks and mounts them.
+//! `nydusify`: converts OCI images to Nydus images, checks, mounts and copies them.
 #![forbid(unsafe_code)]
 
 mod args;
+mod auth;
 mod cache;
 mod check;
 mod convert;
+mod copy;
 mod interrupt;
 mod logging;
 mod mount;
@@ -40,6 +42,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     logging::init(arguments.level(), log_file, &terminal)?;
     match &arguments.command {
         Command::Convert(options) => convert::run(options, terminal),
+        Command::Copy(options) => copy::run(options, terminal),
+        Command::Auth(options) => auth::run(options),
         Command::Check(options) => check::run(options),
         Command::Mount(options) => mount::run(options, log_file),
         Command::Umount(options) => umount::run(options),

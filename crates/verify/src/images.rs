@@ -11,6 +11,8 @@ struct Image {
     descriptor: Descriptor,
     manifest: Manifest,
     platform: Option<Platform>,
+    /// It is a Nydus image, or its index says so.
+    nydus: bool,
 }
 
 /// The images of the chosen platforms in `target`, each with the image of `source` that it should equal.
@@ -37,6 +39,12 @@ pub fn images(
             Some(platform) if several => format!("{place} ({platform})"),
             _ => place.to_owned(),
         };
+        if image.nydus && !nydus::is_nydus(&image.manifest) {
+            return Err(OpenError::NoBootstrap {
+                name: name(target.1),
+                digest: image.descriptor.digest,
+            });
+        }
         let old = match source {
             Some((place, text)) => {
                 let found = counterpart(&image, &sources, several).ok_or_else(|| {
@@ -63,7 +71,9 @@ fn list(source: &Source, choice: &PlatformChoice) -> Result<Vec<Image>, OpenErro
             Some(platform) => Some(platform),
             None => stated_platform(source, &manifest)?,
         };
+        let nydus = nydus::is_nydus(&manifest) || nydus::is_nydus_entry(&descriptor);
         Ok(Image {
+            nydus,
             descriptor,
             manifest,
             platform,
@@ -89,11 +99,11 @@ fn stated_platform(source: &Source, manifest: &Manifest) -> Result<Option<Platfo
 fn preferring(images: Vec<Image>, nydus: bool) -> Vec<Image> {
     let preferred: Vec<Option<Platform>> = images
         .iter()
-        .filter(|image| nydus::is_nydus(&image.manifest) == nydus)
+        .filter(|image| image.nydus == nydus)
         .map(|image| image.platform.clone())
         .collect();
     let hidden = |image: &Image| {
-        nydus::is_nydus(&image.manifest) != nydus
+        image.nydus != nydus
             && preferred
                 .iter()
                 .any(|platform| same(platform, &image.platform))

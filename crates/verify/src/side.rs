@@ -91,6 +91,14 @@ pub enum OpenError {
         /// What is wrong with it.
         source: rafs_format::Error,
     },
+    /// The index calls an image a Nydus image that is none.
+    #[error("{name}: the index calls {digest} a Nydus image, but its last layer is no bootstrap")]
+    NoBootstrap {
+        /// The target.
+        name: String,
+        /// The manifest.
+        digest: image::Digest,
+    },
     /// The target has an image that the source has not.
     #[error("{source_name} has no image to compare with {name}")]
     NoCounterpart {

@@ -55,7 +55,17 @@ impl Archive {
                 "it is compressed with {name}; decompress it first"
             )));
         }
-        let members = scan(path, &file, metadata.len())?;
+        Self::new(path, file, metadata.len())
+    }
+
+    /// The archive in a file that stands in for the one at `path`.
+    pub(crate) fn of(path: &Path, file: File) -> Result<Self, Error> {
+        let size = file.metadata().map_err(Error::io("read", path))?.len();
+        Self::new(path, Arc::new(file), size)
+    }
+
+    fn new(path: &Path, file: Arc<File>, size: u64) -> Result<Self, Error> {
+        let members = scan(path, &file, size)?;
         Ok(Self {
             path: path.to_owned(),
             file,

@@ -12,7 +12,6 @@ use clap::{Arg, ArgAction, ArgMatches};
 #[derive(Debug, Clone, Copy)]
 pub struct Flag {
     name: &'static str,
-    alias: Option<&'static str>,
     variable: Option<&'static str>,
     switch: bool,
     /// Values that ask for nothing.
@@ -24,7 +23,6 @@ impl Flag {
     pub const fn value(name: &'static str, variable: &'static str) -> Self {
         Self {
             name,
-            alias: None,
             variable: Some(variable),
             switch: false,
             harmless: &[""],
@@ -37,14 +35,6 @@ impl Flag {
             switch: true,
             harmless: &["", "0", "f", "F", "false", "FALSE", "False"],
             ..Self::value(name, variable)
-        }
-    }
-
-    /// With another name.
-    pub const fn or(self, alias: &'static str) -> Self {
-        Self {
-            alias: Some(alias),
-            ..self
         }
     }
 
@@ -96,9 +86,6 @@ impl<T: Table> clap::Args for Unsupported<T> {
                 .hide(true)
                 .action(ArgAction::Set)
                 .value_parser(clap::value_parser!(OsString));
-            if let Some(alias) = flag.alias {
-                arg = arg.alias(alias);
-            }
             if let Some(variable) = flag.variable {
                 arg = arg.env(variable);
             }

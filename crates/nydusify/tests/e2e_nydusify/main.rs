@@ -1,12 +1,15 @@
 //! The program as a user runs it, without privileges.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod auth;
 mod bad_input;
 mod cli;
 mod convert;
+mod copy;
 mod damage;
 mod dump;
 mod images;
+mod merged;
 mod support;
 mod terminal;
 mod variables;
