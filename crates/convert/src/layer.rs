@@ -39,8 +39,17 @@ pub(crate) struct Blob {
 pub(crate) struct Places<'a> {
     pub source: &'a Source,
     pub target: &'a Target,
+    /// Where blobs go instead of the target, if they do.
+    pub backend: Option<&'a Target>,
     pub journal: Option<&'a Journal>,
     pub progress: &'a dyn Progress,
+}
+
+impl Places<'_> {
+    /// Where blobs go.
+    pub(crate) fn blobs(&self) -> &Target {
+        self.backend.unwrap_or(self.target)
+    }
 }
 
 /// Converts a layer. A damaged source is told from what damage does to those who read it: its digest is the error.
@@ -60,11 +69,13 @@ pub(crate) fn convert(
         .map(|journal| (journal, Key::new(descriptor, diff_id, options)));
     if let Some(layer) = journal
         .as_ref()
-        .and_then(|(journal, key)| reuse(places.target, &journal.find(key)?))
+        .and_then(|(journal, key)| reuse(places.blobs(), &journal.find(key)?))
     {
         places.progress.advanced(&task, descriptor.size);
         places.progress.advanced(TOTAL, descriptor.size);
-        places.progress.finished(&task, "converted by an earlier run");
+        places
+            .progress
+            .finished(&task, "converted by an earlier run");
         return Ok(layer);
     }
     let built = build(places, &task, descriptor, diff_id, options, dedup);
@@ -106,7 +117,7 @@ fn build(
         progress: places.progress,
         task,
     };
-    let mut writer = places.target.blob_writer()?;
+    let mut writer = places.blobs().blob_writer()?;
     let (built, actual) = std::thread::scope(|scope| {
         let stream = stream::open(scope, stored, &options.cancel);
         let built = builder::build_tar(stream.tar, &mut writer, options, dedup)?;
@@ -149,9 +160,7 @@ fn reuse(target: &Target, record: &Record) -> Option<ConvertedLayer> {
     let image = target
         .blob(&record.blob, record.size)
         .map_err(|error| unusable(&error))
-        .and_then(|blob| {
-            storage::extract_bootstrap(&*blob).map_err(|error| unusable(&error))
-        })
+        .and_then(|blob| storage::extract_bootstrap(&*blob).map_err(|error| unusable(&error)))
         .ok()
         .filter(|bootstrap| Digest::of(bootstrap) == record.bootstrap)
         .and_then(|bootstrap| Bootstrap::parse(bootstrap).ok())
@@ -170,7 +179,11 @@ fn reuse(target: &Target, record: &Record) -> Option<ConvertedLayer> {
 
 /// A bootstrap inside a blob leaves the blob's id open.
 fn with_id(mut image: Image, blob: Digest) -> Option<Image> {
-    for info in image.blobs.iter_mut().filter(|info| info.id.is_placeholder()) {
+    for info in image
+        .blobs
+        .iter_mut()
+        .filter(|info| info.id.is_placeholder())
+    {
         info.id = BlobId::new(blob.hex())?;
     }
     Some(image)

@@ -46,16 +46,18 @@ pub fn convert(
     cancel: &Cancel,
 ) -> Result<ConvertReport, Error> {
     let (source, target) = (Source::open(source)?, Target::open(target)?);
-    convert_image(&source, target, options, progress, cancel)
+    convert_image(&source, target, None, options, progress, cancel)
 }
 
-/// Converts an image that is open already, to wherever `target` writes.
+/// Converts an image that is open already, to wherever `target` writes. With a `backend`, the blobs go there and the
+/// manifest does not list them; it is never committed.
 ///
 /// # Errors
 /// As [`convert`].
 pub fn convert_image(
     source: &Source,
     target: Target,
+    backend: Option<&Target>,
     options: &ConvertOptions,
     progress: &dyn Progress,
     cancel: &Cancel,
@@ -65,8 +67,15 @@ pub fn convert_image(
     let pulled = begun.elapsed();
 
     let journal = options.journal.as_deref().map(journal::Journal::open);
-    let context =
-        manifest::Context::new(source, &target, journal.as_ref(), options, progress, cancel)?;
+    let context = manifest::Context::new(
+        source,
+        &target,
+        backend,
+        journal.as_ref(),
+        options,
+        progress,
+        cancel,
+    )?;
     let images = context.convert_all(&selected)?;
     let root = match (&images[..], source.node(source.root())?) {
         ([one], _) => unplaced(&one.descriptor),

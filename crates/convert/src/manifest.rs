@@ -45,6 +45,7 @@ impl<'a> Context<'a> {
     pub(crate) fn new(
         source: &'a Source,
         target: &'a Target,
+        backend: Option<&'a Target>,
         journal: Option<&'a Journal>,
         options: &'a ConvertOptions,
         progress: &'a dyn Progress,
@@ -64,6 +65,7 @@ impl<'a> Context<'a> {
             places: Places {
                 source,
                 target,
+                backend,
                 journal,
                 progress,
             },
@@ -193,7 +195,7 @@ impl<'a> Context<'a> {
 
     fn convert_layers(&self, source: &Manifest, diff_ids: &[Digest]) -> Result<Layers, Error> {
         let distinct = layers::distinct(&source.layers, diff_ids);
-        let lanes = if self.places.target.is_sequential() {
+        let lanes = if self.places.blobs().is_sequential() {
             1
         } else {
             self.options.threads.get().max(LANES_MIN)
@@ -284,12 +286,18 @@ impl<'a> Context<'a> {
         }
         let target = self.places.target;
         let size = bootstrap.bytes.len() as u64;
-        let last = nydus::bootstrap_layer_descriptor(
+        let mut last = nydus::bootstrap_layer_descriptor(
             &source.media_type,
             bootstrap.digest,
             size,
             FS_VERSION,
         );
+        let external = self.places.backend.is_some();
+        if external {
+            layers.clear();
+            let diff_id = bootstrap.diff_id.to_string();
+            last.annotate(nydus::ANNOTATION_UNCOMPRESSED, diff_id);
+        }
         target.put(&bootstrap.bytes, &last.media_type)?;
         let diff_ids: Vec<Digest> = layers
             .iter()
@@ -297,11 +305,12 @@ impl<'a> Context<'a> {
             .chain([bootstrap.diff_id])
             .collect();
         layers.push(last);
-        let config = nydus::target_config(
-            config,
-            &diff_ids,
-            &format!("configuration {}", source.config.digest),
-        )?;
+        let what = format!("configuration {}", source.config.digest);
+        let config = if external {
+            nydus::external_config(config, bootstrap.diff_id, &what)?
+        } else {
+            nydus::target_config(config, &diff_ids, &what)?
+        };
         let config = serde_json::to_vec(&config).expect("a JSON value always serialises");
         let config = target.put(&config, &source.config.media_type)?;
         let name = self.options.source_name.as_deref();
@@ -332,7 +341,10 @@ impl<'a> Context<'a> {
             &image.manifest,
         )?;
         let target = side(
-            self.places.target.source(put)?,
+            self.places
+                .target
+                .source(put)?
+                .with_backend(self.places.backend.map(Target::store)),
             put.digest.to_string(),
             manifest,
         )?;

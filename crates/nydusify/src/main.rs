@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod backend;
 mod cache;
 mod check;
 mod convert;
