@@ -22,7 +22,7 @@ fn help_and_messages() {
 #[test]
 fn flags_that_are_not_built_are_refused_before_any_work() {
     let place = Place::new();
-    let flags: [&[&str]; 18] = [
+    let flags: [&[&str]; 14] = [
         &["--oci-ref"],
         &["--merge-platform"],
         &["--with-referrer"],
@@ -30,10 +30,6 @@ fn flags_that_are_not_built_are_refused_before_any_work() {
         &["--chunk-dict", "x"],
         &["--build-cache", "x"],
         &["--build-cache-tag", "x"],
-        &["--backend-type", "oss"],
-        &["--backend-config", "{}"],
-        &["--backend-config-file", "x"],
-        &["--backend-force-push"],
         &["--fs-version", "5"],
         &["--batch-size", "0x1000"],
         &["--source-insecure"],

@@ -1,6 +1,7 @@
 //! The program as a user runs it, without privileges.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backend;
 mod bad_input;
 mod cli;
 mod convert;
