@@ -45,3 +45,44 @@ impl Bucket {
         Err(exchange.wrong_size(size, found.unwrap_or(0)).into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use registry::{Client, Settings};
+    use testkit::bucket::Bucket as Store;
+
+    use super::*;
+    use crate::bucket::Limits;
+    use crate::config::{Config, Place};
+
+    #[test]
+    fn an_object_beyond_the_limit_is_copied_in_parts() {
+        for store in [Store::s3(), Store::oss()] {
+            let config = Config::parse(store.kind().parse().unwrap(), &store.config("p/")).unwrap();
+            let Place::Bucket(config) = config.place else {
+                panic!("a bucket was asked for");
+            };
+            let mut bucket =
+                Bucket::new(&config, &Client::new(Settings::default()).unwrap()).unwrap();
+            bucket.limits = Limits {
+                part: 1,
+                copy: 5 << 20,
+            };
+            let bucket = Arc::new(bucket);
+            let bytes = testkit::noise(1, (10 << 20) + 1);
+            bucket.put("p/from", bytes.clone().into()).unwrap();
+            bucket.copy("p/from", "p/to", bytes.len() as u64).unwrap();
+            assert!(store.objects()["p/to"] == bytes);
+            let copies = store.requests();
+            let copies = copies.iter().filter(|line| line.contains("partNumber="));
+            assert_eq!(copies.count(), 3);
+
+            // A copy that fails gives its upload up.
+            let error = bucket
+                .copy("p/none", "p/other", bytes.len() as u64)
+                .unwrap_err();
+            assert!(error.to_string().contains("404"), "{error}");
+            assert_eq!((store.objects().len(), store.uploads()), (2, 0));
+        }
+    }
+}

@@ -23,32 +23,36 @@ fn authorization(key: &Key, request: &ToSign<'_>, date: &str) -> String {
         all.find(|(name, _)| *name == wanted)
             .map_or("", |(_, value)| value)
     };
-    let mut own: Vec<String> = request
+    // By name: in whole lines, one name that begins with another would come first.
+    let mut own: Vec<(&str, &str)> = request
         .headers
         .iter()
         .filter(|(name, _)| name.starts_with("x-oss-"))
-        .map(|(name, value)| format!("{name}:{}\n", value.trim()))
+        .map(|(name, value)| (*name, value.trim()))
         .collect();
     own.sort_unstable();
-    let mut query: Vec<String> = request
-        .query
+    let own: String = own
+        .iter()
+        .map(|(name, value)| format!("{name}:{value}\n"))
+        .collect();
+    let mut query: Vec<&(&str, String)> = request.query.iter().collect();
+    query.sort_unstable();
+    let query: Vec<String> = query
         .iter()
         .map(|(name, value)| match value.is_empty() {
             true => (*name).to_owned(),
             false => format!("{name}={value}"),
         })
         .collect();
-    query.sort_unstable();
     let query = match query.is_empty() {
         true => String::new(),
         false => format!("?{}", query.join("&")),
     };
     let text = format!(
-        "{}\n{}\n{}\n{date}\n{}{}{query}",
+        "{}\n{}\n{}\n{date}\n{own}{}{query}",
         request.method,
         header("content-md5"),
         header("content-type"),
-        own.concat(),
         request.resource
     );
     let signature = STANDARD.encode(hmac_sha1(key.secret.0.as_bytes(), &text));

@@ -34,12 +34,16 @@ fn authorization(
     headers.sort_unstable();
     let names: Vec<&str> = headers.iter().map(|(name, _)| *name).collect();
     let names = names.join(";");
-    let mut query: Vec<String> = request
+    let mut query: Vec<(String, String)> = request
         .query
         .iter()
-        .map(|(name, value)| format!("{}={}", encode(name, b""), encode(value, b"")))
+        .map(|(name, value)| (encode(name, b""), encode(value, b"")))
         .collect();
     query.sort_unstable();
+    let query: Vec<String> = query
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     let headers: String = headers
         .iter()
         .map(|(name, value)| format!("{name}:{}\n", value.trim()))

@@ -46,18 +46,18 @@ macro_rules! options {
         #[doc = $doc]
         #[derive(Debug, Clone, clap::Args)]
         pub struct $name {
-            #[doc = concat!("Type of the backend with ", $what, ": oss, s3 or localfs")]
-            #[arg(id = concat!($prefix, "backend-type"), long = concat!($prefix, "backend-type"),
+            #[arg(help = concat!("Type of the backend with ", $what, ": oss, s3 or localfs"),
+                  id = concat!($prefix, "backend-type"), long = concat!($prefix, "backend-type"),
                   env = "BACKEND_TYPE", value_name = "TYPE")]
             kind: Option<String>,
 
-            #[doc = "Configuration of that backend"]
-            #[arg(id = concat!($prefix, "backend-config"), long = concat!($prefix, "backend-config"),
+            #[arg(help = concat!("Configuration of the --", $prefix, "backend-type"),
+                  id = concat!($prefix, "backend-config"), long = concat!($prefix, "backend-config"),
                   env = "BACKEND_CONFIG", value_name = "JSON", hide_env_values = true)]
             config: Option<Hidden>,
 
-            #[doc = "File with the configuration of that backend"]
-            #[arg(id = concat!($prefix, "backend-config-file"), long = concat!($prefix, "backend-config-file"),
+            #[arg(help = concat!("File with the configuration of the --", $prefix, "backend-type"),
+                  id = concat!($prefix, "backend-config-file"), long = concat!($prefix, "backend-config-file"),
                   env = "BACKEND_CONFIG_FILE", value_name = "FILE", value_parser = any_path())]
             file: Option<PathBuf>,
         }

@@ -24,7 +24,12 @@ fn blobs(layout: &Path) -> BTreeSet<String> {
 fn check_in(place: &Place, kind: &str, config: &str) -> Ran {
     let (source, target) = (fixture(), place.oci("nydus", "v6"));
     let words = ["check", "--source", &source, "--target", &target];
-    let backend = ["--target-backend-type", kind, "--target-backend-config", config];
+    let backend = [
+        "--target-backend-type",
+        kind,
+        "--target-backend-config",
+        config,
+    ];
     run(NYDUSIFY, words.iter().chain(&backend))
 }
 
@@ -60,7 +65,14 @@ fn blobs_in_a_bucket_are_those_of_the_image() {
     for store in [Bucket::s3(), Bucket::oss()] {
         let place = Place::new();
         let (kind, config) = (store.kind(), store.config("images/"));
-        let more = ["--backend-type", kind, "--backend-config", &config, "--check", "--no-journal"];
+        let more = [
+            "--backend-type",
+            kind,
+            "--backend-config",
+            &config,
+            "--check",
+            "--no-journal",
+        ];
         let ran = convert(&fixture(), &place.oci("nydus", "v6"), &more).ok();
         assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", ""));
         let objects = store.objects();
@@ -68,7 +80,9 @@ fn blobs_in_a_bucket_are_those_of_the_image() {
             assert_eq!(*name, format!("images/{}", testkit::sha256(bytes)));
         }
         assert_external(&place, &objects.keys().cloned().collect());
-        check_in(&place, kind, &config).ok().says(&["verified image"]);
+        check_in(&place, kind, &config)
+            .ok()
+            .says(&["verified image"]);
 
         // The same image with its blobs: the same blobs.
         convert(&fixture(), &place.oci("whole", "v6"), &["--no-journal"]).ok();
@@ -79,10 +93,14 @@ fn blobs_in_a_bucket_are_those_of_the_image() {
 
         // Where no blob is, nothing is verified.
         check(&fixture(), &place.oci("nydus", "v6")).fails_with(&["cannot be opened"]);
-        check_in(&place, kind, &store.config("elsewhere/")).fails_with(&["is missing from", "bucket blobs"]);
+        check_in(&place, kind, &store.config("elsewhere/"))
+            .fails_with(&["is missing from", "bucket blobs"]);
         let wrong = check_in(&place, kind, &store.config_with("images/", "wrong-sesame"));
         let wrong = wrong.fails_with(&["403"]);
-        assert!(!wrong.stderr.contains("sesame") && !wrong.stdout.contains("sesame"), "{wrong}");
+        assert!(
+            !wrong.stderr.contains("sesame") && !wrong.stdout.contains("sesame"),
+            "{wrong}"
+        );
 
         // A store that fails for good leaves no tag.
         store.fail(Fault {
@@ -91,8 +109,16 @@ fn blobs_in_a_bucket_are_those_of_the_image() {
             body: "<Error><Code>AccessDenied</Code></Error>",
             times: 1000,
         });
-        let more = ["--backend-type", kind, "--backend-config", &config, "--backend-force-push", "--no-journal"];
-        convert(&fixture(), &place.oci("failed", "v6"), &more).fails_with(&["AccessDenied", "convert layer"]);
+        let more = [
+            "--backend-type",
+            kind,
+            "--backend-config",
+            &config,
+            "--backend-force-push",
+            "--no-journal",
+        ];
+        convert(&fixture(), &place.oci("failed", "v6"), &more)
+            .fails_with(&["AccessDenied", "convert layer"]);
         assert_clean(&place.path("failed"), "v6");
     }
 }
@@ -115,7 +141,15 @@ fn blobs_in_a_directory_are_found_by_all_commands() {
             .unwrap();
         Ran::new(words.join(" "), output)
     };
-    let words = ["convert", "--source", &source, "--target", &target, "--journal-dir", journal];
+    let words = [
+        "convert",
+        "--source",
+        &source,
+        "--target",
+        &target,
+        "--journal-dir",
+        journal,
+    ];
     with(&words).ok();
     let names = || -> BTreeSet<String> {
         let entries = std::fs::read_dir(&dir).unwrap();
@@ -128,18 +162,36 @@ fn blobs_in_a_directory_are_found_by_all_commands() {
 
     // An earlier run's blobs are asked for where they are, and made again where they are not.
     let before = names();
-    with(&words).ok().says(&["3 layers", "converted by an earlier run"]);
+    with(&words)
+        .ok()
+        .says(&["3 layers", "converted by an earlier run"]);
     std::fs::remove_file(dir.join(before.first().unwrap())).unwrap();
     with(&["check", "--target", &target]).fails_with(&[before.first().unwrap()]);
-    with(&words).ok().says(&["2 layers", "converted by an earlier run"]);
+    with(&words)
+        .ok()
+        .says(&["2 layers", "converted by an earlier run"]);
     assert_eq!(names(), before);
     with(&["check", "--target", &target]).ok();
 
     // A bare bootstrap with its blobs in a backend.
     let work = place.path("work");
-    with(&["check", "--target", &target, "--work-dir", work.to_str().unwrap()]).ok();
+    with(&[
+        "check",
+        "--target",
+        &target,
+        "--work-dir",
+        work.to_str().unwrap(),
+    ])
+    .ok();
     let bootstrap = work.join("target/nydus_bootstrap/image/image.boot");
-    let ran = with(&["check", "--bootstrap", bootstrap.to_str().unwrap(), "--output", "json"]).ok();
+    let ran = with(&[
+        "check",
+        "--bootstrap",
+        bootstrap.to_str().unwrap(),
+        "--output",
+        "json",
+    ])
+    .ok();
     assert!(ran.stdout.contains("\"chunks_read\""), "{ran}");
 }
 
@@ -148,18 +200,41 @@ fn mistakes_in_a_backends_options_are_named_before_any_work() {
     let place = Place::new();
     let target = place.oci("nydus", "v6");
     let cases: [(&[&str], &str); 5] = [
-        (&["--backend-type", "ftp"], "the types are oss, s3 and localfs"),
-        (&["--backend-type", "s3"], "its configuration is empty"),
-        (&["--backend-type", "s3", "--backend-config", "{}"], "\"region\" is missing"),
-        (&["--backend-type", "s3", "--backend-config", "{\"access_key_secret\":\"sesame\""], "no JSON"),
         (
-            &["--backend-config", "{\"access_key_secret\":\"sesame\"}", "--backend-config-file", "x"],
+            &["--backend-type", "ftp"],
+            "the types are oss, s3 and localfs",
+        ),
+        (&["--backend-type", "s3"], "its configuration is empty"),
+        (
+            &["--backend-type", "s3", "--backend-config", "{}"],
+            "\"region\" is missing",
+        ),
+        (
+            &[
+                "--backend-type",
+                "s3",
+                "--backend-config",
+                "{\"access_key_secret\":\"sesame\"",
+            ],
+            "no JSON",
+        ),
+        (
+            &[
+                "--backend-config",
+                "{\"access_key_secret\":\"sesame\"}",
+                "--backend-config-file",
+                "x",
+            ],
             "exclude one another",
         ),
     ];
     for (more, word) in cases {
         let ran = convert(&fixture(), &target, more).exits(2);
-        assert!(ran.stderr.contains(word) && !ran.stderr.contains("sesame"), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains(word) && !ran.stderr.contains("sesame"),
+            "{}",
+            ran.stderr
+        );
         assert!(!place.path("nydus").exists());
     }
     let help = Command::new(NYDUSIFY)
@@ -168,5 +243,8 @@ fn mistakes_in_a_backends_options_are_named_before_any_work() {
         .output()
         .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    assert!(help.contains("--backend-config <JSON>") && !help.contains("sesame"), "{help}");
+    assert!(
+        help.contains("--backend-config <JSON>") && !help.contains("sesame"),
+        "{help}"
+    );
 }

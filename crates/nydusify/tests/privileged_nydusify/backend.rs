@@ -31,7 +31,12 @@ fn privileged_blobs_in_backends_are_mounted() {
         mount.stop().ok();
         if let Some(store) = &store {
             let requests = store.requests();
-            assert!(requests.iter().any(|line| line.starts_with("GET /blobs/a/")), "{requests:?}");
+            assert!(
+                requests
+                    .iter()
+                    .any(|line| line.starts_with("GET /blobs/a/")),
+                "{requests:?}"
+            );
         }
     }
 }

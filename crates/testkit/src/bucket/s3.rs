@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use hyper::service::Service as _;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 
@@ -22,9 +21,9 @@ pub(super) fn start() -> Bucket {
     Bucket::start(
         "s3",
         Arc::new(move |request| {
-            let answer = service.call(request);
+            let service = service.clone();
             Box::pin(async move {
-                match answer.await {
+                match service.call(request.map(s3s::Body::from)).await {
                     Ok(response) => response,
                     Err(error) => reply(500, format!("{error:?}")),
                 }
