@@ -7,13 +7,14 @@ use anyhow::{Context, Result, bail};
 use crate::{system, test};
 
 /// Our crates by level: each depends only on crates of lower levels.
-const LEVELS: [&[&str]; 10] = [
+const LEVELS: [&[&str]; 11] = [
     &["rafs-format", "progress", "build-info"],
     &["codec"],
     &["tree"],
     &["layer", "storage", "chunkdict"],
     &["image"],
     &["registry"],
+    &["backend"],
     &["builder", "verify", "inspect"],
     &["convert", "mount"],
     &["nydus-image", "nydusify"],

@@ -42,8 +42,17 @@ pub(crate) struct Blob {
 pub(crate) struct Places<'a> {
     pub source: &'a Source,
     pub target: &'a Target,
+    /// Where blobs go instead of the target, if they do.
+    pub backend: Option<&'a Target>,
     pub journal: Option<&'a Journal>,
     pub progress: &'a dyn Progress,
+}
+
+impl Places<'_> {
+    /// Where blobs go.
+    pub(crate) fn blobs(&self) -> &Target {
+        self.backend.unwrap_or(self.target)
+    }
 }
 
 /// Converts a layer. A damaged source is told from what damage does to those who read it: its digest is the error.
@@ -63,7 +72,7 @@ pub(crate) fn convert(
         .map(|journal| (journal, Key::new(descriptor, diff_id, options)));
     if let Some(layer) = journal
         .as_ref()
-        .and_then(|(journal, key)| reuse(places.target, &journal.find(key)?))
+        .and_then(|(journal, key)| reuse(places.blobs(), &journal.find(key)?))
     {
         places.progress.advanced(&task, descriptor.size);
         places.progress.advanced(TOTAL, descriptor.size);
@@ -124,7 +133,7 @@ fn build(
         progress: places.progress,
         task,
     };
-    let mut writer = places.target.blob_writer()?;
+    let mut writer = places.blobs().blob_writer()?;
     let (built, actual) = std::thread::scope(|scope| {
         let stream = stream::open(scope, stored, &options.cancel);
         let built = builder::build_tar(stream.tar, &mut writer, options, dedup)?;

@@ -50,16 +50,18 @@ pub fn convert(
     cancel: &Cancel,
 ) -> Result<ConvertReport, Error> {
     let (source, target) = (Source::open(source)?, Target::open(target)?);
-    convert_image(&source, target, options, progress, cancel)
+    convert_image(&source, target, None, options, progress, cancel)
 }
 
-/// Converts an image that is open already, to wherever `target` writes.
+/// Converts an image that is open already, to wherever `target` writes. With a `backend`, the blobs go there and the
+/// manifest does not list them; it is never committed.
 ///
 /// # Errors
 /// As [`convert`].
 pub fn convert_image(
     source: &Source,
     target: Target,
+    backend: Option<&Target>,
     options: &ConvertOptions,
     progress: &dyn Progress,
     cancel: &Cancel,
@@ -73,8 +75,14 @@ pub fn convert_image(
     let pulled = begun.elapsed();
 
     let journal = options.journal.as_deref().map(journal::Journal::open);
-    let context =
-        manifest::Context::new(source, &target, journal.as_ref(), options, progress, cancel)?;
+    let places = layer::Places {
+        source,
+        target: &target,
+        backend,
+        journal: journal.as_ref(),
+        progress,
+    };
+    let context = manifest::Context::new(places, options, cancel)?;
     let images = context.convert_all(&selected)?;
     let root = match (&images[..], source.node(source.root())?) {
         _ if options.merge => {

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use builder::{Budget, BuildOptions, ChunkTable};
 use image::nydus::{self, BootstrapLayer};
 use image::{Descriptor, Digest, Manifest, Platform, Selected, Source, Target, media};
-use progress::{Cancel, Progress};
+use progress::Cancel;
 use serde_json::Value;
 use tree::{Image, Tree};
 
-use crate::journal::Journal;
 use crate::layer::{Blob, Places};
 use crate::{ConvertOptions, Error, TOTAL, layers, unplaced};
 
@@ -45,24 +44,21 @@ pub(crate) struct Converted {
 
 impl<'a> Context<'a> {
     pub(crate) fn new(
-        source: &'a Source,
-        target: &'a Target,
-        journal: Option<&'a Journal>,
+        places: Places<'a>,
         options: &'a ConvertOptions,
-        progress: &'a dyn Progress,
         cancel: &'a Cancel,
     ) -> Result<Self, Error> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads.get())
             .build();
         let pool = Arc::new(pool.map_err(|error| Error::Threads(error.into()))?);
-        let lanes = if target.is_sequential() {
+        let lanes = if places.blobs().is_sequential() {
             1
         } else {
             options.threads.get().max(LANES_MIN)
         };
-        // What the target holds of each blob comes out of the same budget, as far as half of it goes.
-        let held = lanes.saturating_mul(target.buffered());
+        // What is held of each blob on its way comes out of the same budget, as far as half of it goes.
+        let held = lanes.saturating_mul(places.blobs().buffered());
         let memory = options.memory.saturating_sub(held).max(options.memory / 2);
         let mut build = BuildOptions::new(pool, Budget::new(memory));
         build.compressor = options.compressor;
@@ -71,12 +67,7 @@ impl<'a> Context<'a> {
         build.prefetch.clone_from(&options.prefetch);
         build.cancel = cancel.clone();
         Ok(Self {
-            places: Places {
-                source,
-                target,
-                journal,
-                progress,
-            },
+            places,
             options,
             build,
             lanes,
@@ -291,12 +282,18 @@ impl<'a> Context<'a> {
         }
         let target = self.places.target;
         let size = bootstrap.bytes.len() as u64;
-        let last = nydus::bootstrap_layer_descriptor(
+        let mut last = nydus::bootstrap_layer_descriptor(
             &source.media_type,
             bootstrap.digest,
             size,
             FS_VERSION,
         );
+        let external = self.places.backend.is_some();
+        if external {
+            layers.clear();
+            let diff_id = bootstrap.diff_id.to_string();
+            last.annotate(nydus::ANNOTATION_UNCOMPRESSED, diff_id);
+        }
         target.put(&bootstrap.bytes, &last.media_type)?;
         let diff_ids: Vec<Digest> = layers
             .iter()
@@ -304,11 +301,12 @@ impl<'a> Context<'a> {
             .chain([bootstrap.diff_id])
             .collect();
         layers.push(last);
-        let config = nydus::target_config(
-            config,
-            &diff_ids,
-            &format!("configuration {}", source.config.digest),
-        )?;
+        let what = format!("configuration {}", source.config.digest);
+        let config = if external {
+            nydus::external_config(config, bootstrap.diff_id, &what)?
+        } else {
+            nydus::target_config(config, &diff_ids, &what)?
+        };
         let config = serde_json::to_vec(&config).expect("a JSON value always serialises");
         let kind = match self.options.merge {
             // Runtimes that know plain images only pass over it.
@@ -348,7 +346,10 @@ impl<'a> Context<'a> {
             &image.manifest,
         )?;
         let target = side(
-            self.places.target.source(put)?,
+            self.places
+                .target
+                .source(put)?
+                .with_backend(self.places.backend.map(Target::store)),
             put.digest.to_string(),
             manifest,
         )?;

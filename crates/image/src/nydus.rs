@@ -31,6 +31,8 @@ pub const ANNOTATION_REF: &str = "containerd.io/snapshot/nydus-ref";
 pub const ANNOTATION_EMPTY_LAYER: &str = "containerd.io/snapshot/nydus-empty-layer";
 /// Digest of the source manifest.
 pub const ANNOTATION_SOURCE_DIGEST: &str = "containerd.io/snapshot/nydus-source-digest";
+/// Digest of a layer before compression: kept in manifests whose blobs lie elsewhere.
+pub const ANNOTATION_UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// Name of the source image.
 pub const ANNOTATION_SOURCE_REFERENCE: &str = "containerd.io/snapshot/nydus-source-reference";
 
@@ -162,6 +164,19 @@ fn with_layers(
     Ok(config)
 }
 
+/// The configuration of a Nydus image whose blobs lie outside of it: the bootstrap is its only layer, in the diff ids as
+/// in the history.
+///
+/// # Errors
+/// As [`target_config`].
+pub fn external_config(source: &Value, bootstrap: Digest, what: &str) -> Result<Value, Error> {
+    let mut config = target_config(source, &[bootstrap], what)?;
+    if let Some(Value::Array(history)) = config.get_mut("history") {
+        history.drain(..history.len() - 1);
+    }
+    Ok(config)
+}
+
 /// The diff ids of a configuration.
 ///
 /// # Errors
@@ -233,6 +248,19 @@ mod tests {
             )
         );
         assert_eq!(diff_ids(&target, "c").unwrap(), [id]);
+    }
+
+    #[test]
+    fn an_image_with_blobs_elsewhere_has_one_layer() {
+        let source = json!({"os": "linux", "history": [{"created_by": "x"}, {}], "rootfs": {"diff_ids": [1, 2]}});
+        let id = Digest::of(b"");
+        let target = external_config(&source, id, "c").unwrap();
+        assert_eq!(target["rootfs"]["diff_ids"], json!([id]));
+        assert_eq!(
+            target["history"],
+            json!([{"created_by": "Nydus Converter", "comment": "Nydus Bootstrap Layer"}])
+        );
+        assert_eq!(target["os"], "linux");
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub struct Source {
     store: Arc<dyn Store>,
     root: Descriptor,
     name: Option<String>,
+    backend: Option<Arc<dyn Store>>,
 }
 
 /// One image of an index.
@@ -153,7 +154,23 @@ impl Source {
         name: Option<String>,
     ) -> Result<Self, Error> {
         media::document(&root.media_type, &root.digest.to_string())?;
-        Ok(Self { store, root, name })
+        Ok(Self {
+            store,
+            root,
+            name,
+            backend: None,
+        })
+    }
+
+    /// The same image, with another place for blobs that its manifest does not list.
+    #[must_use]
+    pub fn with_backend(self, backend: Option<Arc<dyn Store>>) -> Self {
+        Self { backend, ..self }
+    }
+
+    /// Where blobs lie that the manifest does not list, if that is elsewhere.
+    pub fn backend(&self) -> Option<&dyn Store> {
+        self.backend.as_deref()
     }
 
     /// The manifest or index that the tag leads to.

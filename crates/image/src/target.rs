@@ -250,7 +250,12 @@ impl Target {
     /// # Errors
     /// If there is no such blob.
     pub fn blob(&self, digest: &Digest, size: u64) -> Result<Arc<dyn BlobReader>, Error> {
-        Arc::clone(&self.sink).store().blob(digest, Some(size))
+        self.store().blob(digest, Some(size))
+    }
+
+    /// The target as a place to read from.
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.sink).store()
     }
 
     /// The image under `root` as it lies in the target, readable before it is committed.
@@ -258,7 +263,7 @@ impl Target {
     /// # Errors
     /// If `root` is no manifest or index.
     pub fn source(&self, root: &Descriptor) -> Result<Source, Error> {
-        Source::new(Arc::clone(&self.sink).store(), root.clone(), None)
+        Source::new(self.store(), root.clone(), None)
     }
 
     /// Makes `root` the image that the target's tag leads to. All its blobs must be in place. They are on stable

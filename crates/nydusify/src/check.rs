@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ::backend::Backend;
 use anyhow::{Context as _, Result};
-use image::{Location, Platform, PlatformChoice, Source};
+use image::{Location, Platform, PlatformChoice, Source, Store};
 use indicatif::MultiProgress;
-use verify::{Error, Options, Report, Side};
+use verify::{Error, Files, Options, Report, Side};
 
-use crate::args::unsupported::{Flag, Table, Unsupported};
-use crate::args::{Named, Usage, any_path, check_blob_dir, given, refuse, switch};
+use crate::args::{Named, Usage, any_path, check_blob_dir, given, switch};
+use crate::backend::{SourceSide, TargetSide};
 use crate::interrupt::Interrupt;
 use crate::place::{Places, RegistryArgs};
 use crate::progress::{Mode, renderer};
@@ -42,6 +43,12 @@ pub struct CheckArgs {
 
     #[command(flatten)]
     registry: RegistryArgs,
+
+    #[command(flatten)]
+    source_backend: SourceSide,
+
+    #[command(flatten)]
+    target_backend: TargetSide,
 
     /// Check bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
     #[arg(long, value_name = "FILE")]
@@ -85,9 +92,6 @@ pub struct CheckArgs {
     /// Accepted and ignored: no second program is needed
     #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true, value_parser = any_path())]
     nydusd: Option<PathBuf>,
-
-    #[command(flatten)]
-    unsupported: Unsupported<Unbuilt>,
 }
 
 /// How the result is written.
@@ -99,24 +103,8 @@ enum Output {
     Json,
 }
 
-/// Flags for registries and object stores, which come later.
-#[derive(Debug, Clone, Copy)]
-struct Unbuilt;
-
-impl Table for Unbuilt {
-    const FLAGS: &'static [Flag] = &[
-        Flag::value("source-backend-type", "BACKEND_TYPE"),
-        Flag::value("source-backend-config", "BACKEND_CONFIG"),
-        Flag::value("source-backend-config-file", "BACKEND_CONFIG_FILE"),
-        Flag::value("target-backend-type", "BACKEND_TYPE"),
-        Flag::value("target-backend-config", "BACKEND_CONFIG"),
-        Flag::value("target-backend-config-file", "BACKEND_CONFIG_FILE"),
-    ];
-}
-
 /// Checks, and shows what was found. Success is an image that passed every rule that applies.
 pub fn run(args: &CheckArgs) -> Result<ExitCode> {
-    refuse(args.unsupported.given())?;
     let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
     check_blob_dir(args.blob_dir.as_deref())?;
     let interrupt = Interrupt::watch()?;
@@ -178,10 +166,14 @@ struct Opened {
 }
 
 fn open(args: &CheckArgs, named: Named<'_>, places: &Places) -> Result<Opened> {
-    let open_image = |name: &str, insecure| -> Result<Arc<Source>> {
+    let open_image = |name: &str, insecure, backend: Option<&Backend>| -> Result<Arc<Source>> {
         let location: Location = name.parse()?;
-        Ok(Arc::new(places.source(&location, insecure)?))
+        let backend = backend.map(|backend| Arc::new(backend.clone()) as Arc<dyn Store>);
+        let source = places.source(&location, insecure)?;
+        Ok(Arc::new(source.with_backend(backend)))
     };
+    let source_backend = args.source_backend.choice().open(places)?;
+    let target_backend = args.target_backend.choice().open(places)?;
     let choice = match (args.multi_platform, &*args.platform) {
         (true, _) => PlatformChoice::All,
         (false, []) => PlatformChoice::Host,
@@ -189,16 +181,26 @@ fn open(args: &CheckArgs, named: Named<'_>, places: &Places) -> Result<Opened> {
     };
     let name = args.source.as_deref().filter(|name| !name.is_empty());
     let source = name
-        .map(|name| open_image(name, args.source_insecure))
+        .map(|name| open_image(name, args.source_insecure, source_backend.as_ref()))
         .transpose()?;
     let named_source = source.as_ref().zip(name);
     let (target, pairs) = match named {
         Named::Bare(bootstrap) => {
-            let side = Side::bare(bootstrap, args.blob_dir.as_deref())?;
+            let mut side = Side::bare(bootstrap, args.blob_dir.as_deref())?;
+            if let (
+                Files::Rafs {
+                    blobs: blobs @ None,
+                    ..
+                },
+                Some(backend),
+            ) = (&mut side.files, target_backend)
+            {
+                *blobs = Some(Arc::new(backend));
+            }
             (None, vec![(bare_source(named_source, &choice)?, side)])
         }
         Named::Image(name) => {
-            let target = open_image(name, args.target_insecure)?;
+            let target = open_image(name, args.target_insecure, target_backend.as_ref())?;
             let pairs = verify::images(named_source, (&target, name), &choice)?;
             (Some(target), pairs)
         }

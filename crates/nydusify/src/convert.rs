@@ -13,6 +13,7 @@ use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Usage, any_path, given, refuse, switch};
+use crate::backend::TargetOptions;
 use crate::interrupt::Interrupt;
 use crate::place::{Places, PushArgs, RegistryArgs, reference};
 use crate::progress::{Mode, renderer};
@@ -65,6 +66,14 @@ pub struct ConvertArgs {
     /// OCI archive to write the new image to
     #[arg(long, env = "TARGET_ARCHIVE", value_name = "FILE", value_parser = any_path())]
     target_archive: Option<PathBuf>,
+
+    #[command(flatten)]
+    backend: TargetOptions,
+
+    /// Write blobs to the backend even if they are there
+    #[arg(long, env = "BACKEND_FORCE_PUSH", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    backend_force_push: bool,
 
     /// Which images of an index to convert, as OS/ARCHITECTURE[/VARIANT], separated by commas
     /// [default: linux on this machine's architecture]
@@ -201,10 +210,6 @@ impl Table for Unbuilt {
     const FLAGS: &'static [Flag] = &[
         Flag::value("source-backend-type", "SOURCE_BACKEND_TYPE").without_variable(),
         Flag::value("source-backend-config", "SOURCE_BACKEND_CONFIG").without_variable(),
-        Flag::value("backend-type", "BACKEND_TYPE"),
-        Flag::value("backend-config", "BACKEND_CONFIG"),
-        Flag::value("backend-config-file", "BACKEND_CONFIG_FILE"),
-        Flag::switch("backend-force-push", "BACKEND_FORCE_PUSH"),
         Flag::value("build-cache", "BUILD_CACHE"),
         Flag::value("build-cache-tag", "BUILD_CACHE_TAG"),
         Flag::value("build-cache-version", "BUILD_CACHE_VERSION"),
@@ -234,6 +239,8 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let progress = renderer(args.progress, terminal);
     let places = Places::new(&args.registry, Some(&args.push), interrupt.cancel());
+    let backend = args.backend.choice().open(&places)?;
+    let backend = backend.map(|backend| backend.target(args.backend_force_push));
     let source = match &source_location {
         Some(location) => places.source(location, args.source_insecure)?,
         None => Source::open_archive(
@@ -246,7 +253,8 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
         ..options
     };
     let place = places.target(&target, args.target_insecure)?;
-    match convert::convert_image(&source, place, &options, &*progress, interrupt.cancel()) {
+    let (blobs, cancel) = (backend.as_ref(), interrupt.cancel());
+    match convert::convert_image(&source, place, blobs, &options, &*progress, cancel) {
         Ok(report) => {
             drop(progress);
             if let Some(path) = output {

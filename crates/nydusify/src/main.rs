@@ -3,6 +3,7 @@
 
 mod args;
 mod auth;
+mod backend;
 mod cache;
 mod check;
 mod convert;

@@ -14,6 +14,7 @@ use storage::{ChunkStore, StoreOptions};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Named, any_path, check_blob_dir, refuse, switch};
+use crate::backend::MountOptions;
 use crate::place::RegistryArgs;
 
 /// Arguments of `nydusify mount`.
@@ -30,6 +31,9 @@ pub struct MountArgs {
 
     #[command(flatten)]
     registry: RegistryArgs,
+
+    #[command(flatten)]
+    backend: MountOptions,
 
     /// Bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
     #[arg(long, value_name = "FILE")]
@@ -89,17 +93,12 @@ pub struct MountArgs {
     unsupported: Unsupported<Unbuilt>,
 }
 
-/// Flags for registries and object stores, which come later, and for images whose chunks cannot be verified.
+/// Flags for images whose chunks cannot be verified.
 #[derive(Debug, Clone, Copy)]
 struct Unbuilt;
 
 impl Table for Unbuilt {
-    const FLAGS: &'static [Flag] = &[
-        Flag::value("backend-type", "BACKEND_TYPE"),
-        Flag::value("backend-config", "BACKEND_CONFIG"),
-        Flag::value("backend-config-file", "BACKEND_CONFIG_FILE"),
-        Flag::switch("allow-unverified", "").without_variable(),
-    ];
+    const FLAGS: &'static [Flag] = &[Flag::switch("allow-unverified", "").without_variable()];
 }
 
 impl MountArgs {

@@ -10,10 +10,10 @@ use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::client::{Failure, Retry, unless_cancelled};
+use crate::client::{Core, Failure, Retry, unless_cancelled};
 use crate::repository::length;
 use crate::transport::{Answer, Fault, peer};
-use crate::{Client, Error, Repository, Subject};
+use crate::{Client, Error, Exchange, Repository, Subject};
 
 /// What is read ahead: so many pieces of so many bytes.
 const AHEAD: usize = 16;
@@ -53,21 +53,23 @@ impl Drop for BlobStream {
     }
 }
 
+/// Opens the stream of what `origin` names, from `offset` to its end.
 pub(crate) fn open(
-    repository: &Repository,
-    digest: &Digest,
+    client: &Client,
+    origin: Origin,
     size: u64,
     offset: u64,
 ) -> Result<BlobStream, Error> {
+    let core = client.core();
     let mut source = Source {
-        repository: repository.clone(),
-        digest: *digest,
+        core: Arc::clone(core),
+        origin,
         size,
         position: offset.min(size),
         ranges: true,
     };
-    let body = repository.client.wait(async {
-        let mut retry = Retry::new(repository.core());
+    let body = client.wait(async {
+        let mut retry = Retry::new(core);
         loop {
             match source.connect().await {
                 Ok(body) => return Ok(body),
@@ -77,8 +79,8 @@ pub(crate) fn open(
     })?;
     let (sender, pieces) = mpsc::channel(AHEAD);
     let left = size - source.position;
-    let cancel = repository.core().settings.cancel.clone();
-    let task = repository.client.inner.runtime.spawn(async move {
+    let cancel = core.settings.cancel.clone();
+    let task = client.inner.runtime.spawn(async move {
         let result = unless_cancelled(&cancel, source.run(body, &sender)).await;
         if let Err(error) = result {
             // Nobody reads any more: then nobody cares.
@@ -90,7 +92,7 @@ pub(crate) fn open(
         current: Bytes::new(),
         left,
         task: task.abort_handle(),
-        _client: repository.client.clone(),
+        _client: client.clone(),
     })
 }
 
@@ -101,11 +103,54 @@ struct Body {
     skip: u64,
 }
 
-/// Where a stream comes from and how far it is.
+/// What a stream is of.
 #[derive(Debug)]
+pub(crate) enum Origin {
+    /// A blob in a repository.
+    Blob(Repository, Digest),
+    /// An object in a store that is no registry.
+    Object(Exchange),
+}
+
+impl Origin {
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Blob(repository, digest) => repository.blob_call(digest, Method::GET).subject,
+            Self::Object(exchange) => exchange.subject.clone(),
+        }
+    }
+
+    /// One attempt to get these bytes, or all.
+    async fn get(&self, core: &Core, range: Option<(u64, u64)>) -> Result<Answer, Failure> {
+        match self {
+            Self::Blob(repository, digest) => {
+                let mut call = repository.blob_call(digest, Method::GET);
+                if let Some((start, end)) = range {
+                    let range = range_header(start, end);
+                    call.request.headers.insert(RANGE, range);
+                }
+                core.attempt(&call).await
+            }
+            Self::Object(exchange) => exchange.ranged(core, range).await,
+        }
+    }
+
+    /// The error of an answer that was not hoped for.
+    async fn refuse(&self, core: &Core, answer: Answer) -> Error {
+        match self {
+            Self::Blob(repository, digest) => {
+                let call = repository.blob_call(digest, Method::GET);
+                core.refuse(&call, answer).await
+            }
+            Self::Object(exchange) => exchange.refuse(core, answer).await,
+        }
+    }
+}
+
+/// Where a stream comes from and how far it is.
 struct Source {
-    repository: Repository,
-    digest: Digest,
+    core: Arc<Core>,
+    origin: Origin,
     size: u64,
     position: u64,
     /// Whether ranges are asked for: not once the registry answered another one than asked for.
@@ -114,21 +159,12 @@ struct Source {
 
 impl Source {
     async fn connect(&mut self) -> Result<Body, Failure> {
-        let mut call = self.repository.blob_call(&self.digest, Method::GET);
         // A range that begins at the end is none.
         let ranged = self.ranges && self.position > 0 && self.position < self.size;
-        if ranged {
-            let range = range_header(self.position, self.size);
-            call.request.headers.insert(RANGE, range);
-        }
-        let core = self.repository.core();
-        let answer = core.attempt(&call).await?;
-        match check(
-            &answer,
-            &call.subject,
-            ranged.then_some((self.position, self.size)),
-            Some(self.size),
-        ) {
+        let range = ranged.then_some((self.position, self.size));
+        let answer = self.origin.get(&self.core, range).await?;
+        let subject = self.origin.subject();
+        match check(&answer, &subject, range, Some(self.size)) {
             Checked::Good { skip } => {
                 let skip = if skip { self.position } else { 0 };
                 Ok(Body { answer, skip })
@@ -142,7 +178,7 @@ impl Source {
                 let peer = peer(&answer.url);
                 Err(Failure {
                     peer,
-                    ..Failure::last(core.refuse(&call, answer).await)
+                    ..Failure::last(self.origin.refuse(&self.core, answer).await)
                 })
             }
         }
@@ -154,8 +190,8 @@ impl Source {
         mut body: Body,
         sender: &mpsc::Sender<Result<Bytes, Error>>,
     ) -> Result<(), Error> {
-        let subject = self.repository.blob_call(&self.digest, Method::GET).subject;
-        let core = Arc::clone(self.repository.core());
+        let subject = self.origin.subject();
+        let core = Arc::clone(&self.core);
         let mut retry = Retry::new(&core);
         loop {
             let mut failure = match core.transport.chunk(&mut body.answer).await {

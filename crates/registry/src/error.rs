@@ -143,7 +143,7 @@ pub enum Error {
         refusal: Refusal,
     },
     /// The registry refused for another reason.
-    #[error("{subject}: the registry refused to {action} ({refusal})")]
+    #[error("{subject}: {host} refused to {action} ({refusal})", host = subject.host)]
     Refused {
         /// What was asked for.
         subject: Box<Subject>,
@@ -270,8 +270,12 @@ impl Refusal {
                 }
                 None => (document.error, document.details),
             },
-            // A page of HTML explains nothing.
-            Err(_) if body.first() == Some(&b'<') => Default::default(),
+            // Object stores answer in XML. A page of HTML explains nothing.
+            Err(_) if body.first() == Some(&b'<') => {
+                let text = String::from_utf8_lossy(body);
+                let element = |name: &str| element(&text, name).unwrap_or_default();
+                (element("Code"), element("Message"))
+            }
             Err(_) => (String::new(), String::from_utf8_lossy(body).into_owned()),
         };
         Self {
@@ -280,6 +284,13 @@ impl Refusal {
             message: bounded(&message),
         }
     }
+}
+
+/// The text of the first element of a name in a document without attributes, as those of object stores are.
+fn element(text: &str, name: &str) -> Option<String> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    let (content, _) = rest.split_once(&format!("</{name}>"))?;
+    Some(content.to_owned())
 }
 
 #[cfg(test)]
@@ -296,6 +307,12 @@ mod tests {
         assert_eq!(refusal.code, "DENIED");
         assert!(refusal.message.starts_with("a b[31mxxx") && refusal.message.len() < 310);
         assert_eq!(Refusal::parse(502, b"<html>").to_string(), "HTTP 502");
+        let xml =
+            b"<?xml?><Error><Code>NoSuchKey</Code><Message>not here</Message><Key>x</Key></Error>";
+        assert_eq!(
+            Refusal::parse(404, xml).to_string(),
+            "HTTP 404 NoSuchKey: not here"
+        );
         assert_eq!(
             Refusal::parse(503, b"try later\n").to_string(),
             "HTTP 503: try later"

@@ -7,10 +7,10 @@ use reqwest::header::RANGE;
 use reqwest::{Method, Url};
 
 use crate::blob::{Checked, check, range_header};
-use crate::client::{Failure, Retry};
+use crate::client::{Core, Failure, Retry};
 use crate::retry::{lock, may_pass, retry_after};
 use crate::transport::{Answer, Fault, Request, Target, is, peer};
-use crate::{Error, Repository, time};
+use crate::{Error, Repository, Subject, time};
 
 /// How long an address is used that does not say when it ends.
 const LIFETIME: Duration = Duration::from_secs(300);
@@ -64,33 +64,12 @@ impl Repository {
     ) -> Result<(), Failure> {
         let subject = self.blob_call(digest, Method::GET).subject;
         let range = (offset + *filled as u64, end);
-        let mut answer = self.connect(digest, range).await?;
-        let mut skip = match check(&answer, &subject, Some(range), None) {
-            Checked::Good { skip: true } => range.0,
-            Checked::Good { skip: false } => 0,
-            Checked::WrongRange(failure) | Checked::Bad(failure) => return Err(failure),
-            Checked::Refused => {
-                let call = self.blob_call(digest, Method::GET);
-                return Err(Failure::last(self.core().refuse(&call, answer).await));
-            }
-        };
-        while *filled < buf.len() {
-            let chunk = self.core().transport.chunk(&mut answer).await;
-            let Some(mut chunk) = chunk.map_err(|fault| Failure::of(fault, &subject))? else {
-                let fault = Fault::answer(peer(&answer.url), "the blob ended early");
-                return Err(Failure {
-                    may_pass: true,
-                    ..Failure::of(fault, &subject)
-                });
-            };
-            let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
-            skip -= skipped as u64;
-            let _ = chunk.split_to(skipped);
-            let length = chunk.len().min(buf.len() - *filled);
-            buf[*filled..*filled + length].copy_from_slice(&chunk[..length]);
-            *filled += length;
+        let answer = self.connect(digest, range).await?;
+        if !is(answer.response.status(), &[200, 206, 416]) {
+            let call = self.blob_call(digest, Method::GET);
+            return Err(Failure::last(self.core().refuse(&call, answer).await));
         }
-        Ok(())
+        take(self.core(), answer, &subject, range, buf, filled).await
     }
 
     async fn connect(&self, digest: &Digest, range: (u64, u64)) -> Result<Answer, Failure> {
@@ -133,6 +112,46 @@ impl Repository {
         }
         Ok(answer)
     }
+}
+
+/// Fills `buf` behind its first `filled` bytes as far as one answer goes, which is for these bytes of the object.
+pub(crate) async fn take(
+    core: &Core,
+    mut answer: Answer,
+    subject: &Subject,
+    range: (u64, u64),
+    buf: &mut [u8],
+    filled: &mut usize,
+) -> Result<(), Failure> {
+    let mut skip = match check(&answer, subject, Some(range), None) {
+        Checked::Good { skip: true } => range.0,
+        Checked::Good { skip: false } => 0,
+        Checked::WrongRange(failure) | Checked::Bad(failure) => return Err(failure),
+        Checked::Refused => {
+            let reason = format!("HTTP {} to a read", answer.response.status().as_u16());
+            return Err(Failure::of(
+                Fault::answer(peer(&answer.url), reason),
+                subject,
+            ));
+        }
+    };
+    while *filled < buf.len() {
+        let chunk = core.transport.chunk(&mut answer).await;
+        let Some(mut chunk) = chunk.map_err(|fault| Failure::of(fault, subject))? else {
+            let fault = Fault::answer(peer(&answer.url), "the blob ended early");
+            return Err(Failure {
+                may_pass: true,
+                ..Failure::of(fault, subject)
+            });
+        };
+        let skipped = usize::try_from(skip).map_or(chunk.len(), |skip| skip.min(chunk.len()));
+        skip -= skipped as u64;
+        let _ = chunk.split_to(skipped);
+        let length = chunk.len().min(buf.len() - *filled);
+        buf[*filled..*filled + length].copy_from_slice(&chunk[..length]);
+        *filled += length;
+    }
+    Ok(())
 }
 
 /// When a signed address ends, as the signatures of the usual stores tell.

@@ -6,6 +6,7 @@ use image::{Descriptor, Digest, media};
 use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
+use crate::blob::Origin;
 use crate::client::{Call, Core, Document};
 use crate::host::Host;
 use crate::range::Resolved;
@@ -266,7 +267,8 @@ impl Repository {
     /// # Errors
     /// [`Error::NotFound`], [`Error::SizeMismatch`], and all that can go wrong on the way.
     pub fn open_blob(&self, digest: &Digest, size: u64, offset: u64) -> Result<BlobStream, Error> {
-        blob::open(self, digest, size, offset)
+        let origin = Origin::Blob(self.clone(), *digest);
+        blob::open(&self.client, origin, size, offset)
     }
 
     /// Begins to upload a blob whose digest is told at the end.

@@ -44,6 +44,8 @@ pub(crate) struct Request {
     pub(crate) body: Bytes,
     /// Whether the body is a secret that no other host may get.
     pub(crate) secret: bool,
+    /// Whether redirects are followed.
+    pub(crate) follow: bool,
 }
 
 impl Request {
@@ -54,6 +56,7 @@ impl Request {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             secret: false,
+            follow: true,
         }
     }
 }
@@ -187,7 +190,7 @@ impl Transport {
                 301..=303 => reading,
                 _ => false,
             };
-            if !follow {
+            if !follow || !request.follow {
                 return Ok(Answer {
                     direct: same_host(&start, &url),
                     response,

@@ -3,6 +3,8 @@
 //! Nothing here depends on the crates under test, so that a test never proves the code by itself.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "buckets")]
+pub mod bucket;
 pub mod corner;
 pub mod docker_registry;
 pub mod expect;

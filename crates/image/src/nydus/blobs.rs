@@ -8,7 +8,7 @@ use storage::{BlobReader, BlobSource};
 
 use crate::{Digest, Manifest, Source};
 
-/// The blobs of an image, where its source has them.
+/// The blobs of an image: where its source has them, or in the source's backend if the manifest does not list them.
 pub struct ImageBlobs {
     source: Source,
     /// Sizes that the manifest states: remote places need not be asked for them.
@@ -31,6 +31,10 @@ impl BlobSource for ImageBlobs {
             io::Error::new(io::ErrorKind::NotFound, what)
         })?;
         let size = self.sizes.get(&digest).copied();
-        self.source.blob(&digest, size).map_err(io::Error::other)
+        let blob = match self.source.backend() {
+            Some(backend) if size.is_none() => backend.blob(&digest, None),
+            _ => self.source.blob(&digest, size),
+        };
+        blob.map_err(io::Error::other)
     }
 }

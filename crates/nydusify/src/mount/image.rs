@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
+use backend::Backend;
 use image::nydus::{self, ImageBlobs};
-use image::{Digest, Location, PlatformChoice};
+use image::{Digest, Location, PlatformChoice, Store};
 use progress::Cancel;
 use rafs_format::Bootstrap;
 use storage::{BlobSource, DirSource, load_bootstrap};
@@ -36,13 +37,16 @@ impl Image {
 
 /// Opens what the arguments name.
 pub(super) fn open(named: Named<'_>, args: &MountArgs) -> Result<Image> {
+    // A signal ends the mount, not what it has asked a registry for: there may be readers that wait.
+    let places = Places::new(&args.registry, None, &Cancel::default());
+    let backend = args.backend.choice().open(&places)?;
     match named {
-        Named::Bare(bootstrap) => bare(bootstrap, args.blob_dir.as_deref()),
-        Named::Image(target) => in_image(target, args),
+        Named::Bare(bootstrap) => bare(bootstrap, args.blob_dir.as_deref(), backend),
+        Named::Image(target) => in_image(target, args, &places, backend),
     }
 }
 
-fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
+fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Backend>) -> Result<Image> {
     let absolute = std::path::absolute(path).with_context(|| path.display().to_string())?;
     let loaded = load_bootstrap(&absolute)?;
     // An image's bootstrap is covered by the digest of its layer. A bare one by nothing: refuse what contradicts itself.
@@ -55,7 +59,7 @@ fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
             let dir = std::path::absolute(dir).with_context(|| dir.display().to_string())?;
             Some(Arc::new(DirSource(dir)) as Arc<dyn BlobSource>)
         }
-        None => None,
+        None => backend.map(|backend| Arc::new(backend) as Arc<dyn BlobSource>),
     };
     let blobs = loaded.source(rest)?;
     Ok(Image {
@@ -64,15 +68,20 @@ fn bare(path: &Path, blob_dir: Option<&Path>) -> Result<Image> {
     })
 }
 
-fn in_image(target: &str, args: &MountArgs) -> Result<Image> {
+fn in_image(
+    target: &str,
+    args: &MountArgs,
+    places: &Places,
+    backend: Option<Backend>,
+) -> Result<Image> {
     let location = absolute(target.parse()?).with_context(|| target.to_owned())?;
     let choice = match &args.platform {
         Some(platform) => PlatformChoice::Only(vec![platform.clone()]),
         None => PlatformChoice::Host,
     };
-    // A signal ends the mount, not what it has asked a registry for: there may be readers that wait.
-    let places = Places::new(&args.registry, None, &Cancel::default());
+    let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn Store>);
     let source = places.source(&location, args.target_insecure)?;
+    let source = source.with_backend(backend);
     let (_, manifest) = source
         .manifests(&choice)?
         .into_iter()

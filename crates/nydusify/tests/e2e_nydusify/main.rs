@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod auth;
+mod backend;
 mod bad_input;
 mod cli;
 mod convert;

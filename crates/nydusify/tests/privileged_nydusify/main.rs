@@ -1,6 +1,7 @@
 //! The program with real mounts: needs root, FUSE, the kernel's EROFS and erofs-utils.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backend;
 mod damage;
 mod life;
 mod serving;

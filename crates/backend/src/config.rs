@@ -1,0 +1,348 @@
+//! What the user says about a backend.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use crate::Error;
+
+/// Types of backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Aliyun's object store.
+    Oss,
+    /// Amazon's object store, and those that speak its protocol.
+    S3,
+    /// A directory.
+    Localfs,
+}
+
+impl Kind {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Oss => "oss",
+            Self::S3 => "s3",
+            Self::Localfs => "localfs",
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut kinds = [Self::Oss, Self::S3, Self::Localfs].into_iter();
+        kinds
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| Error::Kind(text.to_owned()))
+    }
+}
+
+/// A secret: never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<hidden>")
+    }
+}
+
+/// Which backend, and how to reach it.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub(crate) place: Place,
+    skip_verify: bool,
+}
+
+/// What the types differ in.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    Bucket(Bucket),
+    Local(Local),
+}
+
+/// A bucket.
+#[derive(Debug, Clone)]
+pub(crate) struct Bucket {
+    pub(crate) kind: Kind,
+    pub(crate) scheme: String,
+    /// Host, with a port if any.
+    pub(crate) endpoint: String,
+    pub(crate) region: String,
+    pub(crate) name: String,
+    pub(crate) prefix: String,
+    /// `None`: requests are not signed.
+    pub(crate) key: Option<Key>,
+}
+
+/// An access key.
+#[derive(Debug, Clone)]
+pub(crate) struct Key {
+    pub(crate) id: String,
+    pub(crate) secret: Secret,
+}
+
+/// Files.
+#[derive(Debug, Clone)]
+pub(crate) struct Local {
+    /// Where blobs are written.
+    pub(crate) dir: Option<PathBuf>,
+    /// One file for all blobs, which are only read.
+    pub(crate) file: Option<PathBuf>,
+    /// Where blobs are looked for besides.
+    pub(crate) others: Vec<PathBuf>,
+}
+
+impl Config {
+    /// Reads the configuration of a type of backend. Unknown keys are ignored, as consumers share configurations.
+    ///
+    /// # Errors
+    /// [`Error::Json`] and [`Error::Key`], which repeat nothing of the text.
+    pub fn parse(kind: Kind, json: &str) -> Result<Self, Error> {
+        let value: Value = serde_json::from_str(json).map_err(|source| Error::Json {
+            kind: kind.name(),
+            source: Some(source),
+        })?;
+        let Value::Object(map) = value else {
+            return Err(Error::Json {
+                kind: kind.name(),
+                source: None,
+            });
+        };
+        let keys = Keys { kind, map: &map };
+        let place = match kind {
+            Kind::Localfs => Place::Local(keys.local()?),
+            Kind::Oss | Kind::S3 => Place::Bucket(keys.bucket()?),
+        };
+        Ok(Self {
+            place,
+            skip_verify: matches!(map.get("skip_verify"), Some(Value::Bool(true))),
+        })
+    }
+
+    /// Whether the certificate of the store is not to be checked.
+    pub fn skip_verify(&self) -> bool {
+        self.skip_verify
+    }
+
+    /// The same from any directory.
+    ///
+    /// # Errors
+    /// If the working directory cannot be found out.
+    pub fn absolute(mut self) -> std::io::Result<Self> {
+        if let Place::Local(local) = &mut self.place {
+            let paths = local.dir.iter_mut().chain(&mut local.file);
+            for path in paths.chain(&mut local.others) {
+                *path = std::path::absolute(&*path)?;
+            }
+        }
+        Ok(self)
+    }
+}
+
+struct Keys<'a> {
+    kind: Kind,
+    map: &'a Map<String, Value>,
+}
+
+impl Keys<'_> {
+    fn wrong(&self, key: &'static str, reason: &'static str) -> Error {
+        let kind = self.kind.name();
+        Error::Key { kind, key, reason }
+    }
+
+    /// A text; empty and absent are the same.
+    fn text(&self, key: &'static str) -> Result<Option<&str>, Error> {
+        match self.map.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.trim()).filter(|text| !text.is_empty())),
+            Some(_) => Err(self.wrong(key, "is no string")),
+        }
+    }
+
+    fn needed(&self, key: &'static str) -> Result<&str, Error> {
+        self.text(key)?.ok_or_else(|| self.wrong(key, "is missing"))
+    }
+
+    fn local(&self) -> Result<Local, Error> {
+        let path = |key| Ok::<_, Error>(self.text(key)?.map(PathBuf::from));
+        let (dir, file) = (path("dir")?, path("blob_file")?);
+        if dir.is_none() && file.is_none() {
+            return Err(self.wrong("dir", "is missing"));
+        }
+        let others = match self.map.get("alt_dirs") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(value) => {
+                let list = value.as_array().into_iter().flatten();
+                let paths: Option<Vec<PathBuf>> =
+                    list.map(|dir| Some(dir.as_str()?.into())).collect();
+                paths
+                    .filter(|_| value.is_array())
+                    .ok_or_else(|| self.wrong("alt_dirs", "is no list of strings"))?
+            }
+        };
+        Ok(Local { dir, file, others })
+    }
+
+    fn bucket(&self) -> Result<Bucket, Error> {
+        let region = match self.kind {
+            Kind::S3 => self.needed("region")?,
+            _ => "",
+        };
+        let amazon = format!("s3.{region}.amazonaws.com");
+        let endpoint = match self.kind {
+            Kind::S3 => self.text("endpoint")?.unwrap_or(&amazon),
+            _ => self.needed("endpoint")?,
+        };
+        let (own_scheme, host) = match endpoint.split_once("://") {
+            Some((scheme, host)) => (Some(scheme), host),
+            None => (None, endpoint),
+        };
+        let host = host.trim_end_matches('/');
+        if host.is_empty() || host.contains(['/', '@', '?', '#', ' ']) {
+            return Err(self.wrong("endpoint", "is no host with an optional port"));
+        }
+        let scheme = own_scheme.or(self.text("scheme")?).unwrap_or("https");
+        if !matches!(scheme, "http" | "https") {
+            return Err(self.wrong("scheme", "is neither http nor https"));
+        }
+        let name = self.needed("bucket_name")?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        if !name.chars().all(plain) || name.trim_matches('.').is_empty() {
+            return Err(self.wrong("bucket_name", "is no name of a bucket"));
+        }
+        let prefix = self.text("object_prefix")?.unwrap_or_default();
+        if prefix.starts_with('/') || prefix.split('/').any(|part| part == "." || part == "..") {
+            return Err(self.wrong(
+                "object_prefix",
+                "begins with a slash, or has a part . or ..",
+            ));
+        }
+        let key = match (self.text("access_key_id")?, self.text("access_key_secret")?) {
+            (Some(id), Some(secret)) => Some(Key {
+                id: id.to_owned(),
+                secret: Secret(secret.to_owned()),
+            }),
+            (None, None) => None,
+            (Some(_), None) => return Err(self.wrong("access_key_secret", "is missing")),
+            (None, Some(_)) => return Err(self.wrong("access_key_id", "is missing")),
+        };
+        if key
+            .as_ref()
+            .is_some_and(|key| !key.id.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(self.wrong("access_key_id", "has characters that no such name has"));
+        }
+        Ok(Bucket {
+            kind: self.kind,
+            scheme: scheme.to_owned(),
+            endpoint: host.to_owned(),
+            region: region.to_owned(),
+            name: name.to_owned(),
+            prefix: prefix.to_owned(),
+            key,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    const S3: &str = r#"{"endpoint":"localhost:9000","scheme":"http","region":"r","bucket_name":"b",
+        "object_prefix":"p/","access_key_id":"me","access_key_secret":"sesame"}"#;
+
+    fn bucket(kind: Kind, json: &str) -> Bucket {
+        match Config::parse(kind, json).unwrap().place {
+            Place::Bucket(bucket) => bucket,
+            Place::Local(_) => panic!("{json}"),
+        }
+    }
+
+    #[test]
+    fn all_keys_are_read() {
+        let found = bucket(Kind::S3, S3);
+        assert_eq!(
+            (&*found.scheme, &*found.endpoint),
+            ("http", "localhost:9000")
+        );
+        assert_eq!(
+            (&*found.region, &*found.name, &*found.prefix),
+            ("r", "b", "p/")
+        );
+        let found = bucket(Kind::S3, r#"{"region":"eu-1","bucket_name":"b","more":1}"#);
+        assert_eq!(
+            (&*found.scheme, &*found.endpoint),
+            ("https", "s3.eu-1.amazonaws.com")
+        );
+        assert!(found.key.is_none());
+        let found = bucket(
+            Kind::Oss,
+            r#"{"endpoint":"http://oss-x/","bucket_name":"b"}"#,
+        );
+        assert_eq!((&*found.scheme, &*found.endpoint), ("http", "oss-x"));
+        let json = r#"{"dir":"/d","alt_dirs":["/e"],"skip_verify":true}"#;
+        let found = Config::parse(Kind::Localfs, json).unwrap();
+        assert!(found.skip_verify());
+        assert!(matches!(found.place, Place::Local(local) if local.others.len() == 1));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_nothing_is_repeated() {
+        for (kind, json, word) in [
+            (Kind::S3, r#"{"bucket_name":"b"}"#, "region"),
+            (Kind::S3, r#"{"region":"r"}"#, "bucket_name"),
+            (
+                Kind::S3,
+                r#"{"region":"r","bucket_name":"a/sesame"}"#,
+                "bucket_name",
+            ),
+            (Kind::Oss, r#"{"bucket_name":"b"}"#, "endpoint"),
+            (
+                Kind::Oss,
+                r#"{"bucket_name":"b","endpoint":"sesame@host"}"#,
+                "endpoint",
+            ),
+            (
+                Kind::Oss,
+                r#"{"bucket_name":"b","endpoint":"e","access_key_secret":"sesame"}"#,
+                "access_key_id",
+            ),
+            (
+                Kind::Oss,
+                r#"{"bucket_name":"b","endpoint":"e","object_prefix":"../sesame"}"#,
+                "object_prefix",
+            ),
+            (
+                Kind::Oss,
+                r#"{"bucket_name":"b","endpoint":"e","access_key_secret":{"sesame":1}}"#,
+                "access_key_secret",
+            ),
+            (Kind::Localfs, "{}", "dir"),
+            (
+                Kind::Localfs,
+                r#"{"dir":"d","alt_dirs":"sesame"}"#,
+                "alt_dirs",
+            ),
+            (Kind::S3, r#"{"access_key_secret":"sesame""#, "JSON"),
+            (Kind::S3, r#"["sesame"]"#, "JSON"),
+            (Kind::S3, "", "JSON"),
+        ] {
+            let error = Config::parse(kind, json).unwrap_err();
+            let text = format!("{error} {:?} {error:?}", error.source());
+            assert!(text.contains(word), "{json}: {text}");
+            assert!(!text.contains("sesame"), "{json}: {text}");
+        }
+        let shown = format!("{:?}", Config::parse(Kind::S3, S3).unwrap());
+        assert!(
+            shown.contains("localhost") && !shown.contains("sesame"),
+            "{shown}"
+        );
+    }
+}

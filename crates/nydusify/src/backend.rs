@@ -1,0 +1,219 @@
+//! Options about backends: where blobs lie that an image's manifest does not list.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use backend::{Backend, Config, Kind};
+
+use crate::args::{Usage, any_path, given};
+use crate::place::Places;
+
+/// Largest configuration that is read from a file, in bytes.
+const CONFIG_SIZE_MAX: u64 = 1 << 20;
+
+/// A text with secrets in it: never shown.
+#[derive(Clone)]
+struct Hidden(String);
+
+impl From<String> for Hidden {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<hidden>")
+    }
+}
+
+/// What the options of one backend say.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice<'a> {
+    /// What comes before `backend-type` in the names of the options, with both dashes.
+    prefix: &'static str,
+    kind: Option<&'a str>,
+    config: Option<&'a Hidden>,
+    file: Option<&'a Path>,
+}
+
+/// Options of one backend.
+macro_rules! options {
+    ($name:ident, $doc:literal, $prefix:literal, $what:literal) => {
+        #[doc = $doc]
+        #[derive(Debug, Clone, clap::Args)]
+        pub struct $name {
+            #[arg(help = concat!("Type of the backend with ", $what, ": oss, s3 or localfs"),
+                  id = concat!($prefix, "backend-type"), long = concat!($prefix, "backend-type"),
+                  env = "BACKEND_TYPE", value_name = "TYPE")]
+            kind: Option<String>,
+
+            #[arg(help = concat!("Configuration of the --", $prefix, "backend-type"),
+                  id = concat!($prefix, "backend-config"), long = concat!($prefix, "backend-config"),
+                  env = "BACKEND_CONFIG", value_name = "JSON", hide_env_values = true)]
+            config: Option<Hidden>,
+
+            #[arg(help = concat!("File with the configuration of the --", $prefix, "backend-type"),
+                  id = concat!($prefix, "backend-config-file"), long = concat!($prefix, "backend-config-file"),
+                  env = "BACKEND_CONFIG_FILE", value_name = "FILE", value_parser = any_path())]
+            file: Option<PathBuf>,
+        }
+
+        impl $name {
+            /// What these options say.
+            pub fn choice(&self) -> Choice<'_> {
+                Choice {
+                    prefix: concat!("--", $prefix),
+                    kind: self.kind.as_deref().filter(|kind| !kind.is_empty()),
+                    config: self.config.as_ref().filter(|text| !text.0.is_empty()),
+                    file: given(self.file.as_ref()),
+                }
+            }
+        }
+    };
+}
+
+options!(
+    TargetOptions,
+    "Where `convert` writes blobs.",
+    "",
+    "the blobs, which the image then does not list"
+);
+options!(
+    MountOptions,
+    "Where `mount` finds blobs.",
+    "",
+    "the blobs that the image does not list"
+);
+options!(
+    SourceSide,
+    "Where `check` finds blobs of the source.",
+    "source-",
+    "the source's blobs that it does not list"
+);
+options!(
+    TargetSide,
+    "Where `check` finds blobs of the target.",
+    "target-",
+    "the target's blobs that it does not list"
+);
+
+impl Choice<'_> {
+    /// The backend, if one was chosen.
+    pub fn open(&self, places: &Places) -> Result<Option<Backend>> {
+        let Some(config) = self.config()? else {
+            return Ok(None);
+        };
+        let client = places.client(config.skip_verify())?;
+        Ok(Some(Backend::open(&config, client)?))
+    }
+
+    fn config(&self) -> Result<Option<Config>> {
+        let prefix = self.prefix;
+        if self.config.is_some() && self.file.is_some() {
+            let reason = format!(
+                "{prefix}backend-config and {prefix}backend-config-file exclude one another"
+            );
+            return Err(Usage(reason).into());
+        }
+        let Some(name) = self.kind else {
+            if self.config.is_some() || self.file.is_some() {
+                tracing::warn!(
+                    "a backend's configuration without {prefix}backend-type has no effect"
+                );
+            }
+            return Ok(None);
+        };
+        let usage = |error: backend::Error| {
+            let text = match std::error::Error::source(&error) {
+                Some(source) => format!("{prefix}backend-config: {error}: {source}"),
+                None => format!("{prefix}backend-config: {error}"),
+            };
+            Usage(text)
+        };
+        let kind: Kind = name
+            .parse()
+            .map_err(|error| Usage(format!("{prefix}backend-type: {error}")))?;
+        let text = match (self.config, self.file) {
+            (Some(text), _) => text.0.clone(),
+            (None, Some(path)) => read(path)?,
+            (None, None) => String::new(),
+        };
+        if text.trim().is_empty() {
+            let reason = format!(
+                "{prefix}backend-type {name}: its configuration is empty; give it with {prefix}backend-config or \
+                 {prefix}backend-config-file"
+            );
+            return Err(Usage(reason).into());
+        }
+        // A mount in the background lets go of the directory that it was started in.
+        let config = Config::parse(kind, &text).map_err(usage)?.absolute();
+        Ok(Some(
+            config.context("cannot find out the working directory")?,
+        ))
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(CONFIG_SIZE_MAX).read_to_string(&mut text))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(kind: Option<&str>, config: Option<&str>, file: Option<&Path>) -> Result<bool> {
+        let config = config.map(|text| Hidden(text.to_owned()));
+        let choice = Choice {
+            prefix: "--source-",
+            kind,
+            config: config.as_ref(),
+            file,
+        };
+        assert!(!format!("{choice:?}").contains("sesame"));
+        choice.config().map(|config| config.is_some())
+    }
+
+    #[test]
+    fn a_backend_is_a_type_and_one_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        std::fs::write(&file, r#"{"dir":"blobs"}"#).unwrap();
+        let json =
+            r#"{"region":"r","bucket_name":"b","access_key_id":"i","access_key_secret":"sesame"}"#;
+        assert!(!config(None, None, None).unwrap());
+        assert!(!config(None, Some(json), None).unwrap());
+        assert!(config(Some("s3"), Some(json), None).unwrap());
+        assert!(config(Some("localfs"), None, Some(&file)).unwrap());
+        for (kind, text, file, word) in [
+            (Some("s3"), None, None, "--source-backend-config-file"),
+            (Some("s3"), Some(" "), None, "empty"),
+            (Some("s3"), Some(json), Some(&*file), "exclude one another"),
+            (None, Some(json), Some(&*file), "exclude one another"),
+            (
+                Some("ftp"),
+                Some(json),
+                None,
+                "--source-backend-type: there is no backend type \"ftp\"",
+            ),
+            (Some("oss"), Some(json), None, "\"endpoint\" is missing"),
+            (Some("s3"), Some("{\"sesame"), None, "EOF while parsing"),
+            (
+                Some("localfs"),
+                None,
+                Some(Path::new("/no/where")),
+                "cannot read /no/where",
+            ),
+        ] {
+            let error = format!("{:#}", config(kind, text, file).unwrap_err());
+            assert!(error.contains(word) && !error.contains("sesame"), "{error}");
+        }
+    }
+}
