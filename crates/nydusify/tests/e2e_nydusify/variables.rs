@@ -47,7 +47,8 @@ fn an_empty_variable_is_none() {
     assert!(ran.stderr.contains("--target"), "{ran}");
     let ran = run_with(&[("BACKEND_TYPE", "oss")], &["mount", "--target", &target]).exits(2);
     assert!(
-        ran.stderr.contains("--backend-type oss: its configuration is empty"),
+        ran.stderr
+            .contains("--backend-type oss: its configuration is empty"),
         "{ran}"
     );
 }
