@@ -43,7 +43,12 @@ pub struct ConvertArgs {
     target: Option<String>,
 
     /// The new image goes beside the source, under its tag with this suffix
-    #[arg(long, env = "TARGET_SUFFIX", value_name = "SUFFIX")]
+    #[arg(
+        long,
+        env = "TARGET_SUFFIX",
+        value_name = "SUFFIX",
+        allow_hyphen_values = true
+    )]
     target_suffix: Option<String>,
 
     /// Do not check the certificate of the source's registry

@@ -72,6 +72,7 @@ fn in_image(target: &str, args: &MountArgs) -> Result<Image> {
     };
     // A signal ends the mount, not what it has asked a registry for: there may be readers that wait.
     let places = Places::new(&args.registry, None, &Cancel::default());
+    let places = places.with_patience(&args.patience);
     let source = places.source(&location, args.target_insecure)?;
     let (_, manifest) = source
         .manifests(&choice)?
@@ -103,7 +104,5 @@ pub(super) fn default_cache(bootstrap: &Bootstrap<Vec<u8>>) -> Result<PathBuf> {
     let base = crate::cache::directory().ok_or_else(|| {
         anyhow!("no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir")
     })?;
-    Ok(base
-        .join("mount")
-        .join(Digest::of(bootstrap.data()).hex()))
+    Ok(base.join("mount").join(Digest::of(bootstrap.data()).hex()))
 }
