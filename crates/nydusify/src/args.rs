@@ -210,36 +210,53 @@ fn level(text: &str) -> Result<Level, String> {
     }
 }
 
-/// Gives long options that begin with one dash, as the deployed tool allows, their second one.
+/// Gives long options that begin with one dash, as the deployed tool allows, their second one. The value of an option
+/// stays as it is, whatever it looks like.
 pub fn normalise(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut names = Vec::new();
+    let mut names = Names::default();
     long_names(&Arguments::command(), &mut names);
-    let mut options = true;
+    let (mut options, mut value_follows) = (true, false);
     arguments
         .map(|argument| {
+            if std::mem::take(&mut value_follows) {
+                return argument;
+            }
             options &= argument != "--";
-            if options && is_long_with_one_dash(&argument, &names) {
+            if !options {
+                return argument;
+            }
+            let mut argument = argument;
+            if is_long_with_one_dash(&argument, &names.all) {
                 let mut doubled = OsString::from("-");
                 doubled.push(argument);
-                return doubled;
+                argument = doubled;
             }
+            let name = argument.to_str().and_then(|text| text.strip_prefix("--"));
+            value_follows = name.is_some_and(|name| names.valued.iter().any(|known| known == name));
             argument
         })
         .collect()
 }
 
-fn long_names(command: &clap::Command, names: &mut Vec<String>) {
+/// Names of long options.
+#[derive(Debug, Default)]
+struct Names {
+    all: Vec<String>,
+    /// Those whose value is the next argument, unless it comes with `=`.
+    valued: Vec<String>,
+}
+
+fn long_names(command: &clap::Command, names: &mut Names) {
     for argument in command.get_arguments() {
-        names.extend(argument.get_long().map(str::to_owned));
-        names.extend(
-            argument
-                .get_all_aliases()
-                .unwrap_or_default()
-                .into_iter()
-                .map(str::to_owned),
-        );
+        let aliases = argument.get_all_aliases().unwrap_or_default();
+        let own = argument.get_long().into_iter().chain(aliases);
+        let own: Vec<String> = own.map(str::to_owned).collect();
+        if argument.get_action().takes_values() && !argument.is_require_equals_set() {
+            names.valued.extend_from_slice(&own);
+        }
+        names.all.extend(own);
     }
-    names.extend(["help".to_owned(), "version".to_owned()]);
+    names.all.extend(["help".to_owned(), "version".to_owned()]);
     for subcommand in command.get_subcommands() {
         long_names(subcommand, names);
     }
@@ -299,6 +316,18 @@ mod tests {
                 "--",
                 "-source"
             ]
+        );
+    }
+
+    #[test]
+    fn the_value_of_an_option_stays_as_it_is() {
+        assert_eq!(
+            normal(&["nydusify", "convert", "-target-suffix", "-lazy", "-check"]),
+            ["nydusify", "convert", "--target-suffix", "-lazy", "--check"]
+        );
+        assert_eq!(
+            normal(&["nydusify", "-target-suffix=-x", "-lazy"]),
+            ["nydusify", "--target-suffix=-x", "--lazy"]
         );
     }
 

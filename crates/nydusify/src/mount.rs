@@ -15,7 +15,7 @@ use storage::{ChunkStore, StoreOptions};
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Named, any_path, check_blob_dir, refuse, switch};
 use crate::backend::MountOptions;
-use crate::place::RegistryArgs;
+use crate::place::{PatienceArgs, RegistryArgs};
 
 /// Arguments of `nydusify mount`.
 #[derive(Debug, clap::Args)]
@@ -34,6 +34,9 @@ pub struct MountArgs {
 
     #[command(flatten)]
     backend: MountOptions,
+
+    #[command(flatten)]
+    patience: PatienceArgs,
 
     /// Bare RAFS instead of an image: a bootstrap, or a blob that holds its bootstrap
     #[arg(long, value_name = "FILE")]

@@ -41,6 +41,18 @@ pub struct PushArgs {
     push_chunk_size: usize,
 }
 
+/// How long to wait for a registry that data is read from.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PatienceArgs {
+    /// How often to try again to read what a registry fails to give
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    registry_retry_count: u32,
+
+    /// How long a registry may be silent in one try, such as 30s or 500ms
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    registry_timeout: Duration,
+}
+
 /// Opens images for one command: all that lie in registries share connections, tokens and retry budgets.
 pub struct Places {
     settings: Settings,
@@ -71,6 +83,16 @@ impl Places {
             strict: OnceLock::new(),
             insecure: OnceLock::new(),
         }
+    }
+
+    /// With another idea of how long to wait.
+    #[must_use]
+    pub fn with_patience(mut self, patience: &PatienceArgs) -> Self {
+        let settings = &mut self.settings;
+        settings.retries = patience.registry_retry_count;
+        settings.stall_timeout = patience.registry_timeout;
+        settings.connect_timeout = settings.connect_timeout.min(patience.registry_timeout);
+        self
     }
 
     /// The image at `location`, for reading. `insecure`: no certificate is checked.

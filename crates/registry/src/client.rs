@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,10 +28,30 @@ pub struct Client {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// The runtime apart from all else, so that it never ends on a thread of its own.
+/// The runtime apart from all else.
 pub(crate) struct Inner {
-    pub(crate) runtime: Runtime,
+    pub(crate) runtime: Running,
     pub(crate) core: Arc<Core>,
+}
+
+/// A runtime that may end anywhere. What goes on in it, such as a stream that nobody reads any more, has the client as
+/// well: when all others are gone the runtime is dropped by one of its own threads, which must not wait for the rest.
+pub(crate) struct Running(Option<Runtime>);
+
+impl Deref for Running {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("it is taken in the end alone")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// All that requests share.
@@ -69,6 +90,7 @@ impl Client {
             .map_err(|error| Error::Setup {
                 reason: error.to_string(),
             })?;
+        let runtime = Running(Some(runtime));
         let inner = Arc::new(Inner { runtime, core });
         Ok(Self { inner })
     }

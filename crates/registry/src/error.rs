@@ -103,7 +103,7 @@ pub enum Error {
     },
     /// The certificate of a host is not trusted.
     #[error(
-        "{subject}: the certificate of {peer} is not trusted (name its authority with a CA bundle, or turn off \
+        "{subject}: the certificate of {peer} is not trusted (name its authority with --ca-file, or turn off \
          certificate checks with the option --insecure, --source-insecure or --target-insecure)"
     )]
     Certificate {

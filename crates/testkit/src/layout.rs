@@ -1,7 +1,7 @@
 //! Writes OCI layouts (and what `docker save` writes) from layer tars.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -189,6 +189,32 @@ pub fn write(root: &Path, tars: &[Vec<u8>], packing: Packing) {
     let mut layout = Layout::create(root);
     let manifest = layout.manifest(&layers, Flavour::Oci);
     layout.tag(&manifest, "latest");
+}
+
+/// The layers of an image in a layout, as files, lowest first.
+///
+/// # Panics
+/// When there is no such tag, or the layout is damaged.
+pub fn layer_files(layout: &Path, tag: &str) -> Vec<PathBuf> {
+    let blob = |digest: &Value| {
+        let digest = digest.as_str().expect("a descriptor has a digest");
+        layout.join("blobs").join(digest.replace(':', "/"))
+    };
+    let json = |path: PathBuf| -> Value {
+        let bytes =
+            std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::from_slice(&bytes).expect("documents are JSON")
+    };
+    let index = json(layout.join("index.json"));
+    let tagged = index["manifests"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|m| m["annotations"]["org.opencontainers.image.ref.name"] == tag)
+        .unwrap_or_else(|| panic!("{}: no tag {tag}", layout.display()));
+    let manifest = json(blob(&tagged["digest"]));
+    let layers = manifest["layers"].as_array().into_iter().flatten();
+    layers.map(|layer| blob(&layer["digest"])).collect()
 }
 
 fn config(layers: &[Layer]) -> Value {

@@ -1,9 +1,9 @@
 //! Converted images, mounted: through FUSE and through the kernel they show the tree they were made of.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use testkit::expect::{Expect, compare, compare_trees, compare_trees_but};
-use testkit::layout::{Flavour, Layer, Layout, Packing};
+use testkit::layout::{Flavour, Layer, Layout, Packing, layer_files};
 use testkit::oracle::{Stack, fsck, kernel_mount};
 use testkit::run::{Mount, run};
 use testkit::{corner, fixture, shared_or_skip};
@@ -103,30 +103,6 @@ fn privileged_the_torture_image_shows_the_expected_tree() {
     assert_equal(&compare(mount.path(), &shared.join("expect.json")));
     the_kernel_agrees(&place, &mount);
     mount.stop().ok();
-}
-
-/// The layers of an image in a layout, as files, lowest first.
-fn layer_files(layout: &Path, tag: &str) -> Vec<PathBuf> {
-    let blob = |digest: &serde_json::Value| {
-        layout
-            .join("blobs")
-            .join(digest.as_str().unwrap().replace(':', "/"))
-    };
-    let json = |path: PathBuf| -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-    };
-    let index = json(layout.join("index.json"));
-    let mut manifests = index["manifests"].as_array().unwrap().iter();
-    let tagged = manifests
-        .find(|m| m["annotations"]["org.opencontainers.image.ref.name"] == tag)
-        .unwrap();
-    let manifest = json(blob(&tagged["digest"]));
-    manifest["layers"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|layer| blob(&layer["digest"]))
-        .collect()
 }
 
 /// GNU tar and overlayfs say what the image is.

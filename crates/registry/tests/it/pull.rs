@@ -335,3 +335,28 @@ fn a_range_that_is_cut_goes_on_and_one_beyond_the_end_fails() {
         .unwrap_err();
     assert!(error.to_string().contains("no bytes at 2000"), "{error}");
 }
+
+/// The task behind a stream may have the last hold on the client, and with it on the runtime that it runs in.
+#[test]
+fn a_stream_that_is_given_up_last_ends_its_client_quietly() {
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if info.to_string().contains("drop a runtime") {
+            PANICS.fetch_add(1, Ordering::SeqCst);
+        }
+        hook(info);
+    }));
+    let blob = testkit::noise(1, 3_000_000);
+    let served = blob.clone();
+    let server = Server::start(move |_| Reply::new(200).body(served.clone()));
+    for _ in 0..100 {
+        let repository = server.repository();
+        let stream = repository.open_blob(&Digest::of(&blob), blob.len() as u64, 0);
+        let mut stream = stream.unwrap();
+        drop(repository);
+        stream.read_exact(&mut [0; 1000]).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(PANICS.load(Ordering::SeqCst), 0);
+}

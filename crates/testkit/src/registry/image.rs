@@ -149,10 +149,13 @@ impl Registry {
         if let Some(config) = manifest.get_mut("config") {
             docker_type(config);
         }
-        for layer in manifest["layers"].as_array_mut().into_iter().flatten() {
+        // Not by index: that would add what is not there.
+        let layers = manifest.get_mut("layers").and_then(Value::as_array_mut);
+        for layer in layers.into_iter().flatten() {
             docker_type(layer);
         }
-        for child in manifest["manifests"].as_array_mut().into_iter().flatten() {
+        let children = manifest.get_mut("manifests");
+        for child in children.and_then(Value::as_array_mut).into_iter().flatten() {
             let new = self.relabel(repository, digest_of(child), None);
             for name in ["mediaType", "digest", "size"] {
                 child[name] = new[name].clone();

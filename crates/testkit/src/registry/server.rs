@@ -1,6 +1,7 @@
 //! A server on loopback: a thread for each connection, and an end that comes at once.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -166,13 +167,31 @@ impl Drop for Gone {
     }
 }
 
+/// Whether a client begins with the handshake of TLS.
+fn is_tls(socket: &TcpStream) -> std::io::Result<bool> {
+    let mut first = [0];
+    Ok(socket.peek(&mut first)? == 1 && first == [0x16])
+}
+
+/// Says at once that there is no TLS here, as servers do that are written in Go.
+fn refuse_tls(mut socket: TcpStream) -> std::io::Result<()> {
+    let answer =
+        b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+    socket.write_all(answer)
+}
+
 fn serve(shared: &Shared, socket: TcpStream) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(SILENCE))?;
     socket.set_write_timeout(Some(SILENCE))?;
     let plain = socket.try_clone()?;
     let stream: Box<dyn Stream> = match &shared.tls {
-        None => Box::new(plain),
+        None => {
+            if is_tls(&socket)? {
+                return refuse_tls(plain);
+            }
+            Box::new(plain)
+        }
         Some(config) => {
             let tls = ServerConnection::new(Arc::clone(config)).map_err(std::io::Error::other)?;
             Box::new(StreamOwned::new(tls, plain))

@@ -1,0 +1,8 @@
+//! The program with registries as a user has them: one in this process, with authentication, redirects and faults.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod killed;
+mod refused;
+mod schedules;
+mod support;
+mod working;

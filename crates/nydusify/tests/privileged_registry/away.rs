@@ -1,0 +1,99 @@
+//! A mount whose registry goes away and comes back.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use testkit::fixture;
+use testkit::registry::{Fault, Faults, Registry};
+
+use crate::support::*;
+
+/// Reads a file of the mount, not of the kernel's cache.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+const EIO: Option<i32> = Some(rustix::io::Errno::IO.raw_os_error());
+
+fn converted(place: &Place, registry: &Registry) -> String {
+    registry.push_layout(&fixture::busybox(), fixture::BUSYBOX_TAG, "image", "1");
+    let (from, to) = (
+        format!("{}/image:1", registry.host()),
+        format!("{}/nydus:1", registry.host()),
+    );
+    let chunks = ["--fs-chunk-size", "0x10000", "--no-journal"];
+    place.convert(&from, &to, &chunks).ok();
+    to
+}
+
+#[test]
+fn privileged_a_mount_outlives_its_registrys_absence() {
+    let Some(place) = Place::new("privileged_a_mount_outlives_its_registrys_absence") else {
+        return;
+    };
+    let registry = Registry::new();
+    let to = converted(&place, &registry);
+    let mount = place.mount(&to, &[]);
+    let path = |name: &str| mount.path().join(name);
+    let words = read(&path("usr/share/words/alpha")).unwrap();
+
+    registry.down();
+    let begun = Instant::now();
+    let error = read(&path("bin/busybox")).unwrap_err();
+    assert_eq!(error.raw_os_error(), EIO, "{error}");
+    // What is in the cache needs no registry; what is not costs no more than a few tries each.
+    assert!(read(&path("usr/share/words/alpha")).unwrap() == words);
+    for _ in 0..20 {
+        let error = read(&path("app/main")).unwrap_err();
+        assert_eq!(error.raw_os_error(), EIO, "{error}");
+    }
+    assert!(
+        std::fs::metadata(path("app/main")).is_ok(),
+        "names are there"
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    registry.up();
+    read(&path("app/main")).unwrap();
+    assert_equal(&fixture::busybox_expect().compare(mount.path()));
+    mount.stop().ok();
+}
+
+/// A registry that takes connections and says nothing.
+#[test]
+fn privileged_a_read_waits_no_longer_than_told_for_a_silent_registry() {
+    let Some(place) =
+        Place::new("privileged_a_read_waits_no_longer_than_told_for_a_silent_registry")
+    else {
+        return;
+    };
+    let registry = Registry::new();
+    let to = converted(&place, &registry);
+    let mount = place.mount(
+        &to,
+        &["--registry-timeout", "500ms", "--registry-retry-count", "1"],
+    );
+    let silent = Faults::of(1, 1.0, &[Fault::Latency]).latency(Duration::from_secs(8));
+    registry.set_faults(silent);
+    let begun = Instant::now();
+    let error = read(&mount.path().join("app/main")).unwrap_err();
+    assert_eq!(error.raw_os_error(), EIO, "{error}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        begun.elapsed()
+    );
+    registry.set_faults(Faults::none());
+    assert_equal(&fixture::busybox_expect().compare(mount.path()));
+    mount.stop().ok();
+}

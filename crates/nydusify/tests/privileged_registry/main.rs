@@ -1,0 +1,7 @@
+//! The program between real registries and real mounts: needs root, FUSE and Debian's docker-registry.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod away;
+mod secured;
+mod support;
+mod trees;

@@ -1,0 +1,202 @@
+//! Layouts into registries, and the program with nothing of the user's own environment.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use registry::{Client, Credentials, Repository, Secret, Settings};
+use serde_json::Value;
+use testkit::docker_registry::no_docker_registry;
+use testkit::registry::Ca;
+use testkit::run::{Mount, Ran, output};
+use testkit::{oracle, skip};
+
+/// The program under test.
+pub const NYDUSIFY: &str = env!("CARGO_BIN_EXE_nydusify");
+
+/// Media types of OCI and what docker calls the same.
+const DOCKER: [(&str, &str); 5] = [
+    (
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    ),
+    (
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    ),
+    (
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar",
+    ),
+    (
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    ),
+    (
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    ),
+];
+
+/// A scratch directory, and a user's directories in it.
+pub struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    /// A new one; `None`, said aloud, where the test `name` can't run.
+    pub fn new(name: &str) -> Option<Self> {
+        if let Some(why) = oracle::no_fuse().or_else(no_docker_registry) {
+            skip(name, why);
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["home", "docker", "tmp", "root"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Some(Self { dir })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// As `docker login` leaves it for the user `me` with the password `secret`.
+    pub fn login(&self, host: &str) {
+        let config = serde_json::json!({ "auths": { host: { "auth": "bWU6c2VjcmV0" } } });
+        std::fs::write(self.path("docker/config.json"), config.to_string()).unwrap();
+    }
+
+    /// The program, with an environment that says nothing but where things lie.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(NYDUSIFY);
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.path("home"))
+            .env("DOCKER_CONFIG", self.path("docker"))
+            .env("TMPDIR", self.path("tmp"))
+            .current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs the program to its end.
+    #[track_caller]
+    pub fn run(&self, args: &[&str], more: &[&str]) -> Ran {
+        output(self.command(args).args(more))
+    }
+
+    #[track_caller]
+    pub fn convert(&self, source: &str, target: &str, more: &[&str]) -> Ran {
+        self.run(&["convert", "--source", source, "--target", target], more)
+    }
+
+    #[track_caller]
+    pub fn check(&self, source: &str, target: &str, more: &[&str]) -> Ran {
+        self.run(&["check", "--source", source, "--target", target], more)
+    }
+
+    /// Mounts an image, with nothing fetched that nobody reads, and an empty cache.
+    #[track_caller]
+    pub fn mount(&self, target: &str, more: &[&str]) -> Mount {
+        let (root, cache) = (self.path("root"), self.path("cache"));
+        if cache.exists() {
+            std::fs::remove_dir_all(&cache).unwrap();
+        }
+        let mut command = self.command(&["mount", "--no-prefetch", "--target", target]);
+        command.arg("--mount-path").arg(&root);
+        command.arg("--cache-dir").arg(&cache).args(more);
+        Mount::start(&mut command, &root)
+    }
+}
+
+/// A repository of a registry on loopback.
+pub fn repository(host: &str, name: &str, ca: Option<&Ca>) -> Repository {
+    let client = Client::new(Settings {
+        plain_http: ca.is_none(),
+        ca_files: ca.iter().map(|ca| ca.pem()).collect(),
+        credentials: Credentials::Fixed {
+            username: "me".to_owned(),
+            password: Secret::new("secret"),
+        },
+        ..Settings::default()
+    });
+    let reference = format!("{host}/{name}").parse().unwrap();
+    client.unwrap().repository(&reference)
+}
+
+/// Pushes what a tag of a layout names, maybe with docker's media types in place of OCI's, under a tag.
+pub fn push(layout: &Path, name: &str, docker: bool, to: &Repository, tag: &str) {
+    let index: Value =
+        serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let named = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == name;
+    let mut manifests = index["manifests"].as_array().unwrap().iter();
+    let descriptor = manifests.find(named).unwrap();
+    push_manifest(layout, descriptor, docker, to, Some(tag));
+}
+
+fn push_manifest(
+    layout: &Path,
+    descriptor: &Value,
+    docker: bool,
+    to: &Repository,
+    tag: Option<&str>,
+) {
+    let mut bytes = read(layout, descriptor);
+    let mut manifest: Value = serde_json::from_slice(&bytes).unwrap();
+    for child in list(&manifest, "manifests") {
+        push_manifest(layout, child, false, to, None);
+    }
+    let blobs = manifest.get("config").into_iter();
+    for blob in blobs.chain(list(&manifest, "layers")) {
+        let digest = blob["digest"].as_str().unwrap().parse().unwrap();
+        if to.blob_size(&digest).unwrap().is_none() {
+            let mut upload = to.upload().unwrap();
+            upload.write_all(&read(layout, blob)).unwrap();
+            upload.finish(digest).unwrap();
+        }
+    }
+    let mut media_type = descriptor["mediaType"].as_str().unwrap().to_owned();
+    if docker {
+        media_type = docker_type(&media_type);
+        manifest["mediaType"] = media_type.clone().into();
+        let layers = manifest["layers"].as_array_mut().unwrap().iter_mut();
+        for layer in layers {
+            layer["mediaType"] = docker_type(layer["mediaType"].as_str().unwrap()).into();
+        }
+        let config = &mut manifest["config"];
+        config["mediaType"] = docker_type(config["mediaType"].as_str().unwrap()).into();
+        bytes = manifest.to_string().into_bytes();
+    }
+    let reference = match tag {
+        Some(tag) => tag.to_owned(),
+        None => descriptor["digest"].as_str().unwrap().to_owned(),
+    };
+    to.put_manifest(&reference, &media_type, &bytes).unwrap();
+}
+
+fn docker_type(media_type: &str) -> String {
+    let found = DOCKER.iter().find(|(oci, _)| *oci == media_type);
+    found.map_or(media_type, |(_, docker)| *docker).to_owned()
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+    value[name].as_array().into_iter().flatten()
+}
+
+fn read(layout: &Path, descriptor: &Value) -> Vec<u8> {
+    let name = descriptor["digest"].as_str().unwrap().replace(':', "/");
+    std::fs::read(layout.join("blobs").join(name)).unwrap()
+}
+
+/// Insists on an empty list of differences.
+#[track_caller]
+pub fn assert_equal(differences: &[String]) {
+    let shown: Vec<&String> = differences.iter().take(40).collect();
+    assert!(
+        differences.is_empty(),
+        "{} differences: {shown:#?}",
+        differences.len()
+    );
+}
