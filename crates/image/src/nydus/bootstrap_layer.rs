@@ -135,8 +135,7 @@ pub fn unpack_bootstrap(layer: impl Read, what: &str) -> Result<(Vec<u8>, Digest
 fn find(tar: &mut impl Read, what: &str) -> Result<Vec<u8>, FindError> {
     let allowance = Cell::new(HEADERS_MAX);
     let mut archive = tar::Archive::new(Metered::new(tar, &allowance));
-    let mut entries = archive.entries()?;
-    while let Some(entry) = entries.next() {
+    for entry in archive.entries()? {
         let mut entry = entry?;
         allowance.set(u64::MAX);
         let name = entry.path_bytes().into_owned();
