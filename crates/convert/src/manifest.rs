@@ -447,3 +447,29 @@ pub(crate) fn platform(config: &Value) -> Option<Platform> {
     platform.variant = text("variant").map(str::to_owned);
     Some(platform)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_listed_many_times_is_laid_over_the_others_once() {
+        let image = |chunk_size| Image {
+            tree: Tree::new(),
+            blobs: Vec::new(),
+            chunks: Vec::new(),
+            chunk_size,
+            prefetch: Vec::new(),
+            compressor: rafs_format::Compressor::None,
+            digester: rafs_format::Digester::Blake3,
+            explicit_owners: true,
+        };
+        let order = |positions: &[usize]| -> Vec<u32> {
+            let images = topmost(vec![image(0), image(1), image(2)], positions);
+            images.iter().map(|image| image.chunk_size).collect()
+        };
+        assert_eq!(order(&[0, 1, 2]), [0, 1, 2]);
+        assert_eq!(order(&[0, 1, 0, 2, 1, 1]), [0, 2, 1]);
+        assert_eq!(order(&[[0, 1, 2, 0].as_slice(); 50].concat()), [1, 2, 0]);
+    }
+}

@@ -14,6 +14,8 @@ use crate::{BlobReader, BlobSource, ChunkError, Error, FileBlob, NamedSource};
 const BOOTSTRAP_MAX: u64 = 2 << 30;
 /// A bootstrap of at most this size is taken however small it is stored.
 const EXPANSION_FREE: u64 = 64 << 20;
+/// Bytes that a small bootstrap may have more when it is stored.
+const STORED_MORE: u64 = 64 << 10;
 /// Greatest plausible ratio between a larger bootstrap and its stored form.
 const EXPANSION_MAX: u64 = 1024;
 
@@ -149,12 +151,18 @@ fn checked_size(inline: &InlineBootstrap) -> Result<usize, Error> {
         .compressed_size
         .saturating_mul(EXPANSION_MAX)
         .clamp(EXPANSION_FREE, BOOTSTRAP_MAX);
-    let fits = usize::try_from(size).ok().filter(|_| size <= limit);
-    fits.ok_or(Error::TooLarge {
+    let too_large = |size, limit| Error::TooLarge {
         what: "the bootstrap",
         size,
         limit,
-    })
+    };
+    // No compressor makes much more of it than it was.
+    let stored_limit = size.saturating_add(size / 64).saturating_add(STORED_MORE);
+    if inline.compressed_size > stored_limit {
+        return Err(too_large(inline.compressed_size, stored_limit));
+    }
+    let fits = usize::try_from(size).ok().filter(|_| size <= limit);
+    fits.ok_or(too_large(size, limit))
 }
 
 /// Whether one of the two superblock magics is in its place.
@@ -174,4 +182,27 @@ fn read_bare(blob: &dyn BlobReader) -> Result<Vec<u8>, Error> {
         });
     }
     read_piece(blob, "the bootstrap", 0, blob.size())
+}
+
+#[cfg(test)]
+mod tests {
+    use rafs_format::Compressor;
+
+    use super::*;
+
+    #[test]
+    fn the_stored_size_of_a_bootstrap_is_bounded_before_it_is_read() {
+        let inline = |compressed_size, uncompressed_size| InlineBootstrap {
+            offset: 0,
+            compressed_size,
+            uncompressed_size,
+            compressor: Compressor::Zstd,
+            digest: None,
+        };
+        assert_eq!(checked_size(&inline(4200, 4096)).unwrap(), 4096);
+        for (stored, size) in [(1 << 40, 4096), (1 << 10, 1 << 40), (u64::MAX, u64::MAX)] {
+            let error = checked_size(&inline(stored, size)).unwrap_err();
+            assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        }
+    }
 }

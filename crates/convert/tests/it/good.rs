@@ -230,9 +230,9 @@ fn a_layer_ends_at_its_end_mark() {
     assert!(text.contains("single zero block"), "{text}");
 }
 
-/// Its tree is laid over the others once.
+/// Its tree is laid over the others once, and the result is the same.
 #[test]
-fn a_layer_listed_many_times_takes_the_memory_of_one() {
+fn a_layer_listed_many_times_is_merged_once() {
     let world = World::new();
     let mut layer = Tar::new();
     for number in 0..2000 {
