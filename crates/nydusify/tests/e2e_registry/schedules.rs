@@ -172,7 +172,7 @@ fn convert(
     let target = target(registry, &client, "new:1");
     let cancel = Cancel::default();
     Ok(convert::convert_image(
-        &source, target, options, &Silent, &cancel,
+        &source, target, None, options, &Silent, &cancel,
     )?)
 }
 
