@@ -12,7 +12,7 @@ use ::backend::Backend;
 use anyhow::{Context as _, Result};
 use image::{Location, Platform, PlatformChoice, Source, Store};
 use indicatif::MultiProgress;
-use verify::{Error, Files, Options, Report, Side};
+use verify::{Files, Options, Report, Side};
 
 use crate::args::{Named, Usage, any_path, check_blob_dir, given, switch};
 use crate::backend::{SourceSide, TargetSide};
@@ -108,6 +108,10 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
     check_blob_dir(args.blob_dir.as_deref())?;
     let interrupt = Interrupt::watch()?;
+    interrupt.settle(check(args, named, &interrupt))
+}
+
+fn check(args: &CheckArgs, named: Named<'_>, interrupt: &Interrupt) -> Result<ExitCode> {
     let places = Places::new(&args.registry, None, interrupt.cancel());
     let Opened {
         source,
@@ -138,14 +142,9 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     };
     let mut verified = true;
     for (source, target) in &pairs {
-        let report = match verify::check(source.as_ref(), target, &options) {
-            Err(Error::Cancelled(_)) => {
-                drop(progress);
-                eprintln!("error: interrupted");
-                return Ok(interrupt.exit_code().unwrap_or(ExitCode::FAILURE));
-            }
-            result => result?,
-        };
+        let report = verify::check(source.as_ref(), target, &options)?;
+        // A place that was left in the middle of a read has no verdict.
+        interrupt.cancel().check()?;
         verified &= report.verified;
         show(&report, args.output, pairs.len() > 1).context("cannot write the result")?;
     }

@@ -277,13 +277,7 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
         }
         Err(error) => {
             drop(progress);
-            match (&error, interrupt.exit_code()) {
-                (Error::Cancelled, Some(code)) => {
-                    eprintln!("error: {error}");
-                    Ok(code)
-                }
-                _ => Err(explain(error)),
-            }
+            interrupt.settle(Err(explain(error)))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use convert::{CopyOptions, Error};
+use convert::CopyOptions;
 use image::{Location, Platform, PlatformChoice, Source};
 use indicatif::MultiProgress;
 use progress::Cancel;
@@ -118,20 +118,13 @@ pub fn run(args: &CopyArgs, terminal: MultiProgress) -> Result<ExitCode> {
             )?)
         });
     drop(progress);
-    match (result, interrupt.exit_code()) {
-        (Ok(report), _) => {
-            if let Some(path) = output {
-                write_report(path, &report)?;
-            }
-            tracing::debug!("wrote {} as {}", report.digest, args.target);
-            Ok(ExitCode::SUCCESS)
+    interrupt.settle(result.and_then(|report| {
+        if let Some(path) = output {
+            write_report(path, &report)?;
         }
-        (Err(_), Some(code)) => {
-            eprintln!("error: {}", Error::Cancelled);
-            Ok(code)
-        }
-        (Err(error), None) => Err(error),
-    }
+        tracing::debug!("wrote {} as {}", report.digest, args.target);
+        Ok(ExitCode::SUCCESS)
+    }))
 }
 
 /// A place as the deployed tool's `copy` spells it, or as all commands do.

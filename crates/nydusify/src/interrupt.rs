@@ -41,6 +41,17 @@ impl Interrupt {
         &self.cancel
     }
 
+    /// What came of the work: after a signal, whatever failed did so since it was to stop.
+    pub fn settle(&self, result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+        match (result, self.exit_code()) {
+            (Err(_), Some(code)) => {
+                eprintln!("error: {}", ::progress::Cancelled);
+                Ok(code)
+            }
+            (result, _) => result,
+        }
+    }
+
     /// The exit status, 128 + signal, if a signal has come.
     pub fn exit_code(&self) -> Option<ExitCode> {
         let signal = self.signal.load(Ordering::SeqCst);

@@ -38,8 +38,8 @@ impl Image {
 /// Opens what the arguments name.
 pub(super) fn open(named: Named<'_>, args: &MountArgs) -> Result<Image> {
     // A signal ends the mount, not what it has asked a registry for: there may be readers that wait.
-    let places = Places::new(&args.registry, None, &Cancel::default())
-        .with_patience(&args.patience);
+    let places =
+        Places::new(&args.registry, None, &Cancel::default()).with_patience(&args.patience);
     let backend = args.backend.choice().open(&places)?;
     match named {
         Named::Bare(bootstrap) => bare(bootstrap, args.blob_dir.as_deref(), backend),
