@@ -235,17 +235,17 @@ fn a_layer_ends_at_its_end_mark() {
 fn a_layer_listed_many_times_is_merged_once() {
     let world = World::new();
     let mut layer = Tar::new();
-    for number in 0..2000 {
+    for number in 0..200 {
         layer.add(Entry::file(format!("dir/{number}"), b"x"));
     }
     layer.add(Entry::file("dir/.wh.gone", b""));
     let mut layers = vec![tar("gone", b"y"), layer.finish()];
-    layers.extend(std::iter::repeat_n(layers[1].clone(), 200));
+    layers.extend(std::iter::repeat_n(layers[1].clone(), 40));
     layers.push(tar("top", b"z"));
     layout::write(&world.source(), &layers, Packing::Gzip);
     world.convert(&options()).unwrap();
     assert_eq!(world.manifest().layers.len(), layers.len() + 1);
-    assert_eq!(bootstrap(&world).superblock().inos, 2003);
+    assert_eq!(bootstrap(&world).superblock().inos, 203);
 }
 
 #[test]
