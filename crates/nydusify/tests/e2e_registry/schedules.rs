@@ -29,12 +29,6 @@ const AT_ONCE: usize = 6;
 /// No schedule may take longer: all pauses in it are short.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// A number that depends on the seed and what it is for.
-fn draw(seed: u64, what: u64, below: u64) -> u64 {
-    let bytes = testkit::noise(seed.wrapping_mul(1000) + what, 8);
-    u64::from_le_bytes(bytes.try_into().unwrap()) % below
-}
-
 /// Runs all schedules of a kind, each with its seed. What `one` returns is counted.
 fn run_all(one: fn(u64) -> &'static str) -> BTreeMap<&'static str, u64> {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());

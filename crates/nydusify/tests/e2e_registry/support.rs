@@ -114,11 +114,11 @@ pub fn me() -> User {
     User::new("me", "secret")
 }
 
-/// Tokens for [`me`] that are good for a few requests only.
+/// Tokens for [`me`] that are good for some requests only: more than go out at once, fewer than a conversion makes.
 pub fn short_lived_tokens() -> Auth {
     Auth::Bearer(Bearer {
         users: vec![me()],
-        requests_per_token: Some(5),
+        requests_per_token: Some(20),
         ..Bearer::default()
     })
 }
@@ -229,4 +229,10 @@ pub fn assert_nothing_left(registry: &Registry, repository: &str) {
 #[track_caller]
 pub fn assert_well_behaved(registry: &Registry) {
     assert_eq!(registry.violations(), Vec::<String>::new());
+}
+
+/// A number that depends on a seed and what it is for alone.
+pub fn draw(seed: u64, what: u64, below: u64) -> u64 {
+    let digest = testkit::sha256(format!("{seed} {what}").as_bytes());
+    u64::from_str_radix(&digest[..15], 16).unwrap() % below
 }
