@@ -92,11 +92,14 @@ fn blobs_in_a_bucket_are_those_of_the_image() {
         }
 
         // Where no blob is, nothing is verified.
-        check(&fixture(), &place.oci("nydus", "v6")).fails_with(&["cannot be opened"]);
+        check(&fixture(), &place.oci("nydus", "v6"))
+            .exits(1)
+            .says(&["cannot be opened"]);
         check_in(&place, kind, &store.config("elsewhere/"))
-            .fails_with(&["is missing from", "bucket blobs"]);
+            .exits(1)
+            .says(&["is missing from", "bucket blobs"]);
         let wrong = check_in(&place, kind, &store.config_with("images/", "wrong-sesame"));
-        let wrong = wrong.fails_with(&["403"]);
+        let wrong = wrong.exits(1).says(&["403"]);
         assert!(
             !wrong.stderr.contains("sesame") && !wrong.stdout.contains("sesame"),
             "{wrong}"
@@ -166,7 +169,9 @@ fn blobs_in_a_directory_are_found_by_all_commands() {
         .ok()
         .says(&["3 layers", "converted by an earlier run"]);
     std::fs::remove_file(dir.join(before.first().unwrap())).unwrap();
-    with(&["check", "--target", &target]).fails_with(&[before.first().unwrap()]);
+    with(&["check", "--target", &target])
+        .exits(1)
+        .says(&[before.first().unwrap()]);
     with(&words)
         .ok()
         .says(&["2 layers", "converted by an earlier run"]);
