@@ -85,7 +85,7 @@ fn round(seed: u64, whole: Duration, want: &Stored) -> Round {
     let records = list(&home.path("journal"));
     let records = records.iter().filter(|name| name.ends_with(".json"));
     assert_eq!(records.count(), small().layers().len());
-    if seed % 10 == 0 {
+    if seed.is_multiple_of(10) {
         registry.set_faults(Faults::none());
         home.check(&source, &target, &[]).ok();
     }

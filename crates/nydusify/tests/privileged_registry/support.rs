@@ -100,11 +100,17 @@ impl Place {
     /// Mounts an image, with nothing fetched that nobody reads, and an empty cache.
     #[track_caller]
     pub fn mount(&self, target: &str, more: &[&str]) -> Mount {
+        self.mount_with("--no-prefetch", target, more)
+    }
+
+    /// Mounts an image with an empty cache; `prefetch` is an option that says what is fetched in the background.
+    #[track_caller]
+    pub fn mount_with(&self, prefetch: &str, target: &str, more: &[&str]) -> Mount {
         let (root, cache) = (self.path("root"), self.path("cache"));
         if cache.exists() {
             std::fs::remove_dir_all(&cache).unwrap();
         }
-        let mut command = self.command(&["mount", "--no-prefetch", "--target", target]);
+        let mut command = self.command(&["mount", prefetch, "--target", target]);
         command.arg("--mount-path").arg(&root);
         command.arg("--cache-dir").arg(&cache).args(more);
         Mount::start(&mut command, &root)

@@ -18,6 +18,7 @@ fn there_and_back(
     place: &Place,
     layout: &Path,
     tag: &str,
+    prefetch: &str,
     differences: impl Fn(&Path) -> Vec<String>,
 ) {
     let server = DockerRegistry::start(Options::default());
@@ -29,7 +30,7 @@ fn there_and_back(
         let to = format!("{}/nydus/{name}:{tag}", server.host());
         place.convert(&from, &to, &["--no-journal"]).ok();
         place.check(&from, &to, &[]).ok().says(&["verified image"]);
-        let mount = place.mount(&to, &[]);
+        let mount = place.mount_with(prefetch, &to, &[]);
         assert_equal(&differences(mount.path()));
         mount.stop().ok();
         assert_eq!(server.open_uploads(), 0, "uploads were left open");
@@ -45,7 +46,8 @@ fn privileged_the_fixture_goes_from_registry_to_registry() {
         return;
     };
     let expect = fixture::busybox_expect();
-    there_and_back(&place, &fixture::busybox(), fixture::BUSYBOX_TAG, |root| {
+    let (layout, tag) = (fixture::busybox(), fixture::BUSYBOX_TAG);
+    there_and_back(&place, &layout, tag, "--no-prefetch", |root| {
         expect.compare(root)
     });
 }
@@ -59,7 +61,8 @@ fn privileged_the_torture_image_goes_from_registry_to_registry() {
     let Some(place) = Place::new(NAME) else {
         return;
     };
-    there_and_back(&place, &shared.join("image"), "torture", |root| {
+    let layout = shared.join("image");
+    there_and_back(&place, &layout, "torture", "--no-prefetch", |root| {
         compare(root, &shared.join("expect.json"))
     });
 }
@@ -75,7 +78,8 @@ fn privileged_reference_images_go_from_registry_to_registry() {
             return;
         };
         let stack = Stack::new(&layer_files(&images, tag)).unwrap();
-        there_and_back(&place, &images, tag, |root| {
+        // File by file this server takes minutes for each: a request costs it some milliseconds.
+        there_and_back(&place, &images, tag, "--prefetch", |root| {
             // Unpacked layers keep names below that upper layers hide, and the root is the scratch directory's.
             let mut differences = compare_trees_but(stack.path(), root, |file| file.nlink = 0);
             differences.retain(|line| !line.starts_with(':'));
