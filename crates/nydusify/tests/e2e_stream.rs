@@ -78,7 +78,8 @@ fn nothing_is_kept_on_disk_and_memory_stays_within_its_budget() {
     assert!(child.wait().unwrap().success());
     // The journal is all: a few hundred bytes per layer, in blocks.
     assert!(seen.written <= 64 << 10, "{seen:?}");
-    assert!((MIB..=128 * MIB).contains(&seen.peak), "{seen:?}");
+    // The budget, and what threads, compressors and connections of two layers at once take besides; the image has 192.
+    assert!((MIB..=144 * MIB).contains(&seen.peak), "{seen:?}");
     assert!(registry.missing_from("target", "big").is_empty());
     assert!(registry.counters().received > 180 * MIB);
 }
