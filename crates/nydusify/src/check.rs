@@ -14,10 +14,10 @@ use image::{Location, Platform, PlatformChoice, Source, Store};
 use indicatif::MultiProgress;
 use verify::{Files, Options, Report, Side};
 
-use crate::args::{Named, Usage, any_path, check_blob_dir, given, switch};
+use crate::args::{Named, Usage, any_path, check_blob_dir, given};
 use crate::backend::{SourceSide, TargetSide};
 use crate::interrupt::Interrupt;
-use crate::place::{Places, RegistryArgs};
+use crate::place::{InsecureArgs, Places, RegistryArgs};
 use crate::progress::{Mode, renderer};
 
 /// Arguments of `nydusify check`.
@@ -31,15 +31,8 @@ pub struct CheckArgs {
     #[arg(long, env = "TARGET", value_name = "IMAGE")]
     target: Option<String>,
 
-    /// Do not check the certificate of the source's registry
-    #[arg(long, env = "SOURCE_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
-          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
-    source_insecure: bool,
-
-    /// Do not check the certificate of the target's registry
-    #[arg(long, env = "TARGET_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
-          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
-    target_insecure: bool,
+    #[command(flatten)]
+    insecure: InsecureArgs,
 
     #[command(flatten)]
     registry: RegistryArgs,
@@ -180,7 +173,7 @@ fn open(args: &CheckArgs, named: Named<'_>, places: &Places) -> Result<Opened> {
     };
     let name = args.source.as_deref().filter(|name| !name.is_empty());
     let source = name
-        .map(|name| open_image(name, args.source_insecure, source_backend.as_ref()))
+        .map(|name| open_image(name, args.insecure.source_insecure, source_backend.as_ref()))
         .transpose()?;
     let named_source = source.as_ref().zip(name);
     let (target, pairs) = match named {
@@ -199,7 +192,7 @@ fn open(args: &CheckArgs, named: Named<'_>, places: &Places) -> Result<Opened> {
             (None, vec![(bare_source(named_source, &choice)?, side)])
         }
         Named::Image(name) => {
-            let target = open_image(name, args.target_insecure, target_backend.as_ref())?;
+            let target = open_image(name, args.insecure.target_insecure, target_backend.as_ref())?;
             let pairs = verify::images(named_source, (&target, name), &choice)?;
             (Some(target), pairs)
         }

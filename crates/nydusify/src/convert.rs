@@ -15,7 +15,7 @@ use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Usage, any_path, given, refuse, switch};
 use crate::backend::TargetOptions;
 use crate::interrupt::Interrupt;
-use crate::place::{Places, PushArgs, RegistryArgs, reference};
+use crate::place::{InsecureArgs, Places, PushArgs, RegistryArgs, reference};
 use crate::progress::{Mode, renderer};
 
 /// Most bytes of prefetch patterns that are read from standard input.
@@ -52,15 +52,8 @@ pub struct ConvertArgs {
     )]
     target_suffix: Option<String>,
 
-    /// Do not check the certificate of the source's registry
-    #[arg(long, env = "SOURCE_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
-          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
-    source_insecure: bool,
-
-    /// Do not check the certificate of the target's registry
-    #[arg(long, env = "TARGET_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
-          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
-    target_insecure: bool,
+    #[command(flatten)]
+    insecure: InsecureArgs,
 
     #[command(flatten)]
     registry: RegistryArgs,
@@ -247,7 +240,7 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let backend = args.backend.choice().open(&places)?;
     let backend = backend.map(|backend| backend.target(args.backend_force_push));
     let source = match &source_location {
-        Some(location) => places.source(location, args.source_insecure)?,
+        Some(location) => places.source(location, args.insecure.source_insecure)?,
         None => Source::open_archive(
             given(args.source_archive.as_ref()).unwrap_or(Path::new("")),
             &args.source,
@@ -257,7 +250,7 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
         source_name: source_name(args, &source),
         ..options
     };
-    let place = places.target(&target, args.target_insecure)?;
+    let place = places.target(&target, args.insecure.target_insecure)?;
     let (blobs, cancel) = (backend.as_ref(), interrupt.cancel());
     match convert::convert_image(&source, place, blobs, &options, &*progress, cancel) {
         Ok(report) => {

@@ -13,7 +13,7 @@ use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Usage, any_path, given, refuse, switch};
 use crate::convert::{check_directory, write_report};
 use crate::interrupt::Interrupt;
-use crate::place::{Places, PushArgs, RegistryArgs};
+use crate::place::{InsecureArgs, Places, PushArgs, RegistryArgs};
 use crate::progress::{Mode, renderer};
 
 /// Arguments of `nydusify copy`.
@@ -29,15 +29,8 @@ pub struct CopyArgs {
     #[arg(long, env = "TARGET", value_name = "IMAGE")]
     target: String,
 
-    /// Do not check the certificate of the source's registry
-    #[arg(long, env = "SOURCE_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
-          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
-    source_insecure: bool,
-
-    /// Do not check the certificate of the target's registry
-    #[arg(long, env = "TARGET_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
-          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
-    target_insecure: bool,
+    #[command(flatten)]
+    insecure: InsecureArgs,
 
     #[command(flatten)]
     registry: RegistryArgs,
@@ -109,9 +102,9 @@ pub fn run(args: &CopyArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let places = Places::new(&args.registry, Some(&args.push), interrupt.cancel());
     let progress = renderer(args.progress, terminal);
     let result = source
-        .open(&places, args.source_insecure, interrupt.cancel())
+        .open(&places, args.insecure.source_insecure, interrupt.cancel())
         .and_then(|source| {
-            let target = places.target(&target.location(&source), args.target_insecure)?;
+            let target = places.target(&target.location(&source), args.insecure.target_insecure)?;
             let cancel = interrupt.cancel();
             Ok(convert::copy_image(
                 &source, target, &options, &*progress, cancel,

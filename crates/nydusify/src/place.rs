@@ -25,6 +25,20 @@ pub struct RegistryArgs {
     ca_file: Vec<PathBuf>,
 }
 
+/// Whose certificates count, where there are two sides.
+#[derive(Debug, Clone, clap::Args)]
+pub struct InsecureArgs {
+    /// Do not check the certificate of the source's registry
+    #[arg(long, env = "SOURCE_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    pub source_insecure: bool,
+
+    /// Do not check the certificate of the target's registry
+    #[arg(long, env = "TARGET_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
+    pub target_insecure: bool,
+}
+
 /// How hard to try to push.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PushArgs {
