@@ -1,6 +1,7 @@
 //! Authentication: which header a request carries, and how it is renewed, once for all who wait.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -353,7 +354,11 @@ fn header(subject: &Subject, text: String, until: Option<Instant>) -> Result<Arc
         reason: "it has characters that no header can hold".to_owned(),
     })?;
     header.set_sensitive(true);
-    Ok(Arc::new(Token { header, until }))
+    Ok(Arc::new(Token {
+        header,
+        until,
+        accepted: AtomicBool::new(false),
+    }))
 }
 
 /// The scopes of a challenge that go beyond those asked for anyway.

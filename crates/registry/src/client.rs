@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use crate::{Error, Reference, Repository, Settings, Subject, auth};
 
 /// Largest part of an error document that is read.
 const REFUSAL_MAX: u64 = 64 << 10;
+/// How often one request may get a new token. One is not always enough: where a token is good for a few requests only,
+/// others may have used it up meanwhile.
+const RENEWALS: u32 = 5;
 /// How often it is looked whether the work should stop.
 const CANCEL_POLL: Duration = Duration::from_millis(50);
 
@@ -243,7 +247,7 @@ impl Core {
         Arc::clone(budgets.entry(peer.to_owned()).or_insert_with(new))
     }
 
-    /// One attempt: authenticated, and again with new credentials after a 401. Answers that may get better by
+    /// One attempt: authenticated, and again with new tokens after a 401. Answers that may get better by
     /// themselves are failures; all others are left to the caller.
     pub(crate) async fn attempt(&self, call: &Call<'_>) -> Result<Answer, Failure> {
         let (host, scopes, subject) = (call.host, &call.scopes, &call.subject);
@@ -257,7 +261,7 @@ impl Core {
             let known = self.authorization(host, scopes, subject).await;
             token = known.map_err(Failure::last)?;
         }
-        let mut renewed = !own;
+        let mut renewals = if own { RENEWALS } else { 0 };
         loop {
             let header = token.as_ref().map(|token| &token.header);
             let mut answer = self
@@ -266,8 +270,17 @@ impl Core {
                 .await
                 .map_err(|fault| Failure::of(fault, subject))?;
             let status = answer.response.status();
-            if status == StatusCode::UNAUTHORIZED && answer.direct && !renewed {
-                renewed = true;
+            let refused = status == StatusCode::UNAUTHORIZED && answer.direct;
+            if let Some(token) = token.as_ref().filter(|_| !refused) {
+                token.accepted.store(true, Ordering::Relaxed);
+            }
+            // A new token that nobody got anywhere with is refused for what it permits, not for its age.
+            let in_vain = renewals < RENEWALS
+                && token
+                    .as_ref()
+                    .is_some_and(|token| !token.accepted.load(Ordering::Relaxed));
+            if refused && renewals > 0 && !in_vain {
+                renewals -= 1;
                 if let Some(challenge) = Challenge::find(answer.response.headers()) {
                     let new = self.renew(host, scopes, subject, challenge, token.as_ref());
                     if let Some(new) = new.await.map_err(Failure::last)? {

@@ -1,6 +1,7 @@
 //! What is known of a registry host: how to reach it, what it asks for, and the tokens it gave.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use reqwest::Url;
@@ -24,6 +25,8 @@ pub(crate) struct Token {
     pub(crate) header: HeaderValue,
     /// When it should not be used any more.
     pub(crate) until: Option<Instant>,
+    /// Whether a request with it was ever let in.
+    pub(crate) accepted: AtomicBool,
 }
 
 impl Token {

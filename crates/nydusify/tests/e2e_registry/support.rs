@@ -118,7 +118,7 @@ pub fn me() -> User {
 pub fn short_lived_tokens() -> Auth {
     Auth::Bearer(Bearer {
         users: vec![me()],
-        requests_per_token: Some(20),
+        requests_per_token: Some(5),
         ..Bearer::default()
     })
 }
