@@ -7,10 +7,11 @@ use anyhow::{Context, Result, bail};
 use crate::{system, test};
 
 /// Our crates by level: each depends only on crates of lower levels.
-const LEVELS: [&[&str]; 11] = [
+const LEVELS: [&[&str]; 12] = [
     &["rafs-format", "progress", "build-info"],
     &["codec"],
     &["tree"],
+    &["bootstrap"],
     &["layer", "storage", "chunkdict"],
     &["image"],
     &["registry"],

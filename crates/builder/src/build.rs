@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 
-use rafs_format::{BlobFeatures, BlobId, BlobInfo, ChunkRecord, Cipher, Compressor, Digest};
+use rafs_format::{
+    BlobFeatures, BlobId, BlobInfo, ChunkRecord, Cipher, Compressor, Digest, Version,
+};
 use tree::{Content, Image, InodeId, Tree};
 
 use crate::pipeline::{self, Cutter, Home, Output};
@@ -155,6 +157,7 @@ fn assemble<W>(
         blobs.table[own].uncompressed_size = output.uncompressed_size;
     }
     let image = Image {
+        version: Version::V6,
         prefetch: resolve_prefetch(&tree, &options.prefetch),
         tree,
         blobs: blobs.table,
@@ -231,6 +234,7 @@ fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
         meta_size: 0,
         cipher_iv: [0; 8],
         cipher: Cipher::None,
+        readahead_size: 0,
     }
 }
 

@@ -69,14 +69,6 @@ pub enum Error {
         "the image needs {0} blobs, the format allows 255: share chunks between fewer images, or squash layers"
     )]
     TooManyBlobs(usize),
-    /// A file that the format cannot express.
-    #[error("{path}: {what}")]
-    File {
-        /// Path in the image.
-        path: String,
-        /// What is wrong with it.
-        what: String,
-    },
     /// A record that the format cannot express.
     #[error("cannot encode {path}")]
     Encode {
@@ -85,22 +77,9 @@ pub enum Error {
         /// What is wrong.
         source: rafs_format::Error,
     },
-    /// A bootstrap that cannot be loaded.
-    #[error("cannot load {path} from the bootstrap")]
-    Load {
-        /// Path in the image, or the table.
-        path: String,
-        /// What is wrong.
-        source: rafs_format::Error,
-    },
-    /// A bootstrap whose parts contradict each other.
-    #[error("{path}: {what}")]
-    Damaged {
-        /// Path in the image, or the table.
-        path: String,
-        /// The contradiction.
-        what: String,
-    },
+    /// A bootstrap that cannot be written or read.
+    #[error(transparent)]
+    Bootstrap(#[from] bootstrap::Error),
     /// Nothing to merge.
     #[error("there is no layer to merge")]
     NoLayers,

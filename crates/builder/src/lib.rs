@@ -1,7 +1,7 @@
 //! Builds RAFS images: file data into chunks and blobs, file trees into bootstraps.
 //!
 //! [`build_tar`] and [`build_directory`] turn one source into one blob and an [`Image`](tree::Image): the tree with
-//! the chunks its files are made of. [`encode_v6`] writes the bootstrap of such an image, [`load_image`] reads one
+//! the chunks its files are made of. [`encode`] writes the bootstrap of such an image, [`load_image`] reads one
 //! back, [`merge`] lays images over each other. All work on chunks happens in the one pool of [`BuildOptions`], under
 //! one byte [`Budget`]; what comes out depends on the input and the options alone.
 #![forbid(unsafe_code)]
@@ -9,9 +9,7 @@
 mod budget;
 mod build;
 mod directory;
-mod encode;
 mod error;
-mod load;
 mod merge;
 mod options;
 mod pipeline;
@@ -20,12 +18,11 @@ mod size;
 mod tail;
 mod turn;
 
+pub use bootstrap::{encode, encode_v6, load_image};
 pub use budget::Budget;
 pub use build::{BuiltLayer, Stats, build_tar};
 pub use directory::{Whiteouts, build_directory};
-pub use encode::encode_v6;
 pub use error::Error;
-pub use load::load_image;
 pub use merge::{check_compatible, merge};
 pub use options::BuildOptions;
 pub use prefetch::resolve_prefetch;

@@ -21,7 +21,7 @@ use tree::Image;
 
 use crate::build::own_chunks;
 use crate::pipeline::BlobWriter;
-use crate::{BuildOptions, Error, encode_v6};
+use crate::{BuildOptions, Error};
 
 /// A blob file that is complete.
 pub(crate) struct Finished {
@@ -224,7 +224,7 @@ impl<W: Write> Tail<W> {
 
     /// The bootstrap is compressed if there is a table of contents to say so.
     fn bootstrap(&mut self, image: &Image, options: &BuildOptions) -> Result<(), Error> {
-        let bootstrap = encode_v6(image)?;
+        let bootstrap = bootstrap::encode(image)?;
         let mut encoder =
             Encoder::new(Compressor::Zstd, Encoder::ZSTD_LEVEL_DEFAULT).map_err(Error::Compress)?;
         let compressed = if options.blob_toc {

@@ -7,6 +7,7 @@ use builder::{Budget, BuildOptions, ChunkTable};
 use image::nydus::{self, BootstrapLayer};
 use image::{Descriptor, Digest, Manifest, Platform, Selected, Source, Target, media};
 use progress::Cancel;
+use rafs_format::Version;
 use serde_json::Value;
 use tree::{Image, Tree};
 
@@ -236,7 +237,7 @@ impl<'a> Context<'a> {
             builder::merge(images).map_err(failed)?
         };
         merged.prefetch = builder::resolve_prefetch(&merged.tree, &self.options.prefetch);
-        let bootstrap = builder::encode_v6(&merged).map_err(failed)?;
+        let bootstrap = builder::encode(&merged).map_err(|error| failed(error.into()))?;
         drop(merged);
         let mut tables: Vec<nydus::Table> = Vec::new();
         for blob in blobs {
@@ -257,6 +258,7 @@ impl<'a> Context<'a> {
     /// An image of a root directory alone.
     fn empty_image(&self) -> Image {
         Image {
+            version: Version::V6,
             tree: Tree::new(),
             blobs: Vec::new(),
             chunks: Vec::new(),
@@ -455,6 +457,7 @@ mod tests {
     #[test]
     fn a_layer_listed_many_times_is_laid_over_the_others_once() {
         let image = |chunk_size| Image {
+            version: Version::V6,
             tree: Tree::new(),
             blobs: Vec::new(),
             chunks: Vec::new(),

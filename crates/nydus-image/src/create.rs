@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use builder::{
-    Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode_v6,
+    Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode,
 };
 use clap::ValueEnum;
 use inspect::CommandReport;
@@ -261,7 +261,7 @@ fn write_bootstrap(
     layer: &BuiltLayer,
     interrupt: &Interrupt,
 ) -> anyhow::Result<(Output, PathBuf)> {
-    let bootstrap = encode_v6(&layer.image).context("cannot encode the bootstrap")?;
+    let bootstrap = encode(&layer.image).context("cannot encode the bootstrap")?;
     let path = match (&args.bootstrap, &args.blob_dir) {
         (Some(path), _) => path.clone(),
         (None, Some(dir)) => dir.join(hex::encode(Sha256::digest(&bootstrap))),

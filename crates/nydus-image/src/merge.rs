@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use builder::{encode_v6, load_image, resolve_prefetch};
+use builder::{encode, load_image, resolve_prefetch};
 use inspect::CommandReport;
 use rafs_format::{BlobFeatures, BlobId, BlobInfo, Digest};
 use serde_json::Map;
@@ -47,7 +47,7 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     if args.prefetch_policy == PrefetchPolicy::Fs {
         image.prefetch = resolve_prefetch(&image.tree, &patterns);
     }
-    let bootstrap = encode_v6(&image).context("cannot encode the bootstrap")?;
+    let bootstrap = encode(&image).context("cannot encode the bootstrap")?;
     let path = match (&args.bootstrap, &args.blob_dir) {
         (Some(path), _) => path.clone(),
         (None, Some(dir)) => dir.join(hex::encode(Sha256::digest(&bootstrap))),

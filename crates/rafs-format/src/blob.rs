@@ -129,6 +129,8 @@ pub struct BlobInfo {
     pub cipher_iv: [u8; 8],
     /// Cipher of the chunks, the chunk table and its header.
     pub cipher: Cipher,
+    /// Stored bytes at the head of the blob that belong to files to fetch first; v5 alone has a place for it.
+    pub readahead_size: u32,
 }
 
 impl BlobInfo {

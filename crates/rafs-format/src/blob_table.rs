@@ -120,6 +120,7 @@ fn from_raw(record: &BlobInfoRaw, offset: u64) -> Result<BlobInfo, Error> {
                 "0 or 1",
             )
         })?,
+        readahead_size: 0,
     })
 }
 

@@ -36,6 +36,7 @@ fn info(features: BlobFeatures, chunk_count: u32, table: u64) -> BlobInfo {
         meta_size: 0,
         cipher_iv: [0; 8],
         cipher: Cipher::None,
+        readahead_size: 0,
     }
 }
 

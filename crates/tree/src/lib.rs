@@ -196,6 +196,8 @@ impl Tree {
 /// A tree with the blobs and chunks that its files are made of: what a bootstrap says, decoded.
 #[derive(Debug, Clone)]
 pub struct Image {
+    /// Layout of the bootstrap that it came from, or that is to be written of it.
+    pub version: rafs_format::Version,
     /// The files.
     pub tree: Tree,
     /// Blobs in blob table order; `blobs[i].index == i`.

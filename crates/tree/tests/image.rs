@@ -28,6 +28,7 @@ fn blob(id: &str, index: u32) -> BlobInfo {
         meta_size: 0,
         cipher_iv: [0; 8],
         cipher: Cipher::None,
+        readahead_size: 0,
     }
 }
 
@@ -77,6 +78,7 @@ fn image(blobs: &[&str], chunks: &[ChunkRecord], files: &[(&str, &[u32])]) -> Im
             .insert(name.as_bytes().into(), id);
     }
     Image {
+        version: rafs_format::Version::V6,
         tree,
         blobs: blobs
             .iter()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use builder::{Error, encode_v6, load_image};
+use builder::{encode_v6, load_image};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use rafs_format::{Bootstrap, Compressor, Digester};
@@ -114,6 +114,7 @@ fn add(
 
 fn image(tree: Tree) -> Image {
     Image {
+        version: rafs_format::Version::V6,
         tree,
         blobs: Vec::new(),
         chunks: Vec::new(),
@@ -251,5 +252,8 @@ fn a_tree_with_a_directory_in_two_places_is_refused() {
             .unwrap()
             .insert(name.into(), id);
     }
-    assert!(matches!(encode_v6(&image(tree)), Err(Error::File { .. })));
+    assert!(matches!(
+        encode_v6(&image(tree)),
+        Err(bootstrap::Error::File { .. })
+    ));
 }

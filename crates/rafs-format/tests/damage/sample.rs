@@ -176,6 +176,7 @@ fn blob() -> BlobInfo {
         meta_size: 0,
         cipher_iv: [0; 8],
         cipher: Cipher::None,
+        readahead_size: 0,
     }
 }
 

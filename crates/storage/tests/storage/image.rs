@@ -190,6 +190,7 @@ impl Image {
         }
 
         let info = BlobInfo {
+            readahead_size: 0,
             id: BlobId::new(id()).unwrap(),
             index: 0,
             chunk_size: kind.chunk_size,

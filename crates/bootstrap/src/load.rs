@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 
-use rafs_format::{Bootstrap, Nid};
+use rafs_format::{Bootstrap, Nid, Version};
 use tree::{ChunkId, Content, Image, InodeId, Tree, Xattrs, mode};
 
 use crate::Error;
@@ -47,6 +47,7 @@ pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<I
         .filter_map(|nid| loader.inodes.get(&nid.0).copied())
         .collect();
     Ok(Image {
+        version: Version::V6,
         tree: loader.tree,
         blobs: bootstrap.blobs().to_vec(),
         chunk_size: superblock.chunk_size,
