@@ -12,6 +12,7 @@ use reqwest::header::{
     CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
 };
 use reqwest::{Method, Url};
+use tokio::time::timeout;
 
 use crate::client::{Call, Core, Failure, Retry};
 use crate::repository::content_digest;
@@ -368,7 +369,15 @@ impl Session {
     pub(crate) async fn close(&self) {
         let call = self.call(Method::DELETE, self.location.clone());
         // Whatever comes of it: the registry clears up in the end.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.core().attempt(&call)).await;
+        let core = self.core();
+        let result = match core.settings.cancel.is_cancelled() {
+            // Whoever waits has waited long enough.
+            true => timeout(CLOSE_TIMEOUT, core.attempt(&call)).await.map(drop),
+            false => timeout(CLOSE_TIMEOUT, core.send(&call)).await.map(drop),
+        };
+        if result.is_err() {
+            tracing::debug!(upload = %self.location.path(), "an upload is left to the registry");
+        }
     }
 }
 
