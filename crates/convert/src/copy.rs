@@ -1,16 +1,16 @@
 //! Copying images as they are, from any place to any other.
 
 mod archive;
+mod gather;
 mod report;
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::ops::Add;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use image::{
-    Arrival, Descriptor, Digest, Index, Node, PlatformChoice, Selected, Source, Target, media,
-};
+use image::{Arrival, Descriptor, Digest, Index, Node, PlatformChoice, Source, Target, media};
 use progress::{Cancel, Progress};
 
 use crate::{Error, TOTAL, unplaced};
@@ -34,7 +34,8 @@ impl CopyOptions {
 
 /// Copies the chosen images of `source` to wherever `target` writes. An index of which everything is chosen stays what
 /// it is, byte by byte; a single image that is left is the result itself; else there is a new index over the chosen
-/// ones. Blobs that the target has, or can take over where they are, are not moved. The tag comes last.
+/// ones. Blobs that the target has, or can take over where they are, are not moved. Blobs that lie in the source's
+/// backend become part of the copy, whose manifest then lists them. The tag comes last.
 ///
 /// # Errors
 /// [`Error`]; the target then has no new tag and no unfinished file.
@@ -62,9 +63,22 @@ fn copy(
 ) -> Result<CopyReport, Error> {
     let begun = Instant::now();
     let selected = source.select(&options.platform)?;
-    let plan = Plan::new(source, &options.platform, &selected)?;
-    let blobs = distinct(&selected);
-    let size = blobs.iter().map(|blob| blob.size).sum();
+    let mut gathered = selected
+        .iter()
+        .map(|image| gather::gather(source, image))
+        .collect::<Result<Vec<_>, _>>()?;
+    let blobs = distinct(
+        selected
+            .iter()
+            .zip(&gathered)
+            .flat_map(|(image, gathered)| {
+                // Another configuration takes the place of this one.
+                let config = gathered.is_none().then_some(&image.manifest.config);
+                config.into_iter().chain(&image.manifest.layers)
+            }),
+    );
+    let outside = distinct(gathered.iter().flatten().flat_map(|image| &image.blobs));
+    let size = blobs.iter().chain(&outside).map(|blob| blob.size).sum();
     progress.started(TOTAL, Some(size));
     let work = Work {
         source,
@@ -73,7 +87,28 @@ fn copy(
         total: true,
         cancel,
     };
-    let moved = work.copy_blobs(&blobs, options.lanes)?;
+    let mut moved = work.copy_blobs(&blobs, options.lanes)?;
+    if let Some(backend) = source.at_backend() {
+        let work = Work {
+            source: &backend,
+            ..work
+        };
+        moved = moved + work.copy_blobs(&outside, options.lanes)?;
+    }
+    let mut entries = Vec::with_capacity(selected.len());
+    for (image, gathered) in selected.iter().zip(&mut gathered) {
+        entries.push(match gathered.take() {
+            Some(new) => Entry {
+                descriptor: new.put(&image.descriptor, &target)?,
+                new: true,
+            },
+            None => Entry {
+                descriptor: image.descriptor.clone(),
+                new: false,
+            },
+        });
+    }
+    let plan = Plan::new(source, &options.platform, &entries)?;
     for document in &plan.documents {
         cancel.check()?;
         target.copy_document(source, document)?;
@@ -94,6 +129,13 @@ fn copy(
     ))
 }
 
+/// An image of the copy.
+struct Entry {
+    descriptor: Descriptor,
+    /// It is not as it was, and written already.
+    new: bool,
+}
+
 /// The documents of a copy.
 struct Plan {
     /// Those that stay as they are, children before parents.
@@ -105,10 +147,16 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(source: &Source, choice: &PlatformChoice, selected: &[Selected]) -> Result<Self, Error> {
-        let chosen: Vec<Descriptor> = selected
+    fn new(source: &Source, choice: &PlatformChoice, entries: &[Entry]) -> Result<Self, Error> {
+        let chosen: Vec<Descriptor> = entries
             .iter()
-            .map(|image| image.descriptor.clone())
+            .map(|entry| entry.descriptor.clone())
+            .collect();
+        let unchanged = entries.iter().all(|entry| !entry.new);
+        let mut documents: Vec<Descriptor> = entries
+            .iter()
+            .filter(|entry| !entry.new)
+            .map(|entry| entry.descriptor.clone())
             .collect();
         let as_it_is = |documents: Vec<Descriptor>, root: &Descriptor| Self {
             documents,
@@ -116,21 +164,20 @@ impl Plan {
             root: unplaced(root),
         };
         Ok(match (source.node(source.root())?, &chosen[..]) {
-            (Node::Index(_), _) if *choice == PlatformChoice::All => {
+            (Node::Index(_), _) if *choice == PlatformChoice::All && unchanged => {
                 let mut documents = Vec::new();
                 collect(source, source.root(), &mut documents)?;
                 as_it_is(documents, source.root())
             }
-            (_, [one]) => as_it_is(vec![one.clone()], one),
+            (_, [one]) => as_it_is(documents, one),
             (Node::Index(index), _) if index.manifests == chosen => {
-                let mut documents = chosen;
                 documents.push(source.root().clone());
                 as_it_is(documents, source.root())
             }
             (Node::Index(mut index), _) => {
-                index.manifests.clone_from(&chosen);
+                index.manifests = chosen;
                 Self {
-                    documents: chosen,
+                    documents,
                     index: Some(index),
                     root: source.root().clone(),
                 }
@@ -160,12 +207,9 @@ fn collect(
     Ok(())
 }
 
-/// Configurations and layers of images, each once. Layers that may not be distributed stay where their addresses say.
-fn distinct(selected: &[Selected]) -> Vec<&Descriptor> {
+/// Blobs, each once. Layers that may not be distributed stay where their addresses say.
+fn distinct<'a>(blobs: impl Iterator<Item = &'a Descriptor>) -> Vec<&'a Descriptor> {
     let mut seen: HashSet<(Digest, u64)> = HashSet::new();
-    let blobs = selected
-        .iter()
-        .flat_map(|image| std::iter::once(&image.manifest.config).chain(&image.manifest.layers));
     blobs
         .filter(|blob| !is_elsewhere(blob) && seen.insert((blob.digest, blob.size)))
         .collect()
@@ -257,6 +301,19 @@ impl Work<'_> {
         }
         self.progress.finished(&task, summary);
         Ok(arrival)
+    }
+}
+
+impl Add for Moved {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let sum = |a: (usize, u64), b: (usize, u64)| (a.0 + b.0, a.1 + b.1);
+        Self {
+            copied: sum(self.copied, other.copied),
+            adopted: sum(self.adopted, other.adopted),
+            present: sum(self.present, other.present),
+        }
     }
 }
 

@@ -55,6 +55,24 @@ pub enum Error {
         /// What the compressor said.
         source: std::io::Error,
     },
+    /// The bootstrap of an image that is copied is malformed.
+    #[error("cannot read the bootstrap of {manifest}")]
+    Bootstrap {
+        /// The image's manifest.
+        manifest: Digest,
+        /// What is wrong with it.
+        source: rafs_format::Error,
+    },
+    /// A blob has a name that no registry can have it under.
+    #[error(
+        "{manifest} has a blob with the id {id:?}, which is no SHA-256: it cannot be listed in the image"
+    )]
+    BlobId {
+        /// The image's manifest.
+        manifest: Digest,
+        /// The blob's id.
+        id: String,
+    },
     /// The new image could not be checked.
     #[error("cannot check the new image of {manifest}")]
     CheckFailed {

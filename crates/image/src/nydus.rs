@@ -33,6 +33,8 @@ pub const ANNOTATION_EMPTY_LAYER: &str = "containerd.io/snapshot/nydus-empty-lay
 pub const ANNOTATION_SOURCE_DIGEST: &str = "containerd.io/snapshot/nydus-source-digest";
 /// Digest of a layer before compression: kept in manifests whose blobs lie elsewhere.
 pub const ANNOTATION_UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// Ids of blobs that lie elsewhere, in images of older converters.
+pub const ANNOTATION_BLOB_IDS: &str = "containerd.io/snapshot/nydus-blob-ids";
 /// Name of the source image.
 pub const ANNOTATION_SOURCE_REFERENCE: &str = "containerd.io/snapshot/nydus-source-reference";
 
@@ -175,6 +177,16 @@ pub fn external_config(source: &Value, bootstrap: Digest, what: &str) -> Result<
         history.drain(..history.len() - 1);
     }
     Ok(config)
+}
+
+/// The configuration of an image that did not list its blobs, once it does: their diff ids come first.
+///
+/// # Errors
+/// As [`target_config`], and if the diff ids are none.
+pub fn with_blobs(source: &Value, blobs: &[Digest], what: &str) -> Result<Value, Error> {
+    let mut all = blobs.to_vec();
+    all.extend(diff_ids(source, what)?);
+    with_layers(source, &all, what, |_| {})
 }
 
 /// The diff ids of a configuration.

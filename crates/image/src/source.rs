@@ -173,6 +173,14 @@ impl Source {
         self.backend.as_deref()
     }
 
+    /// The backend as a place to copy blobs from, if there is one.
+    pub fn at_backend(&self) -> Option<Self> {
+        Some(Self {
+            store: Arc::clone(self.backend.as_ref()?),
+            ..self.clone()
+        })
+    }
+
     /// The manifest or index that the tag leads to.
     pub fn root(&self) -> &Descriptor {
         &self.root

@@ -90,7 +90,7 @@ options!(
 );
 options!(
     SourceSide,
-    "Where `check` finds blobs of the source.",
+    "Where `check` and `copy` find blobs of the source.",
     "source-",
     "the source's blobs that it does not list"
 );

@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use convert::CopyOptions;
-use image::{Location, Platform, PlatformChoice, Source};
+use image::{Location, Platform, PlatformChoice, Source, Store};
 use indicatif::MultiProgress;
 use progress::Cancel;
 
-use crate::args::unsupported::{Flag, Table, Unsupported};
-use crate::args::{Usage, any_path, given, refuse, switch};
+use crate::args::{Usage, any_path, given, switch};
+use crate::backend::SourceSide;
 use crate::convert::{check_directory, write_report};
 use crate::interrupt::Interrupt;
 use crate::place::{InsecureArgs, Places, PushArgs, RegistryArgs};
@@ -65,24 +66,11 @@ pub struct CopyArgs {
     nydus_image: Option<PathBuf>,
 
     #[command(flatten)]
-    unsupported: Unsupported<Unbuilt>,
-}
-
-/// Flags of the deployed tool that are not built.
-#[derive(Debug, Clone, Copy)]
-struct Unbuilt;
-
-impl Table for Unbuilt {
-    const FLAGS: &'static [Flag] = &[
-        Flag::value("source-backend-type", "BACKEND_TYPE"),
-        Flag::value("source-backend-config", "BACKEND_CONFIG"),
-        Flag::value("source-backend-config-file", "BACKEND_CONFIG_FILE"),
-    ];
+    source_backend: SourceSide,
 }
 
 /// Copies.
 pub fn run(args: &CopyArgs, terminal: MultiProgress) -> Result<ExitCode> {
-    refuse(args.unsupported.given())?;
     let output = given(args.output_json.as_ref());
     if let Some(path) = output {
         check_directory(path)?;
@@ -101,9 +89,12 @@ pub fn run(args: &CopyArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let places = Places::new(&args.registry, Some(&args.push), interrupt.cancel());
     let progress = renderer(args.progress, terminal);
+    let backend = args.source_backend.choice().open(&places)?;
+    let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn Store>);
     let result = source
         .open(&places, args.insecure.source_insecure, interrupt.cancel())
         .and_then(|source| {
+            let source = source.with_backend(backend);
             let target = places.target(&target.location(&source), args.insecure.target_insecure)?;
             let cancel = interrupt.cancel();
             Ok(convert::copy_image(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -202,6 +203,16 @@ fn ask(name: &str, server: &str) -> Result<Option<Credential>, String> {
         let _ = stdin.write_all(server.as_bytes());
     }
     let deadline = Instant::now() + HELPER_TIMEOUT;
+    let (sender, answers) = mpsc::channel();
+    if let Some(stdout) = child.stdout.take() {
+        // On its own: a program that the helper has started may hold the pipe open for ever.
+        std::thread::spawn(move || {
+            let mut answer = Vec::new();
+            let read = stdout.take(HELPER_ANSWER_MAX).read_to_end(&mut answer);
+            let _ = sender.send(read.map(|_| answer));
+        });
+    }
+    let late = || format!("no answer within {} s", HELPER_TIMEOUT.as_secs());
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
@@ -209,18 +220,15 @@ fn ask(name: &str, server: &str) -> Result<Option<Credential>, String> {
             Ok(None) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("no answer within {} s", HELPER_TIMEOUT.as_secs()));
+                return Err(late());
             }
             Err(error) => return Err(error.to_string()),
         }
     };
-    let mut answer = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout
-            .take(HELPER_ANSWER_MAX)
-            .read_to_end(&mut answer)
-            .map_err(|error| error.to_string())?;
-    }
+    let answer = answers
+        .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        .map_err(|_| late())?
+        .map_err(|error| error.to_string())?;
     if !status.success() {
         let text = String::from_utf8_lossy(&answer);
         if text.contains("credentials not found") {

@@ -53,14 +53,13 @@ pub fn images(
                         source_name: text.to_owned(),
                     }
                 })?;
-                Some(Side::image(place, name(text), found.manifest.clone())?)
+                let side = Side::image(place, name(text), found.manifest.clone())?;
+                Some(side.on(found.descriptor.platform.clone()))
             }
             None => None,
         };
-        pairs.push((
-            old,
-            Side::image(target.0, name(target.1), image.manifest.clone())?,
-        ));
+        let new = Side::image(target.0, name(target.1), image.manifest.clone())?;
+        pairs.push((old, new.on(image.descriptor.platform)));
     }
     Ok(pairs)
 }

@@ -45,6 +45,20 @@ fn check_document(name: &str, document: &Document, report: &mut RuleReport) {
             diff_ids.len()
         ));
     }
+    if let Some(platform) = &document.platform {
+        let stated = |key: &str| document.config.get(key).and_then(Value::as_str);
+        for (key, entry) in [
+            ("architecture", &platform.architecture),
+            ("os", &platform.os),
+        ] {
+            if stated(key) != Some(entry) {
+                report.problem(format!(
+                    "{name}: {key} {} in the configuration, {entry:?} in the index",
+                    show(document.config.get(key))
+                ));
+            }
+        }
+    }
     // Which diff id is whose is only known if there is one for each.
     let diff_id = |index: usize| diff_ids.get(index).filter(|_| counted);
     let Some(bootstrap_diff_id) = &document.bootstrap_diff_id else {

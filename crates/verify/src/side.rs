@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use image::nydus::{self, ImageBlobs};
-use image::{Descriptor, Manifest, Source};
+use image::{Descriptor, Manifest, Platform, Source};
 use rafs_format::Bootstrap;
 use serde_json::Value;
 use storage::{BlobSource, DirSource};
@@ -28,6 +28,8 @@ pub struct Document {
     pub config: Value,
     /// SHA-256 of the uncompressed bootstrap layer, if the image is a Nydus image.
     pub bootstrap_diff_id: Option<image::Digest>,
+    /// The platform that the index states, if the image is in one.
+    pub platform: Option<Platform>,
 }
 
 /// Where the files of an image are.
@@ -134,6 +136,7 @@ impl Side {
                 manifest,
                 config,
                 bootstrap_diff_id: None,
+                platform: None,
             };
             return Ok(Self {
                 name,
@@ -154,12 +157,22 @@ impl Side {
                 manifest,
                 config,
                 bootstrap_diff_id: Some(diff_id),
+                platform: None,
             }),
             files: Files::Rafs {
                 bootstrap: Arc::new(bootstrap),
                 blobs: Some(Arc::new(blobs)),
             },
         })
+    }
+
+    /// The same image, for which an index states a platform.
+    #[must_use]
+    pub fn on(mut self, platform: Option<Platform>) -> Self {
+        if let Some(document) = &mut self.document {
+            document.platform = platform;
+        }
+        self
     }
 
     /// A bootstrap (or a native layer blob, which holds one), and a directory with blobs named by their ids.

@@ -115,6 +115,80 @@ fn a_password_that_is_right_wrong_or_missing() {
     }
 }
 
+/// Puts a program `docker-credential-test` into the place, and a configuration that names it.
+fn install_helper(place: &Place, registry: &Registry, script: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let program = place.path("docker-credential-test");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = json!({ "credHelpers": {} });
+    config["credHelpers"][registry.host()] = "test".into();
+    std::fs::write(place.path("config.json"), config.to_string()).unwrap();
+}
+
+/// `auth check` with the helper of the place in reach.
+fn with_helper(place: &Place, image: &str) -> Command {
+    let mut command = Command::new(NYDUSIFY);
+    let mut path = std::env::split_paths(&std::env::var_os("PATH").unwrap()).collect::<Vec<_>>();
+    path.insert(0, place.path(""));
+    command
+        .args(["auth", "check", image])
+        .env("PATH", std::env::join_paths(path).unwrap())
+        .env("DOCKER_CONFIG", place.path(""));
+    command
+}
+
+#[test]
+fn a_credential_helper_is_asked_for_the_registry() {
+    let place = Place::new();
+    let user = User::new("me", PASSWORD).may("app", &["pull"]);
+    let registry = start(Auth::Basic(vec![user]));
+    let image = format!("{}/app", registry.host());
+    let ask = |script: &str| {
+        install_helper(&place, &registry, script);
+        let ran = output(&mut with_helper(&place, &image));
+        assert!(!format!("{ran}").contains("hunter2"), "a secret was told");
+        ran
+    };
+    // What it is asked, and what it may leave running behind it.
+    let host = registry.host();
+    let answer = json!({ "ServerURL": host, "Username": "me", "Secret": PASSWORD });
+    ask(&format!(
+        r#"read server; [ "$1 $server" = "get {host}" ] && echo '{answer}'; sleep 3 2>/dev/null >/dev/null &"#
+    ))
+    .ok()
+    .says(&["credential helper docker-credential-test", "granted; the image is"]);
+    ask("echo credentials not found in native keychain; exit 1")
+        .exits(1)
+        .says(&["docker-credential-test", "have none"]);
+    ask("echo the keychain is locked; exit 3")
+        .exits(1)
+        .says(&["docker-credential-test", "the keychain is locked"]);
+    ask("echo '[]'")
+        .exits(1)
+        .says(&["docker-credential-test", "its answer is not"]);
+}
+
+#[test]
+fn a_credential_helper_that_waits_for_its_user_can_be_left() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let place = Place::new();
+    let registry = start(Auth::Basic(vec![User::new("me", PASSWORD)]));
+    let asked = place.path("asked");
+    install_helper(
+        &place,
+        &registry,
+        &format!("touch {}; exec sleep 20", asked.display()),
+    );
+    let image = format!("{}/app", registry.host());
+    let mut child = with_helper(&place, &image).spawn().unwrap();
+    testkit::run::wait_until("the helper runs", || asked.exists());
+    let from = std::time::Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(testkit::run::code(child.wait().unwrap()), 130);
+    assert!(from.elapsed() < std::time::Duration::from_secs(10));
+}
+
 #[test]
 fn tokens_for_anybody() {
     let place = Place::new();

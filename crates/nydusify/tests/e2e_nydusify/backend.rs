@@ -91,6 +91,28 @@ fn blobs_in_a_bucket_are_those_of_the_image() {
             assert!(whole.contains(&name["images/".len()..]), "{name}");
         }
 
+        // A copy takes the blobs in, and is then an image like any other.
+        let copy = |store: &str, target: &str| {
+            let (source, target) = (place.oci("nydus", "v6"), place.oci(target, "v6"));
+            let words = ["copy", "--source", &source, "--target", &target];
+            let backend = [
+                "--source-backend-type",
+                kind,
+                "--source-backend-config",
+                store,
+            ];
+            run(NYDUSIFY, words.iter().chain(&backend))
+        };
+        copy(&config, "copied").ok();
+        assert_gathered(&place.path("copied"), &objects.keys().cloned().collect());
+        check(&fixture(), &place.oci("copied", "v6"))
+            .ok()
+            .says(&["verified image"]);
+        copy(&store.config("elsewhere/"), "nothing")
+            .exits(1)
+            .says(&["is missing from", "bucket blobs"]);
+        assert_clean(&place.path("nothing"), "v6");
+
         // Where no blob is, nothing is verified.
         check(&fixture(), &place.oci("nydus", "v6"))
             .exits(1)
@@ -124,6 +146,39 @@ fn blobs_in_a_bucket_are_those_of_the_image() {
             .fails_with(&["AccessDenied", "convert layer"]);
         assert_clean(&place.path("failed"), "v6");
     }
+}
+
+/// The image `v6` in the layout must list the blobs of `objects` (in a bucket, by their names) before its bootstrap.
+#[track_caller]
+fn assert_gathered(layout: &Path, objects: &BTreeSet<String>) {
+    let manifest = manifest(layout, "v6");
+    let layers = manifest["layers"].as_array().unwrap();
+    let (bootstrap, listed) = layers.split_last().unwrap();
+    assert_eq!(
+        bootstrap["annotations"]["containerd.io/snapshot/nydus-bootstrap"],
+        "true"
+    );
+    let digests: Vec<&Value> = listed.iter().map(|layer| &layer["digest"]).collect();
+    let names = digests.iter().map(|digest| {
+        let digest = digest.as_str().unwrap().strip_prefix("sha256:").unwrap();
+        format!("images/{digest}")
+    });
+    assert_eq!(names.collect::<BTreeSet<_>>(), *objects);
+    for layer in listed {
+        assert_eq!(
+            layer["annotations"],
+            json!({"containerd.io/snapshot/nydus-blob": "true"})
+        );
+    }
+    let config = document(layout, manifest["config"]["digest"].as_str().unwrap());
+    let diff_ids = config["rootfs"]["diff_ids"].as_array().unwrap();
+    assert_eq!(diff_ids.len(), layers.len());
+    assert!(
+        diff_ids
+            .iter()
+            .zip(&digests)
+            .all(|(id, digest)| id == *digest)
+    );
 }
 
 #[test]

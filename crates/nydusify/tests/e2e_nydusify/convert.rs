@@ -345,6 +345,32 @@ fn docker_manifests_stay_docker_manifests() {
 }
 
 #[test]
+fn an_index_that_calls_an_image_another_platforms_is_found_out() {
+    let place = Place::new();
+    let root = place.path("source");
+    let mut layout = Layout::create(&root);
+    let image = layout.manifest(&gzip_layers(1), Flavour::Oci);
+    for (tag, architecture) in [("right", "amd64"), ("wrong", "riscv64")] {
+        let platform = json!({ "os": "linux", "architecture": architecture });
+        let index = layout.index(&[(image.clone(), platform)]);
+        layout.tag(&index, tag);
+    }
+    for (tag, code, text) in [
+        ("right", 0, "verified image"),
+        (
+            "wrong",
+            1,
+            r#"architecture "amd64" in the configuration, "riscv64" in the index"#,
+        ),
+    ] {
+        let image = place.oci("source", tag);
+        let words = ["check", "--multi-platform", "--target", &image];
+        let ran = testkit::run::run(NYDUSIFY, &words);
+        ran.exits(code).says(&[text]);
+    }
+}
+
+#[test]
 fn an_index_is_resolved_by_platform() {
     let place = Place::new();
     let root = place.path("source");

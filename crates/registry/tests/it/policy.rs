@@ -1,7 +1,9 @@
 //! Attempts, time limits, TLS and proxies.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -228,6 +230,65 @@ fn a_proxy_is_used_with_its_password_except_where_it_is_not_to_be() {
     let error = get("invalid").unwrap_err();
     assert!(error.to_string().contains("registry.invalid"), "{error}");
     assert_eq!(proxy.log().len(), 1);
+}
+
+/// A proxy whose tunnels all lead to `server`, and the heads of the requests for them.
+fn tunnels(server: String) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&log);
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte).unwrap() == 1 {
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8(head).unwrap();
+            seen.lock().unwrap().push(head);
+            let mut server = TcpStream::connect(&server).unwrap();
+            client.write_all(b"HTTP/1.1 200 tunnel\r\n\r\n").unwrap();
+            let (mut up, mut down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut up, &mut server));
+            thread::spawn(move || std::io::copy(&mut down, &mut client));
+        }
+    });
+    (address, log)
+}
+
+#[test]
+fn tls_goes_through_a_tunnel_of_the_proxy() {
+    let server = Server::start_tls("server", |_| Reply::new(200).body("{}"));
+    let (proxy, log) = tunnels(server.host());
+    let get = |insecure| {
+        let client = Client::new(Settings {
+            ca_files: vec![certificate("authority.pem")],
+            insecure,
+            proxy: Proxy {
+                http: None,
+                https: Some(format!("http://me:pw@{proxy}")),
+                exceptions: None,
+            },
+            ..tls()
+        });
+        let reference: Reference = "registry.invalid/a".parse().unwrap();
+        client.unwrap().repository(&reference).manifest("a")
+    };
+    get(true).unwrap();
+    let head = log.lock().unwrap()[0].clone();
+    assert!(
+        head.starts_with("CONNECT registry.invalid:443 HTTP/1.1\r\n"),
+        "{head}"
+    );
+    assert!(head.contains("Basic bWU6cHc="), "{head}");
+    // The registry learns nothing of it.
+    assert_eq!(server.log()[0].header("proxy-authorization"), None);
+    // The certificate is one for another name: a tunnel makes no difference to that.
+    let error = get(false).unwrap_err();
+    assert!(matches!(error, Error::Certificate { .. }), "{error:?}");
+    assert_eq!(server.log().len(), 1);
 }
 
 #[test]
