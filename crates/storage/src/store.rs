@@ -201,7 +201,9 @@ impl ChunkStore {
         self.counted(buf, |inner, buf| {
             let (key, blob, known) = inner.locate(chunk)?;
             check_bounds(blob, known, u64::from(offset), buf.len())?;
-            inner.read_piece(key, u64::from(offset), buf, want_neighbours)
+            inner.read_piece(key, u64::from(offset), buf, want_neighbours)?;
+            inner.note_use(key);
+            Ok(())
         })
     }
 
@@ -391,6 +393,15 @@ impl Inner {
                 self.read_piece(key, start, piece, rest)?;
             }
             let end = start + done as u64;
+            self.note_use(key);
+            let also = usize::try_from(end.saturating_sub(1) / size).unwrap_or(usize::MAX);
+            for (key, ..) in rest
+                .iter()
+                .take(also)
+                .filter_map(|&chunk| self.locate(chunk).ok())
+            {
+                self.note_use(key);
+            }
             at += usize::try_from(end / size).unwrap_or(usize::MAX);
             start = end % size;
             left = later;
@@ -468,6 +479,18 @@ impl Inner {
             ),
         );
         Ok(())
+    }
+
+    /// Counts a chunk that was read, once.
+    fn note_use(&self, key: Key) {
+        let Some((blob, known)) = self.known(key).filter(|(blob, _)| blob.note_use(key.slot))
+        else {
+            return;
+        };
+        add(&self.counters.chunks_used, 1);
+        if let Some(size) = blob.stored_size(known) {
+            add(&self.counters.used_bytes, u64::from(size));
+        }
     }
 
     /// Reads from the cache file what is there, verified. `false` if it is not, or cannot be read.

@@ -1,12 +1,14 @@
 //! From a real registry to itself, checked, mounted lazily: the tree is the one that the image was made of.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::json;
 use testkit::docker_registry::{DockerRegistry, Options};
 use testkit::expect::{compare, compare_trees_but};
 use testkit::layout::{Flavour, Layer, Layout, Packing, layer_files};
 use testkit::oracle::Stack;
+use testkit::run::output;
 use testkit::tar::{Entry, Tar};
 use testkit::{fixture, shared_or_skip};
 
@@ -86,6 +88,38 @@ fn privileged_reference_images_go_from_registry_to_registry() {
             differences
         });
     }
+}
+
+/// What starting a small program costs: what is fetched is little more than the chunks of which it reads anything.
+#[test]
+fn privileged_a_program_starts_with_little_more_than_it_reads() {
+    const NAME: &str = "privileged_a_program_starts_with_little_more_than_it_reads";
+    let Some(images) = shared_or_skip(NAME).map(|shared| shared.join("images")) else {
+        return;
+    };
+    let Some(place) = Place::new(NAME) else {
+        return;
+    };
+    let server = DockerRegistry::start(Options::default());
+    let repository = repository(server.host(), "python", None);
+    push(&images, "python", false, &repository, "plain");
+    let [source, target] = ["plain", "nydus"].map(|tag| format!("{}/python:{tag}", server.host()));
+    place.convert(&source, &target, &[]).ok();
+
+    let mount = place.mount(&target, &[]);
+    let mut python = Command::new("chroot");
+    python.arg(mount.path()).args(["python3", "-c", "print(1)"]);
+    let started = output(&mut python);
+    assert_eq!(started.ok().stdout, "1\n");
+    let ran = mount.stop().ok();
+    let value = |name: &str| -> u64 {
+        let text = ran.stderr.split(&format!("{name}=")).nth(1);
+        let text = text.unwrap_or_else(|| panic!("no {name} in {ran}"));
+        text.split([' ', '\n']).next().unwrap().parse().unwrap()
+    };
+    let (fetched, used) = (value("fetched_bytes"), value("used_bytes"));
+    assert!(used > 1 << 20, "{ran}");
+    assert!(fetched <= used + used / 2, "{fetched} bytes for {used}");
 }
 
 /// Three platforms, each with its own tree, and an attestation of the first.

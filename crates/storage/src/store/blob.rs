@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rafs_format::BlobInfo;
@@ -17,6 +18,8 @@ pub(super) struct Blob {
     pub known: KnownChunks,
     pub cache: Option<BlobCache>,
     remote: Mutex<Option<Arc<Remote>>>,
+    /// One bit for each chunk of which anything was read.
+    used: Vec<AtomicU64>,
 }
 
 /// The blob behind the cache.
@@ -40,6 +43,9 @@ impl Blob {
         Self {
             info,
             id,
+            used: (0..known.len().div_ceil(64))
+                .map(|_| AtomicU64::new(0))
+                .collect(),
             known,
             cache,
             remote: Mutex::default(),
@@ -68,6 +74,21 @@ impl Blob {
             meta: table,
             decoder,
         }))))
+    }
+
+    /// Notes that a chunk is read; whether that is the first time.
+    pub fn note_use(&self, slot: usize) -> bool {
+        let bit = 1 << (slot % 64);
+        self.used.get(slot / 64).is_some_and(|word| {
+            word.load(Ordering::Relaxed) & bit == 0
+                && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+        })
+    }
+
+    /// Stored size of a chunk in bytes; `None` as long as the blob was not needed.
+    pub fn stored_size(&self, known: &KnownChunk) -> Option<u32> {
+        let remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(remote.as_ref()?.meta.chunk(known.index)?.compressed_size)
     }
 
     pub fn error(&self, known: &KnownChunk, cause: ReadCause) -> ReadError {

@@ -39,6 +39,11 @@ stats! {
     fetches,
     /// Stored bytes that were fetched, gaps between merged ranges included.
     fetched_bytes,
+    /// Chunks of which reads have used anything, each counted once.
+    chunks_used,
+    /// Their stored bytes, of blobs that had to be opened: what `fetched_bytes` has beyond them was fetched for nothing
+    /// so far.
+    used_bytes,
     /// Chunks that were decoded and verified.
     chunks_verified,
     /// Chunks whose bytes were not what the image records, on the wire or in the cache.

@@ -153,6 +153,13 @@ fn wide_gaps_are_not_fetched() {
     // Chunk 1 is a gap worth fetching; 3 to 5 are not.
     assert_eq!(source.ranges().get(&0), Some(&150_000));
     assert_eq!(store.stats().fetches, 1);
+    // Only what was read counts as used, however often.
+    for _ in 0..2 {
+        store.read(image.pointers[0], 5, &mut [0; 10], &[]).unwrap();
+    }
+    let stats = store.stats();
+    assert_eq!((stats.chunks_used, stats.used_bytes), (1, 50_000));
+    assert_eq!(stats.fetched_bytes, 150_000);
 }
 
 #[test]
