@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 
-use rafs_format::{Bootstrap, Nid, Version};
+use rafs_format::{Bootstrap, Nid};
 use tree::{ChunkId, Content, Image, InodeId, Tree, Xattrs, mode};
 
 use crate::Error;
 
-/// Decodes a whole bootstrap. The names of a hard-linked file share one inode again.
+/// Decodes a whole bootstrap in v6 layout. The names of a hard-linked file share one inode again.
+///
+/// The image of a v5 bootstrap's view is of v5, too, but its chunks lie where the view has them; [`crate::Parsed::load`]
+/// gives them as they are on disk.
 ///
 /// # Errors
 /// [`Error::Load`] and [`Error::Damaged`] naming the path at fault.
@@ -47,7 +50,7 @@ pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<I
         .filter_map(|nid| loader.inodes.get(&nid.0).copied())
         .collect();
     Ok(Image {
-        version: Version::V6,
+        version: bootstrap.version(),
         tree: loader.tree,
         blobs: bootstrap.blobs().to_vec(),
         chunk_size: superblock.chunk_size,

@@ -14,6 +14,7 @@ use rafs_format::{
 use tree::{ChunkId, Content, Image, Inode, InodeId, mode};
 
 use crate::Error;
+use crate::limits::{self, BOOTSTRAP_MAX};
 use plan::{Plan, Step};
 
 /// Where the superblock and, right behind it, its extension lie.
@@ -22,8 +23,6 @@ const SUPERBLOCK_OFFSET: u64 = 1024;
 const DEVICES_OFFSET: u64 = 1408;
 /// log2 of the block size.
 const BLOCK_BITS: u8 = BLOCK_SIZE.ilog2() as u8;
-/// Largest bootstrap that readers accept.
-const BOOTSTRAP_MAX: u64 = 1 << 31;
 
 /// Encodes the bootstrap of an image in RAFS v6 layout, placed byte for byte as the deployed builder does it.
 /// Extended attributes are written in bytewise order of their names.
@@ -31,6 +30,21 @@ const BOOTSTRAP_MAX: u64 = 1 << 31;
 /// # Errors
 /// [`Error`] naming the path or table that the format cannot express.
 pub fn encode_v6(image: &Image) -> Result<Vec<u8>, Error> {
+    for blob in &image.blobs {
+        let exempt = BlobFeatures::TARFS | BlobFeatures::CHUNKDICT_GENERATED;
+        if !blob.has_chunk_table() && !blob.features.intersects(exempt) {
+            return Err(Error::File {
+                path: format!("blob {}", blob.id),
+                what: "it holds no table of its chunks, without which no reader of v6 finds them"
+                    .to_owned(),
+            });
+        }
+    }
+    write(image)
+}
+
+/// Encodes without a look at whether the result is of use to others.
+pub(crate) fn write(image: &Image) -> Result<Vec<u8>, Error> {
     if image.blobs.len() > BLOBS_MAX {
         return Err(Error::TooManyBlobs(image.blobs.len()));
     }
@@ -263,7 +277,7 @@ impl File {
             xattr_size: step.xattr_size,
         };
         encode::inode(&fields, out)?;
-        encode::xattrs(plan::xattrs(inode), out)?;
+        encode::xattrs(limits::xattrs(inode), out)?;
         if data.layout == Layout::ChunkBased {
             out.resize(out.len().next_multiple_of(8), 0);
         }

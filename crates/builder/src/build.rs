@@ -157,7 +157,7 @@ fn assemble<W>(
         blobs.table[own].uncompressed_size = output.uncompressed_size;
     }
     let image = Image {
-        version: Version::V6,
+        version: options.version,
         prefetch: resolve_prefetch(&tree, &options.prefetch),
         tree,
         blobs: blobs.table,
@@ -205,7 +205,12 @@ impl Blobs {
 
 /// What is known of the blob before its tail is written.
 fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
-    let mut features = BlobFeatures::ALIGNED | BlobFeatures::CAP_TAR_TOC;
+    let mut features = BlobFeatures::CAP_TAR_TOC;
+    // In v5 nothing says so, whether they are or not.
+    features.set(
+        BlobFeatures::ALIGNED,
+        options.version == Version::V6,
+    );
     if options.inline_meta {
         features |= BlobFeatures::INLINED_FS_META | BlobFeatures::HAS_TAR_HEADER;
     }

@@ -80,6 +80,9 @@ pub enum Error {
     /// A bootstrap that cannot be written or read.
     #[error(transparent)]
     Bootstrap(#[from] bootstrap::Error),
+    /// Something asked for that is of v6 alone.
+    #[error("{0} is not possible in RAFS v5: leave it out, or take v6")]
+    NotInV5(&'static str),
     /// Nothing to merge.
     #[error("there is no layer to merge")]
     NoLayers,

@@ -18,7 +18,7 @@ mod size;
 mod tail;
 mod turn;
 
-pub use bootstrap::{encode, encode_v6, load_image};
+pub use bootstrap::{encode, encode_v5, encode_v6, load_image};
 pub use budget::Budget;
 pub use build::{BuiltLayer, Stats, build_tar};
 pub use directory::{Whiteouts, build_directory};

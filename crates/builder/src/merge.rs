@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use rafs_format::{BLOBS_MAX, BlobFeatures};
+use rafs_format::{BLOBS_MAX, BlobFeatures, Version};
 use tree::Image;
 
 use crate::Error;
@@ -42,6 +42,10 @@ pub fn check_compatible(layers: &[Image]) -> Result<(), Error> {
         return Ok(());
     };
     for (number, layer) in layers.iter().enumerate() {
+        same(number, "RAFS version", first.version, layer.version)?;
+        if first.version == Version::V5 {
+            check_v5(number, first, layer)?;
+        }
         same(number, "chunk size", first.chunk_size, layer.chunk_size)?;
         same(
             number,
@@ -51,6 +55,15 @@ pub fn check_compatible(layers: &[Image]) -> Result<(), Error> {
         )?;
     }
     Ok(())
+}
+
+/// The superblock of v5 names one digester and one compressor for all blobs.
+fn check_v5(number: usize, first: &Image, layer: &Image) -> Result<(), Error> {
+    same(number, "digester", first.digester, layer.digester)?;
+    if first.blobs.is_empty() || layer.blobs.is_empty() {
+        return Ok(());
+    }
+    same(number, "compressor", first.compressor, layer.compressor)
 }
 
 fn same<T: PartialEq + Display>(

@@ -7,7 +7,7 @@ use chunkdict::Dictionary;
 use codec::Encoder;
 use progress::Cancel;
 use rafs_format::{
-    BlobId, CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Digester,
+    BLOCK_SIZE, BlobId, CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Digester, Version,
 };
 
 use crate::{Budget, Error};
@@ -15,6 +15,10 @@ use crate::{Budget, Error};
 /// Options of a build, and the means it may use.
 #[derive(Clone)]
 pub struct BuildOptions {
+    /// Layout of the bootstrap. A v5 blob holds no chunk table and hence no table of contents.
+    pub version: Version,
+    /// Whether chunks begin at block boundaries of the blob's uncompressed address space; in v6 they always do.
+    pub aligned_chunk: bool,
     /// Compressor of the chunks and of the blob's chunk table.
     pub compressor: Compressor,
     /// zstd level of the chunks.
@@ -50,6 +54,8 @@ impl BuildOptions {
     /// contents.
     pub fn new(pool: Arc<rayon::ThreadPool>, budget: Arc<Budget>) -> Self {
         Self {
+            version: Version::V6,
+            aligned_chunk: false,
             compressor: Compressor::Zstd,
             level: Encoder::ZSTD_LEVEL_DEFAULT,
             digester: Digester::Blake3,
@@ -67,11 +73,22 @@ impl BuildOptions {
         }
     }
 
+    /// What chunks are aligned to in the blob's uncompressed address space, in bytes.
+    pub(crate) fn alignment(&self) -> u64 {
+        match self.version {
+            Version::V5 if !self.aligned_chunk => 1,
+            _ => BLOCK_SIZE,
+        }
+    }
+
     /// Checks what no build could be done with.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let sizes = CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX;
         if !self.chunk_size.is_power_of_two() || !sizes.contains(&self.chunk_size) {
             return Err(Error::ChunkSize(self.chunk_size));
+        }
+        if self.version == Version::V5 && self.blob_toc {
+            return Err(Error::NotInV5("a table of contents in the blob"));
         }
         Encoder::new(self.compressor, self.level).map_err(Error::Compress)?;
         Ok(())
@@ -81,6 +98,8 @@ impl BuildOptions {
 impl fmt::Debug for BuildOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BuildOptions")
+            .field("version", &self.version)
+            .field("aligned_chunk", &self.aligned_chunk)
             .field("compressor", &self.compressor)
             .field("level", &self.level)
             .field("digester", &self.digester)

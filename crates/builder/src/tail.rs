@@ -5,7 +5,7 @@
 //! | Piece | Header | When |
 //! |---|---|---|
 //! | chunk data | `image.blob` | the blob has chunks; header with either of the two below |
-//! | chunk table, then its 4096-byte header | `blob.meta` | the blob has chunks; header likewise |
+//! | chunk table, then its 4096-byte header | `blob.meta` | v6 and the blob has chunks; header likewise |
 //! | 32 bytes of digest per chunk | `blob.digest` | table of contents asked for and the blob has chunks |
 //! | bootstrap | `image.boot` | inline metadata asked for |
 //! | entries of 128 bytes | `rafs.blob.toc` | table of contents asked for |
@@ -15,7 +15,7 @@ use std::io::Write;
 use codec::Encoder;
 use rafs_format::blob_meta::{self, Header, Placement, StoredChunk};
 use rafs_format::toc::{self, TocEntry};
-use rafs_format::{BlobId, BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digest};
+use rafs_format::{BlobId, BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digest, Version};
 use sha2::{Digest as _, Sha256};
 use tree::Image;
 
@@ -53,7 +53,7 @@ pub fn chunk_table(image: &Image, blob: usize) -> Result<Option<ChunkTable>, Err
     let Some(info) = image
         .blobs
         .get(blob)
-        .filter(|info| info.meta_uncompressed_size != 0)
+        .filter(|info| info.has_chunk_table())
     else {
         return Ok(None);
     };
@@ -79,7 +79,9 @@ pub(crate) fn finish<W: Write>(
     };
     if let Some(own) = own {
         tail.data(image.blobs[own].uncompressed_size)?;
-        tail.chunk_table(image, own, options)?;
+        if options.version == Version::V6 {
+            tail.chunk_table(image, own, options)?;
+        }
         if options.blob_toc {
             tail.digests(image, own)?;
         }

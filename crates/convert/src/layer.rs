@@ -2,10 +2,11 @@
 
 use std::io::Read;
 
+use bootstrap::Parsed;
 use builder::{BuildOptions, ChunkTable, Dedup};
 use image::{Descriptor, Digest, Source, Target};
 use progress::Progress;
-use rafs_format::{BlobId, Bootstrap};
+use rafs_format::BlobId;
 use tree::Image;
 
 use crate::TOTAL;
@@ -192,7 +193,7 @@ fn load(
     if Digest::of(&bootstrap) != record.bootstrap {
         return Ok(None);
     }
-    let mut image = builder::load_image(&Bootstrap::parse(bootstrap)?)?;
+    let mut image = Parsed::parse(bootstrap)?.load()?;
     let mut table = None;
     // A bootstrap inside a blob leaves the blob's id open.
     for info in image
@@ -201,6 +202,9 @@ fn load(
         .filter(|info| info.id.is_placeholder())
     {
         info.id = BlobId::new(record.blob.hex()).ok_or("a digest makes no blob id")?;
+        if !info.has_chunk_table() {
+            continue;
+        }
         let (rows, header) = storage::read_chunk_table(info, &*reader)?;
         table = Some(ChunkTable {
             table: rows,

@@ -14,8 +14,6 @@ use tree::{Image, Tree};
 use crate::layer::{Blob, Places};
 use crate::{ConvertOptions, Error, TOTAL, layers, unplaced};
 
-/// Version of the bootstraps that are written.
-const FS_VERSION: &str = "6";
 /// Layers that are inflated at the same time, at least: one often waits for the pool.
 const LANES_MIN: usize = 2;
 
@@ -62,6 +60,10 @@ impl<'a> Context<'a> {
         let held = lanes.saturating_mul(places.blobs().buffered());
         let memory = options.memory.saturating_sub(held).max(options.memory / 2);
         let mut build = BuildOptions::new(pool, Budget::new(memory));
+        build.version = options.version;
+        build.aligned_chunk = options.aligned_chunk;
+        // A v5 blob has no place for one.
+        build.blob_toc = options.version == Version::V6;
         build.compressor = options.compressor;
         build.level = options.level;
         build.chunk_size = options.chunk_size;
@@ -258,7 +260,7 @@ impl<'a> Context<'a> {
     /// An image of a root directory alone.
     fn empty_image(&self) -> Image {
         Image {
-            version: Version::V6,
+            version: self.build.version,
             tree: Tree::new(),
             blobs: Vec::new(),
             chunks: Vec::new(),
@@ -288,7 +290,7 @@ impl<'a> Context<'a> {
             &source.media_type,
             bootstrap.digest,
             size,
-            FS_VERSION,
+            self.build.version.digit(),
         );
         let external = self.places.backend.is_some();
         if external {
@@ -323,7 +325,7 @@ impl<'a> Context<'a> {
             name,
             config,
             layers,
-            FS_VERSION,
+            self.build.version.digit(),
         );
         if self.options.referrer {
             nydus::refer(&mut manifest, &unplaced(&image.descriptor));

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use image::PlatformChoice;
-use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor};
+use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor, Version};
 
 /// Where a chunk is looked for before it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,6 +21,10 @@ pub enum DedupScope {
 pub struct ConvertOptions {
     /// Which images of an index.
     pub platform: PlatformChoice,
+    /// Layout of the new images' bootstraps.
+    pub version: Version,
+    /// Whether chunks of v5 begin at block boundaries once decompressed; those of v6 always do.
+    pub aligned_chunk: bool,
     /// Compressor of the chunks.
     pub compressor: Compressor,
     /// zstd level of the chunks.
@@ -59,6 +63,8 @@ impl ConvertOptions {
     pub fn new(threads: NonZeroUsize) -> Self {
         Self {
             platform: PlatformChoice::Host,
+            version: Version::V6,
+            aligned_chunk: false,
             compressor: Compressor::Zstd,
             level: codec::Encoder::ZSTD_LEVEL_DEFAULT,
             chunk_size: CHUNK_SIZE_DEFAULT,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rafs_format::{Bootstrap, Compressor};
+use rafs_format::{Bootstrap, Compressor, Version};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -20,8 +20,13 @@ pub struct CommandReport {
 }
 
 impl CommandReport {
-    /// The report about the bootstrap at a path, if it has one, and the blobs of these ids.
-    pub fn new(bootstrap: Option<&Path>, blobs: Vec<String>, compressor: Compressor) -> Self {
+    /// The report about the bootstrap at a path, if it has one, of this version, and the blobs of these ids.
+    pub fn new(
+        bootstrap: Option<&Path>,
+        version: Version,
+        blobs: Vec<String>,
+        compressor: Compressor,
+    ) -> Self {
         Self {
             version: format!("{}-{}", build_info::VERSION, build_info::COMMIT),
             bootstrap: bootstrap
@@ -31,7 +36,7 @@ impl CommandReport {
             external_bootstrap: String::new(),
             external_blobs: Vec::new(),
             trace: Value::Null,
-            fs_version: "6".to_owned(),
+            fs_version: version.digit().to_owned(),
             compressor: compressor.to_string(),
         }
     }
@@ -39,7 +44,12 @@ impl CommandReport {
     /// What `nydus-image check` reports of a bootstrap that took it so many seconds to check.
     pub fn of_check(path: &Path, bootstrap: &Bootstrap<Vec<u8>>, seconds: f64) -> Self {
         let blobs = bootstrap.blobs().iter().map(|info| info.id.to_string());
-        Self::new(Some(path), blobs.collect(), bootstrap.compressor())
+        Self::new(
+            Some(path),
+            bootstrap.version(),
+            blobs.collect(),
+            bootstrap.compressor(),
+        )
             .trace([("load_tree_from_bootstrap", seconds)], Map::new())
     }
 

@@ -1,10 +1,11 @@
 //! The text of `nydus-image check`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::ops::{ControlFlow, Deref};
 
 use rafs_format::{BlobFeatures, BlobInfo, Bootstrap, ChunkRecord, Inode};
+use storage::LoadedBootstrap;
 
 use crate::Error;
 use crate::walk::walk;
@@ -21,11 +22,8 @@ pub fn write_valid(out: &mut dyn Write) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Write`].
-pub fn write_blobs<D: Deref<Target = [u8]>>(
-    bootstrap: &Bootstrap<D>,
-    out: &mut dyn Write,
-) -> Result<(), Error> {
-    for info in bootstrap.blobs() {
+pub fn write_blobs(loaded: &LoadedBootstrap, out: &mut dyn Write) -> Result<(), Error> {
+    for info in loaded.blobs() {
         writeln!(
             out,
             "\t{}: {}, compressed size {:#x}, uncompressed size {:#x}, chunk size {:#x}, chunk count {:#x}, features: {}",
@@ -68,14 +66,12 @@ pub(crate) fn feature_words(info: &BlobInfo) -> Vec<&'static str> {
 ///
 /// # Errors
 /// [`Error::Write`], or [`Error::Damaged`] if the bootstrap does not pass the check.
-pub fn write_files<D: Deref<Target = [u8]>>(
-    bootstrap: &Bootstrap<D>,
-    out: &mut dyn Write,
-) -> Result<(), Error> {
-    let records = ChunkRecords::load(bootstrap)?;
-    let mut listed = std::collections::BTreeSet::new();
+pub fn write_files(loaded: &LoadedBootstrap, out: &mut dyn Write) -> Result<(), Error> {
+    let bootstrap = &loaded.bootstrap;
+    let records = ChunkRecords::load(loaded)?;
+    let mut listed = BTreeSet::new();
     walk(bootstrap, |path, inode| {
-        write_inode(path, inode, out)?;
+        write_inode(path, inode, number(loaded, inode), out)?;
         if inode.is_regular() && listed.insert(inode.nid) {
             for (i, chunk) in file_chunks(bootstrap, path, inode, &records)?
                 .iter()
@@ -88,11 +84,24 @@ pub fn write_files<D: Deref<Target = [u8]>>(
     })
 }
 
-fn write_inode(path: &[u8], inode: &Inode, out: &mut dyn Write) -> Result<(), Error> {
+/// What users know an inode by: its place in v6, its sequential number in v5.
+pub(crate) fn number(loaded: &LoadedBootstrap, inode: &Inode) -> u64 {
+    match loaded.v5 {
+        Some(_) => inode.ino.into(),
+        None => inode.nid.0,
+    }
+}
+
+fn write_inode(
+    path: &[u8],
+    inode: &Inode,
+    number: u64,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
     write!(
         out,
-        "inode {} mode {:#o} nlink {} uid {} gid {}",
-        inode.nid, inode.mode, inode.nlink, inode.uid, inode.gid
+        "inode {number} mode {:#o} nlink {} uid {} gid {}",
+        inode.mode, inode.nlink, inode.uid, inode.gid
     )?;
     write!(
         out,
@@ -125,12 +134,26 @@ fn write_chunk(number: usize, chunk: &FileChunk, out: &mut dyn Write) -> Result<
     Ok(writeln!(out)?)
 }
 
-/// The chunk table by blob and index. Tarfs images have none.
+/// The chunk records by blob and index. Tarfs images have none.
 pub(crate) struct ChunkRecords(BTreeMap<(u32, u32), ChunkRecord>);
 
 impl ChunkRecords {
-    pub(crate) fn load<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<Self, Error> {
+    pub(crate) fn load(loaded: &LoadedBootstrap) -> Result<Self, Error> {
         let mut records = BTreeMap::new();
+        if let Some(v5) = &loaded.v5 {
+            for index in 1..=v5.names() {
+                let damaged = |source| Error::Damaged {
+                    path: format!("the inode with index {index}").into_bytes(),
+                    source,
+                };
+                for record in v5.inode(index).map_err(damaged)?.chunks() {
+                    let record = record.map_err(damaged)?;
+                    records.insert((record.blob_index, record.index), record);
+                }
+            }
+            return Ok(Self(records));
+        }
+        let bootstrap = &loaded.bootstrap;
         for record in bootstrap.chunk_table().filter(|_| !bootstrap.is_tarfs()) {
             let record = record.map_err(|source| Error::Damaged {
                 path: b"the chunk table".to_vec(),
@@ -168,13 +191,16 @@ pub(crate) fn file_chunks<D: Deref<Target = [u8]>>(
     for (i, pointer) in bootstrap.chunks(inode).map_err(damaged)?.enumerate() {
         let pointer = pointer.map_err(damaged)?;
         let file_offset = i as u64 * chunk_size;
+        let record = records.0.get(&(pointer.blob_index, pointer.index)).copied();
         chunks.push(FileChunk {
             file_offset,
             size: chunk_size.min(inode.size.saturating_sub(file_offset)),
             blob_index: pointer.blob_index,
             index: pointer.index,
-            uncompressed_offset: pointer.uncompressed_offset,
-            record: records.0.get(&(pointer.blob_index, pointer.index)).copied(),
+            uncompressed_offset: record.map_or(pointer.uncompressed_offset, |record| {
+                record.uncompressed_offset
+            }),
+            record,
         });
     }
     Ok(chunks)

@@ -4,12 +4,13 @@ mod find;
 mod show;
 
 use std::io::Write;
-use std::ops::Deref;
 
-use rafs_format::{Bootstrap, Inode, Nid};
+use rafs_format::{Bootstrap, Inode};
 use serde_json::{Value, json};
+use storage::LoadedBootstrap;
 
 use crate::Error;
+use crate::report::number;
 
 /// What a person sees before a command.
 pub const PROMPT: &str = "Inspecting RAFS :> ";
@@ -45,7 +46,7 @@ enum Command<'a> {
     Blobs,
     Prefetch,
     Chunk(u64),
-    InodeCheck(Nid),
+    InodeCheck(u64),
     Help,
     Exit,
 }
@@ -72,7 +73,7 @@ impl<'a> Command<'a> {
             "blobs" => Ok(Self::Blobs),
             "prefetch" => Ok(Self::Prefetch),
             "chunk" => number().map(Self::Chunk),
-            "icheck" => number().map(|number| Self::InodeCheck(Nid(number))),
+            "icheck" => number().map(Self::InodeCheck),
             "help" => Ok(Self::Help),
             "exit" | "q" => Ok(Self::Exit),
             _ => Err(Error::UnknownCommand(line.to_owned())),
@@ -89,18 +90,20 @@ fn parse_number(text: &str) -> Option<u64> {
 }
 
 /// A view of a bootstrap with a current directory.
-pub struct Shell<'a, D> {
-    bootstrap: &'a Bootstrap<D>,
+pub struct Shell<'a> {
+    loaded: &'a LoadedBootstrap,
+    bootstrap: &'a Bootstrap<Vec<u8>>,
     /// The directories from the root to the current one, with their names.
     stack: Vec<(Vec<u8>, Inode)>,
 }
 
-impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
+impl<'a> Shell<'a> {
     /// Begins in the root directory.
     ///
     /// # Errors
     /// [`Error::Damaged`] if there is none.
-    pub fn new(bootstrap: &'a Bootstrap<D>) -> Result<Self, Error> {
+    pub fn new(loaded: &'a LoadedBootstrap) -> Result<Self, Error> {
+        let bootstrap = &loaded.bootstrap;
         let root = bootstrap
             .inode(bootstrap.root())
             .map_err(|source| Error::Damaged {
@@ -108,6 +111,7 @@ impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
                 source,
             })?;
         Ok(Self {
+            loaded,
             bootstrap,
             stack: vec![(Vec::new(), root)],
         })
@@ -127,8 +131,8 @@ impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
                 out.write_all(HELP.as_bytes())?;
                 Ok(Next::Continue)
             }
-            Command::Stats => show::stats(self.bootstrap, out).map(|()| Next::Continue),
-            Command::Blobs => show::blobs(self.bootstrap, out).map(|()| Next::Continue),
+            Command::Stats => show::stats(self.loaded, out).map(|()| Next::Continue),
+            Command::Blobs => show::blobs(self.loaded, out).map(|()| Next::Continue),
             Command::Prefetch => self.prefetch(out).map(|()| Next::Continue),
             other => self.text_command(&other, out).map(|()| Next::Continue),
         });
@@ -151,9 +155,9 @@ impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
         let value = match Command::parse(line)? {
             Command::Help => return Err(Error::Help),
             Command::Exit => Value::Null,
-            Command::Stats => json!({ "inodes_count": self.bootstrap.superblock().inos }),
+            Command::Stats => json!({ "inodes_count": show::inodes_count(self.loaded) }),
             Command::Blobs => {
-                serde_json::to_writer(&mut *out, &show::blob_requests(self.bootstrap))
+                serde_json::to_writer(&mut *out, &show::blob_requests(self.loaded))
                     .map_err(std::io::Error::from)?;
                 return Ok(());
             }
@@ -173,8 +177,8 @@ impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
             Command::List => self.list(out),
             Command::ChangeDir(path) => self.change_dir(path, out),
             Command::Stat(name) => self.stat(name, out),
-            Command::Chunk(offset) => find::chunk(self.bootstrap, *offset, out),
-            Command::InodeCheck(nid) => find::inode(self.bootstrap, *nid, out),
+            Command::Chunk(offset) => find::chunk(self.loaded, *offset, out),
+            Command::InodeCheck(number) => find::inode(self.loaded, *number, out),
             _ => Ok(()),
         }
     }
@@ -184,7 +188,7 @@ impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
         &self.stack.last().expect("the stack holds the root").1
     }
 
-    fn damaged(&self) -> impl Fn(rafs_format::Error) -> Error + use<D> {
+    fn damaged(&self) -> impl Fn(rafs_format::Error) -> Error + use<> {
         let path = self.path();
         move |source| Error::Damaged {
             path: path.clone(),
@@ -216,7 +220,7 @@ impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
                 out,
                 "{}    {:<10} \"{}\"",
                 show::letter(&inode),
-                entry.nid,
+                number(self.loaded, &inode),
                 entry.name.escape_ascii()
             )?;
         }
@@ -265,11 +269,11 @@ impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
             .iter()
             .rev()
             .nth(1)
-            .map_or(dir.nid, |(_, parent)| parent.nid);
+            .map_or(dir, |(_, parent)| *parent);
         if matches!(name, "." | "./") {
             let (own, _) = self.stack.last().expect("the stack holds the root");
             let own: &[u8] = if own.is_empty() { b"/" } else { own };
-            return show::inode(self.bootstrap, own, &dir, parent, out);
+            return show::inode(self.loaded, own, &dir, number(self.loaded, &parent), out);
         }
         match self
             .bootstrap
@@ -279,26 +283,26 @@ impl<'a, D: Deref<Target = [u8]>> Shell<'a, D> {
             None => Ok(writeln!(out, "{name} is not there")?),
             Some(entry) => {
                 let inode = self.bootstrap.inode(entry.nid).map_err(self.damaged())?;
-                show::inode(self.bootstrap, name.as_bytes(), &inode, dir.nid, out)
+                show::inode(self.loaded, name.as_bytes(), &inode, number(self.loaded, &dir), out)
             }
         }
     }
 
     fn prefetch(&self, out: &mut dyn Write) -> Result<(), Error> {
-        let files = find::prefetch(self.bootstrap)?;
+        let files = find::prefetch(self.loaded)?;
         writeln!(out, "Total Prefetching Files: {}", files.len())?;
-        for (nid, paths) in files {
+        for (number, paths) in files {
             for path in paths {
-                writeln!(out, "{nid:<10} {}", path.escape_ascii())?;
+                writeln!(out, "{number:<10} {}", path.escape_ascii())?;
             }
         }
         Ok(())
     }
 
     fn prefetch_json(&self) -> Result<Value, Error> {
-        let files = find::prefetch(self.bootstrap)?;
+        let files = find::prefetch(self.loaded)?;
         let text = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
-        let value = |(nid, paths): &(Nid, Vec<Vec<u8>>)| json!({ "inode": nid.0, "path": paths.iter().map(text).collect::<Vec<_>>() });
+        let value = |(number, paths): &find::Prefetched| json!({ "inode": number, "path": paths.iter().map(text).collect::<Vec<_>>() });
         Ok(files.iter().map(value).collect())
     }
 }

@@ -7,8 +7,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use clap::Args;
 use inspect::CommandReport;
-use rafs_format::Bootstrap;
-use storage::{DirSource, load_bootstrap};
+use storage::{DirSource, LoadedBootstrap, load_bootstrap};
 
 use crate::interrupt::Interrupt;
 use crate::report;
@@ -55,11 +54,11 @@ impl Input {
         path.context("there is no bootstrap to look at")
     }
 
-    pub fn load(&self) -> anyhow::Result<Bootstrap<Vec<u8>>> {
+    pub fn load(&self) -> anyhow::Result<LoadedBootstrap> {
         if self.config.is_some() {
             return Err(Unsupported::flag("--config").into());
         }
-        Ok(load_bootstrap(self.path()?)?.bootstrap)
+        Ok(load_bootstrap(self.path()?)?)
     }
 
     /// Where blobs can be looked at.
@@ -74,34 +73,34 @@ impl Input {
 
 pub fn run(args: &Check, interrupt: &Interrupt) -> anyhow::Result<()> {
     let start = Instant::now();
-    let bootstrap = args.input.load()?;
+    let loaded = args.input.load()?;
     let path = args.input.path()?;
-    bootstrap
+    loaded
         .check()
         .with_context(|| format!("{} is not valid", path.display()))?;
     if let Some(source) = args.input.blobs() {
-        inspect::check_blobs(&bootstrap, &source)
+        inspect::check_blobs(&loaded.bootstrap, &source)
             .with_context(|| format!("{} and its blobs do not fit together", path.display()))?;
     }
     let checked = start.elapsed().as_secs_f64();
-    if let Err(error) = print(args, &bootstrap)
+    if let Err(error) = print(args, &loaded)
         && !error.is_broken_pipe()
     {
         return Err(error.into());
     }
     if let Some(json) = &args.output_json {
-        let report = CommandReport::of_check(path, &bootstrap, checked);
+        let report = CommandReport::of_check(path, &loaded.bootstrap, checked);
         report::write_compact(&report, json, &interrupt.unfinished)?;
     }
     Ok(())
 }
 
-fn print(args: &Check, bootstrap: &Bootstrap<Vec<u8>>) -> Result<(), inspect::Error> {
+fn print(args: &Check, loaded: &LoadedBootstrap) -> Result<(), inspect::Error> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     if args.verbose {
-        inspect::write_files(bootstrap, &mut out)?;
+        inspect::write_files(loaded, &mut out)?;
     }
     inspect::write_valid(&mut out)?;
-    inspect::write_blobs(bootstrap, &mut out)?;
+    inspect::write_blobs(loaded, &mut out)?;
     Ok(out.flush()?)
 }

@@ -67,7 +67,12 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
             ("build_tree", built),
             ("total_build", start.elapsed().as_secs_f64()),
         ];
-        let report = CommandReport::new(bootstrap.as_deref(), blobs, layer.image.compressor)
+        let report = CommandReport::new(
+            bootstrap.as_deref(),
+            layer.image.version,
+            blobs,
+            layer.image.compressor,
+        )
             .trace(times, events(&layer));
         report::write(&report, path, &interrupt.unfinished)?;
     }
@@ -88,9 +93,6 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
             "--type",
             value.as_ref().map_or("", |value| value.get_name()),
         ));
-    }
-    if args.fs_version != "6" {
-        return Err(Unsupported::value("--fs-version", &args.fs_version));
     }
     if args.batch_size != 0 {
         return Err(Unsupported::value(
@@ -179,6 +181,8 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         None => None,
     };
     Ok(BuildOptions {
+        version: args.fs_version.parse()?,
+        aligned_chunk: args.aligned_chunk,
         compressor: args.compressor.parse()?,
         level: args.compression_level,
         digester: args.digester.parse()?,

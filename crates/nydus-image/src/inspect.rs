@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, Write as _};
 use anyhow::Context as _;
 use clap::Args;
 use inspect::{Error, Next, PROMPT, Shell};
-use rafs_format::Bootstrap;
+use storage::LoadedBootstrap;
 
 use crate::check::Input;
 
@@ -31,14 +31,14 @@ pub fn run(args: &Inspect) -> anyhow::Result<()> {
     }
 }
 
-fn request(bootstrap: &Bootstrap<Vec<u8>>, command: &str) -> Result<(), Error> {
+fn request(bootstrap: &LoadedBootstrap, command: &str) -> Result<(), Error> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     Shell::new(bootstrap)?.request(command, &mut out)?;
     Ok(out.flush()?)
 }
 
 /// Reads commands until the user leaves or the input ends.
-fn interact(bootstrap: &Bootstrap<Vec<u8>>) -> Result<(), Error> {
+fn interact(bootstrap: &LoadedBootstrap) -> Result<(), Error> {
     let mut shell = Shell::new(bootstrap)?;
     let mut input = io::stdin().lock();
     let mut line = Vec::new();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use builder::{encode, load_image, resolve_prefetch};
+use builder::{encode, resolve_prefetch};
 use inspect::CommandReport;
 use rafs_format::{BlobFeatures, BlobId, BlobInfo, Digest};
 use serde_json::Map;
@@ -33,8 +33,8 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
         .filter(|path| !path.is_empty())
     {
         let loaded = storage::load_bootstrap(Path::new(parent))?;
-        layers
-            .push(load_image(&loaded.bootstrap).with_context(|| format!("cannot load {parent}"))?);
+        let image = loaded.image();
+        layers.push(image.with_context(|| format!("cannot load {parent}"))?);
     }
     for (number, source) in args.sources.iter().enumerate() {
         interrupt.cancel.check()?;
@@ -61,7 +61,7 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
             ("merge_bootstrap", start.elapsed().as_secs_f64()),
         ];
         let report =
-            CommandReport::new(Some(&path), blobs, image.compressor).trace(times, Map::new());
+            CommandReport::new(Some(&path), image.version, blobs, image.compressor).trace(times, Map::new());
         report::write(&report, json, &interrupt.unfinished)?;
     }
     Ok(())
@@ -78,7 +78,7 @@ fn check_supported(args: &Merge) -> Result<(), Unsupported> {
 /// Blob ids that a bootstrap leaves open stay so: the command line may know better than the file's name.
 fn load(path: &Path) -> anyhow::Result<Image> {
     let bootstrap = storage::parse_bootstrap(path)?;
-    load_image(&bootstrap).with_context(|| format!("cannot load {}", path.display()))
+    bootstrap.load().with_context(|| format!("cannot load {}", path.display()))
 }
 
 /// What the command line says about the blob of each layer.

@@ -170,7 +170,7 @@ pub struct ConvertArgs {
     #[arg(long, env = "OUTPUT_JSON", value_name = "FILE", value_parser = any_path())]
     output_json: Option<PathBuf>,
 
-    /// Accepted and without effect: chunks are always aligned
+    /// Align chunks of v5 to 4096 bytes (always so in v6)
     #[arg(long, alias = "backend-aligned-chunk", env = "FS_ALIGN_CHUNK", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", hide = true, value_parser = switch)]
     fs_align_chunk: Option<bool>,
@@ -224,9 +224,6 @@ impl Table for Unbuilt {
 /// Converts.
 pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     refuse(args.unsupported.given())?;
-    if args.fs_version == "5" {
-        return Err(Usage("not supported yet: --fs-version 5".to_owned()).into());
-    }
     let source_location = source_location(args)?;
     let target = target_location(args, source_location.as_ref())?;
     let output = given(args.output_json.as_ref());
@@ -382,6 +379,8 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
             (false, []) => PlatformChoice::Host,
             (false, platforms) => PlatformChoice::Only(platforms.to_vec()),
         },
+        version: args.fs_version.parse()?,
+        aligned_chunk: args.fs_align_chunk == Some(true),
         compressor,
         level: args.compression_level.unwrap_or(defaults.level),
         chunk_size: args.fs_chunk_size,

@@ -145,6 +145,12 @@ impl BlobInfo {
         Some((self.meta_digest, iv))
     }
 
+    /// Whether the blob holds a table of its chunks. One of v5 does not: where its chunks are stored is said by their
+    /// records in the bootstrap.
+    pub fn has_chunk_table(&self) -> bool {
+        self.meta_uncompressed_size != 0
+    }
+
     /// Length of the pure chunk data at the head of the blob file: the bound of every compressed offset.
     pub fn data_size(&self) -> u64 {
         let header = if self.features.contains(BlobFeatures::HAS_TAR_HEADER) {

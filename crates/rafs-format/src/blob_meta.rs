@@ -16,7 +16,7 @@ mod record;
 
 use crate::error::expect_equal;
 use crate::raw::{self, BatchContextRaw, MetaChunkV1Raw, MetaChunkV2Raw, ZranContextRaw, up};
-use crate::{BLOCK_SIZE, BlobFeatures, BlobInfo, Error};
+use crate::{BLOCK_SIZE, BlobFeatures, BlobInfo, ChunkRecord, Error};
 
 pub use header::{HEADER_SIZE, Header};
 use record::{BATCH, ENCRYPTED, HAS_CRC32, SIZE_MAX, ZRAN, decode_v1, decode_v2};
@@ -37,9 +37,38 @@ pub struct BlobMeta {
     contexts_offset: u64,
     contexts_count: u32,
     contexts_size: u64,
+    /// What a bootstrap says of the chunks of a blob without a table, by index; the table is then empty.
+    listed: Vec<StoredChunk>,
 }
 
 impl BlobMeta {
+    /// The table of a blob that holds none, put together from the records of those of its chunks that a bootstrap uses.
+    /// There is but one record for each chunk.
+    ///
+    /// # Errors
+    /// [`Error`] naming the first record that does not fit the blob.
+    pub fn from_records<'a>(
+        records: impl IntoIterator<Item = &'a ChunkRecord>,
+        info: &BlobInfo,
+    ) -> Result<Self, Error> {
+        let mut listed: Vec<StoredChunk> = records.into_iter().map(StoredChunk::from).collect();
+        listed.sort_unstable_by_key(|chunk| chunk.index);
+        let meta = Self {
+            table: Vec::new(),
+            count: info.chunk_count,
+            v2: false,
+            contexts_offset: 0,
+            contexts_count: 0,
+            contexts_size: 0,
+            listed: Vec::new(),
+        };
+        let rules = Rules::new(info);
+        for chunk in &listed {
+            meta.check_chunk(chunk, 0, &rules)?;
+        }
+        Ok(Self { listed, ..meta })
+    }
+
     /// Parses the uncompressed table with its header and the blob's entry in the blob table, which must agree.
     ///
     /// # Errors
@@ -87,6 +116,7 @@ impl BlobMeta {
             contexts_offset: records,
             contexts_count: 0,
             contexts_size: 0,
+            listed: Vec::new(),
         };
         if info
             .features
@@ -128,6 +158,9 @@ impl BlobMeta {
     pub fn chunk(&self, index: u32) -> Option<StoredChunk> {
         if index >= self.count {
             return None;
+        }
+        if let Ok(at) = self.listed.binary_search_by_key(&index, |chunk| chunk.index) {
+            return self.listed.get(at).copied();
         }
         if self.v2 {
             let raw = raw::read_at(&self.table, u64::from(index) * MetaChunkV2Raw::SIZE as u64)?;
@@ -329,8 +362,8 @@ impl BlobMeta {
 
     fn check_chunk(&self, chunk: &StoredChunk, offset: u64, rules: &Rules) -> Result<(), Error> {
         let size = u64::from(chunk.uncompressed_size);
-        let end = chunk.uncompressed_offset + size;
-        if end > rules.uncompressed_end {
+        let end = chunk.uncompressed_offset.checked_add(size);
+        if end.is_none_or(|end| end > rules.uncompressed_end) {
             return Err(Error::bounds(
                 "the data of a chunk record",
                 chunk.uncompressed_offset,
@@ -378,7 +411,8 @@ impl BlobMeta {
                 within(offset, start, size, context.out_len)?;
             }
         }
-        if chunk.compressed_offset + stored > rules.compressed_end {
+        let end = chunk.compressed_offset.checked_add(stored);
+        if end.is_none_or(|end| end > rules.compressed_end) {
             return Err(Error::bounds(
                 "the stored bytes of a chunk record",
                 chunk.compressed_offset,

@@ -6,18 +6,25 @@ use crate::error::expect_equal;
 use crate::raw::{self, BlobInfoRaw};
 use crate::superblock::{SuperFlags, Superblock};
 use crate::{
-    BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, Cipher, Compressor, Digester, Error,
+    BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, Cipher, Compressor, Digester, Error, Version,
 };
 
 /// Largest blob file.
-const COMPRESSED_SIZE_MAX: u64 = 1 << 40;
+pub(crate) const COMPRESSED_SIZE_MAX: u64 = 1 << 40;
 /// Largest uncompressed address space.
-const UNCOMPRESSED_SIZE_MAX: u64 = 1 << 44;
+pub(crate) const UNCOMPRESSED_SIZE_MAX: u64 = 1 << 44;
 /// Features that other readers refuse: undefined low bits, and one that is internal to v5 readers.
-const FORBIDDEN_FEATURES: u32 = 0x8000_f000;
+pub(crate) const FORBIDDEN_FEATURES: u32 = 0x8000_f000;
 
 /// Parses the whole blob table. Its place within `data` has been validated with the superblock.
-pub(crate) fn parse(data: &[u8], superblock: &Superblock) -> Result<Vec<BlobInfo>, Error> {
+///
+/// # Errors
+/// [`Error`] naming the first field that is wrong.
+pub(crate) fn parse(
+    data: &[u8],
+    superblock: &Superblock,
+    version: Version,
+) -> Result<Vec<BlobInfo>, Error> {
     let table_offset = superblock.blob_table_offset;
     let size = u64::from(superblock.blob_table_size);
     let table = raw::slice(data, table_offset, size)
@@ -42,7 +49,7 @@ pub(crate) fn parse(data: &[u8], superblock: &Superblock) -> Result<Vec<BlobInfo
             info.index as usize,
             position,
         )?;
-        validate(&info, superblock, offset)?;
+        validate(&info, superblock, version, offset)?;
         if !ids.insert(info.id.clone()) {
             return Err(Error::field(
                 "id in a blob table entry",
@@ -124,14 +131,19 @@ fn from_raw(record: &BlobInfoRaw, offset: u64) -> Result<BlobInfo, Error> {
     })
 }
 
-fn raw_text(field: &[u8]) -> String {
+pub(crate) fn raw_text(field: &[u8]) -> String {
     String::from_utf8_lossy(field)
         .trim_end_matches('\0')
         .escape_debug()
         .to_string()
 }
 
-fn validate(info: &BlobInfo, superblock: &Superblock, offset: u64) -> Result<(), Error> {
+fn validate(
+    info: &BlobInfo,
+    superblock: &Superblock,
+    version: Version,
+    offset: u64,
+) -> Result<(), Error> {
     let tarfs = superblock.flags.contains(SuperFlags::TARFS_MODE);
     expect_equal(
         "chunk size in a blob table entry",
@@ -178,6 +190,9 @@ fn validate(info: &BlobInfo, superblock: &Superblock, offset: u64) -> Result<(),
             0,
             "a cipher, for the blob is encrypted",
         ));
+    }
+    if version == Version::V5 && !info.has_chunk_table() {
+        return Ok(());
     }
     validate_meta_sizes(info, tarfs, offset)
 }
@@ -234,7 +249,7 @@ fn validate_meta_sizes(info: &BlobInfo, tarfs: bool, offset: u64) -> Result<(), 
     }
 }
 
-fn at_most(what: &'static str, offset: u64, actual: u64, limit: u64) -> Result<(), Error> {
+pub(crate) fn at_most(what: &'static str, offset: u64, actual: u64, limit: u64) -> Result<(), Error> {
     if actual <= limit {
         Ok(())
     } else {

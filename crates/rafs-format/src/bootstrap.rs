@@ -7,7 +7,7 @@ use std::ops::Deref;
 use crate::raw::{self, ChunkIndexRaw, ChunkRecordRaw};
 use crate::superblock::{DeviceSlot, SuperFlags, Superblock};
 use crate::{
-    BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digester, Error, Inode, Layout, blob_table,
+    BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digester, Error, Inode, Layout, Version, blob_table,
 };
 
 /// Longest target of a symbolic link, in bytes.
@@ -50,6 +50,7 @@ pub struct Bootstrap<D> {
     blobs: Vec<BlobInfo>,
     compressor: Compressor,
     digester: Digester,
+    version: Version,
 }
 
 impl<D: Deref<Target = [u8]>> Bootstrap<D> {
@@ -58,9 +59,21 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
     /// # Errors
     /// [`Error`] naming the first field that is wrong.
     pub fn parse(data: D) -> Result<Self, Error> {
+        Self::parse_version(data, Version::V6)
+    }
+
+    /// Parses the v6 form that a v5 bootstrap has in memory: blobs may do without a chunk table of their own.
+    ///
+    /// # Errors
+    /// As [`Bootstrap::parse`].
+    pub fn parse_view(data: D) -> Result<Self, Error> {
+        Self::parse_version(data, Version::V5)
+    }
+
+    fn parse_version(data: D, version: Version) -> Result<Self, Error> {
         let superblock = Superblock::parse(&data)?;
         let devices = DeviceSlot::parse_all(&data, superblock.extra_devices)?;
-        let blobs = blob_table::parse(&data, &superblock)?;
+        let blobs = blob_table::parse(&data, &superblock, version)?;
         let (Some(compressor), Some(digester)) =
             (superblock.flags.compressor(), superblock.flags.digester())
         else {
@@ -78,7 +91,13 @@ impl<D: Deref<Target = [u8]>> Bootstrap<D> {
             blobs,
             compressor,
             digester,
+            version,
         })
+    }
+
+    /// Version of the bootstrap on disk: v5 if this is but its form in memory, see [`Bootstrap::parse_view`].
+    pub fn version(&self) -> Version {
+        self.version
     }
 
     /// All bytes of the bootstrap.
@@ -303,6 +322,13 @@ impl ExactSizeIterator for Chunks<'_> {}
 pub struct ChunkTable<'a> {
     records: &'a [u8],
     offset: u64,
+}
+
+impl<'a> ChunkTable<'a> {
+    /// Chunk records that lie back to back, the first of them at byte `offset` of the bootstrap.
+    pub(crate) fn over(records: &'a [u8], offset: u64) -> Self {
+        Self { records, offset }
+    }
 }
 
 impl Iterator for ChunkTable<'_> {

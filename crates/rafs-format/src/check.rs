@@ -4,9 +4,9 @@
 //! What no reader looks at is not checked either: reserved bytes, sequential inode numbers, the order of the chunk
 //! table, the alignment of device addresses.
 
-mod extents;
+pub(crate) mod extents;
 mod file;
-mod tables;
+pub(crate) mod tables;
 mod walk;
 
 use std::fmt;
@@ -51,7 +51,7 @@ pub struct CheckError {
 impl CheckError {
     /// A fault of something that is no file.
     #[cold]
-    fn table(offset: u64, what: impl Into<String>) -> Self {
+    pub(crate) fn table(offset: u64, what: impl Into<String>) -> Self {
         Self {
             path: None,
             nid: None,
@@ -63,7 +63,7 @@ impl CheckError {
 
     /// A record that could not be decoded.
     #[cold]
-    fn undecodable(what: &str, source: Error) -> Self {
+    pub(crate) fn undecodable(what: &str, source: Error) -> Self {
         Self {
             path: None,
             nid: None,

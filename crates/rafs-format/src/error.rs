@@ -4,9 +4,9 @@ use crate::Version;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A bootstrap of a version that is not decoded yet.
-    #[error("the bootstrap has RAFS {} layout, which is not supported yet", match version { Version::V5 => "v5", Version::V6 => "v6" })]
-    UnsupportedVersion {
+    /// A bootstrap of the other version than the one that is parsed.
+    #[error("the bootstrap has RAFS {version} layout, which is not expected here")]
+    OtherVersion {
         /// Version of the bootstrap.
         version: Version,
     },

@@ -12,6 +12,36 @@ pub enum Version {
     V6,
 }
 
+impl Version {
+    /// The digit that flags, annotations and JSON documents use.
+    pub const fn digit(self) -> &'static str {
+        match self {
+            Self::V5 => "5",
+            Self::V6 => "6",
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}", self.digit())
+    }
+}
+
+impl FromStr for Version {
+    type Err = UnknownKind;
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        match text {
+            "5" => Ok(Self::V5),
+            "6" => Ok(Self::V6),
+            _ => Err(UnknownKind {
+                kind: "version",
+                text: text.to_owned(),
+            }),
+        }
+    }
+}
+
 macro_rules! kind {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
         $(#[$doc])*

@@ -2,7 +2,7 @@
 //!
 //! A RAFS image is a small *bootstrap* (superblock, tables, inodes, directory entries) and content-addressed
 //! *chunks* in *blobs*. Version 6 bootstraps are valid EROFS images as well. This crate knows every byte of the
-//! bootstrap ([`Bootstrap`]), of a blob's chunk table ([`blob_meta`]) and of a blob's tail ([`toc`]). It does no
+//! bootstrap ([`Bootstrap`] in version 6, [`v5::Bootstrap`] in version 5), of a blob's chunk table ([`blob_meta`]) and of a blob's tail ([`toc`]). It does no
 //! I/O, starts no thread and depends on no other crate of the workspace: parsers take bytes and never panic,
 //! encoders append to a `Vec<u8>`.
 //!
@@ -24,6 +24,7 @@ pub mod layout;
 mod raw;
 pub mod superblock;
 pub mod toc;
+pub mod v5;
 pub mod xattr;
 
 pub use blob::{BlobFeatures, BlobId, BlobInfo};
@@ -34,7 +35,7 @@ pub use directory::DirEntry;
 pub use error::Error;
 pub use inode::{FileType, Inode, Layout};
 pub use kind::{Cipher, Compressor, Digester, Version};
-pub use superblock::{DeviceSlot, SuperFlags, Superblock};
+pub use superblock::{DeviceSlot, SuperFlags, Superblock, version};
 pub use xattr::Xattr;
 
 /// Size of an EROFS block and alignment of every chunk in a blob's uncompressed address space, in bytes.

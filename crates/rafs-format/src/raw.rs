@@ -259,6 +259,64 @@ record! {
     }
 }
 
+record! {
+    /// Superblock of v5, at byte 0, without its reserved bytes.
+    SuperblockV5Raw, 80 {
+        magic: U32,
+        version: U32,
+        size: U32,
+        block_size: U32,
+        flags: U64,
+        inodes_count: U64,
+        inode_table_offset: U64,
+        prefetch_table_offset: U64,
+        blob_table_offset: U64,
+        inode_table_entries: U32,
+        prefetch_table_entries: U32,
+        blob_table_size: U32,
+        ext_blob_table_entries: U32,
+        ext_blob_table_offset: U64,
+    }
+}
+
+record! {
+    /// Entry of v5's extended blob table.
+    ExtBlobV5Raw, 64 {
+        chunk_count: U32,
+        features: U32,
+        uncompressed_size: U64,
+        compressed_size: U64,
+        reserved: [u8; 40],
+    }
+}
+
+record! {
+    /// Inode of v5; name, link target, xattrs and chunk records follow. The first of the reserved bytes says that a
+    /// directory is implied, as in v6.
+    InodeV5Raw, 128 {
+        digest: [u8; 32],
+        parent: U64,
+        ino: U64,
+        uid: U32,
+        gid: U32,
+        projid: U32,
+        mode: U32,
+        size: U64,
+        blocks: U64,
+        flags: U64,
+        nlink: U32,
+        child_index: U32,
+        child_count: U32,
+        name_size: U16,
+        symlink_size: U16,
+        rdev: U32,
+        mtime_nsec: U32,
+        mtime: U64,
+        implied: u8,
+        reserved: [u8; 7],
+    }
+}
+
 /// The record at the head of `bytes`; `None` if they are too few.
 pub(crate) fn read<T: FromBytes + Immutable + KnownLayout + Unaligned>(bytes: &[u8]) -> Option<&T> {
     T::ref_from_prefix(bytes).ok().map(|(record, _)| record)

@@ -27,7 +27,7 @@ pub(crate) const FEATURE_INCOMPAT: u32 = 0xc;
 /// The metadata area begins at a multiple of this, whatever the block size.
 pub(crate) const TABLE_ALIGNMENT: u64 = 4096;
 /// Largest bootstrap that is read.
-const BOOTSTRAP_SIZE_MAX: u64 = 2 << 30;
+pub(crate) const BOOTSTRAP_SIZE_MAX: u64 = 2 << 30;
 /// Value of `blocks` that old builders wrote whatever the blobs were.
 pub(crate) const BLOCKS_HISTORICAL: u32 = 4096;
 
@@ -165,9 +165,9 @@ impl Superblock {
     /// Parses and validates both superblocks of a whole bootstrap.
     ///
     /// # Errors
-    /// [`Error`] naming the first field that is wrong; v5 is [`Error::UnsupportedVersion`].
+    /// [`Error`] naming the first field that is wrong; v5 is [`Error::OtherVersion`].
     pub fn parse(data: &[u8]) -> Result<Self, Error> {
-        probe(data)?;
+        expect_version(data, Version::V6)?;
         let len = data.len() as u64;
         let missing = || Error::bounds("the superblock", SUPERBLOCK_OFFSET, 384, len);
         let sb: &SuperblockRaw = raw::read_at(data, SUPERBLOCK_OFFSET).ok_or_else(missing)?;
@@ -283,18 +283,19 @@ impl Superblock {
 }
 
 /// A table in the bootstrap.
-struct Region {
-    what: &'static str,
-    offset: u64,
-    size: u64,
+pub(crate) struct Region {
+    pub(crate) what: &'static str,
+    pub(crate) offset: u64,
+    pub(crate) size: u64,
 }
 
 impl Region {
-    fn new(what: &'static str, offset: u64, size: u64) -> Self {
+    pub(crate) fn new(what: &'static str, offset: u64, size: u64) -> Self {
         Self { what, offset, size }
     }
 
-    fn check(&self, alignment: u64, record: u64, len: u64) -> Result<(), Error> {
+    /// Alignment, length in whole records, and place within `len` bytes.
+    pub(crate) fn check(&self, alignment: u64, record: u64, len: u64) -> Result<(), Error> {
         if !self.offset.is_multiple_of(alignment) {
             return Err(Error::field(
                 self.what,
@@ -318,7 +319,7 @@ impl Region {
     }
 
     /// Both lie within the file, so sums cannot overflow.
-    fn check_disjoint(&self, other: &Self) -> Result<(), Error> {
+    pub(crate) fn check_disjoint(&self, other: &Self) -> Result<(), Error> {
         let apart =
             self.offset + self.size <= other.offset || other.offset + other.size <= self.offset;
         if self.size == 0 || other.size == 0 || apart {
@@ -333,19 +334,28 @@ impl Region {
     }
 }
 
-/// Which version the bytes are; only v6 is accepted.
-fn probe(data: &[u8]) -> Result<(), Error> {
+/// The version whose magic number is where its bootstraps have it. The first 1028 bytes tell.
+///
+/// # Errors
+/// [`Error::NotBootstrap`] if there is none.
+pub fn version(data: &[u8]) -> Result<Version, Error> {
     let magic_at =
         |offset: u64| raw::read_at::<zerocopy::little_endian::U32>(data, offset).map(|m| m.get());
     if magic_at(0) == Some(MAGIC_V5) {
-        return Err(Error::UnsupportedVersion {
-            version: Version::V5,
-        });
+        Ok(Version::V5)
+    } else if magic_at(SUPERBLOCK_OFFSET) == Some(MAGIC_V6) {
+        Ok(Version::V6)
+    } else {
+        Err(Error::NotBootstrap { len: data.len() })
     }
-    if magic_at(SUPERBLOCK_OFFSET) != Some(MAGIC_V6) {
-        return Err(Error::NotBootstrap { len: data.len() });
+}
+
+/// Refuses bytes of another version than the one that is to be parsed.
+pub(crate) fn expect_version(data: &[u8], expected: Version) -> Result<(), Error> {
+    match version(data)? {
+        actual if actual == expected => Ok(()),
+        version => Err(Error::OtherVersion { version }),
     }
-    Ok(())
 }
 
 /// Fields of the EROFS superblock that can have one value only.

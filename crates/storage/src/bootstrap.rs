@@ -4,8 +4,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::bootstrap::Parsed;
 use rafs_format::toc::{self, InlineBootstrap};
-use rafs_format::{BlobFeatures, BlobId, Bootstrap, Digester};
+use rafs_format::{
+    BlobFeatures, BlobId, BlobInfo, Bootstrap, CheckError, Digester, Summary, v5, version,
+};
+use tree::Image;
 
 use crate::meta::read_piece;
 use crate::{BlobReader, BlobSource, ChunkError, Error, FileBlob, NamedSource};
@@ -22,14 +26,70 @@ const EXPANSION_MAX: u64 = 1024;
 /// A parsed bootstrap and where it came from.
 #[derive(Debug)]
 pub struct LoadedBootstrap {
-    /// The bootstrap, its blob ids complete.
+    /// The form that readers work on, in v6 layout whatever the version is; its blob ids are complete.
     pub bootstrap: Bootstrap<Vec<u8>>,
+    /// What is on disk, if that is v5; its blob ids are complete, too.
+    pub v5: Option<v5::Bootstrap<Vec<u8>>>,
     /// The blob that the bootstrap was found in, if it was in one: its id in the blob table, and the file. A native
     /// layer without file data has no such blob.
     pub own_blob: Option<(BlobId, PathBuf)>,
 }
 
 impl LoadedBootstrap {
+    /// Takes the bytes of a bootstrap of either version. Ids that it leaves open stay so.
+    ///
+    /// # Errors
+    /// [`Error::Format`], or [`Error::Bootstrap`] for what keeps v5 from being read as v6.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, Error> {
+        Self::from_parsed(parse_bytes(bytes)?)
+    }
+
+    fn from_parsed(parsed: Parsed) -> Result<Self, Error> {
+        let (bootstrap, v5) = match parsed {
+            Parsed::V6(bootstrap) => (bootstrap, None),
+            Parsed::V5(v5) => {
+                let view = ::bootstrap::view_v5(&v5).map_err(Error::Bootstrap)?;
+                (view, Some(v5))
+            }
+        };
+        Ok(Self {
+            bootstrap,
+            v5,
+            own_blob: None,
+        })
+    }
+
+    /// Checks everything that a reader relies on, of what is on disk.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<Summary, CheckError> {
+        match &self.v5 {
+            Some(v5) => v5.check(codec::digest),
+            None => self.bootstrap.check(),
+        }
+    }
+
+    /// The blob table as it is on disk, its ids complete.
+    pub fn blobs(&self) -> &[BlobInfo] {
+        match &self.v5 {
+            Some(v5) => v5.blobs(),
+            None => self.bootstrap.blobs(),
+        }
+    }
+
+    /// The image as it is on disk.
+    ///
+    /// # Errors
+    /// [`Error::Bootstrap`] naming the path at fault.
+    pub fn image(&self) -> Result<Image, Error> {
+        let image = match &self.v5 {
+            Some(v5) => ::bootstrap::load_v5(v5),
+            None => ::bootstrap::load_image(&self.bootstrap),
+        };
+        image.map_err(Error::Bootstrap)
+    }
+
     /// A source of the image's blobs: the file that the bootstrap came from for its own blob, `rest` for the others.
     ///
     /// # Errors
@@ -56,17 +116,17 @@ pub fn load_bootstrap(path: &Path) -> Result<LoadedBootstrap, Error> {
     load(path).map_err(|error| error.in_file(path))
 }
 
-/// Like [`load_bootstrap`], but leaves ids open that the bootstrap leaves open.
+/// Like [`load_bootstrap`], but as it is on disk, and ids stay open that the bootstrap leaves open.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be opened, else [`Error::File`] with the path and the cause.
-pub fn parse_bootstrap(path: &Path) -> Result<Bootstrap<Vec<u8>>, Error> {
+pub fn parse_bootstrap(path: &Path) -> Result<Parsed, Error> {
     let parsed = parse(path).map_err(|error| error.in_file(path));
     parsed.map(|(bootstrap, _)| bootstrap)
 }
 
 /// The bootstrap, and whether the file is nothing else.
-fn parse(path: &Path) -> Result<(Bootstrap<Vec<u8>>, bool), Error> {
+fn parse(path: &Path) -> Result<(Parsed, bool), Error> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let len = file.metadata().map_err(Error::io("open", path))?.len();
     let blob = FileBlob::window(Arc::new(file), 0, len);
@@ -76,17 +136,20 @@ fn parse(path: &Path) -> Result<(Bootstrap<Vec<u8>>, bool), Error> {
     } else {
         extract_bootstrap(&blob)?
     };
-    let bootstrap = Bootstrap::parse(data).map_err(|source| Error::Format {
+    Ok((parse_bytes(data)?, bare))
+}
+
+fn parse_bytes(data: Vec<u8>) -> Result<Parsed, Error> {
+    Parsed::parse(data).map_err(|source| Error::Format {
         what: "the bootstrap",
         source,
-    })?;
-    Ok((bootstrap, bare))
+    })
 }
 
 fn load(path: &Path) -> Result<LoadedBootstrap, Error> {
-    let (mut bootstrap, bare) = parse(path)?;
+    let (mut parsed, bare) = parse(path)?;
     let mut own = None;
-    for info in bootstrap.blobs_mut() {
+    for info in parsed.blobs_mut() {
         if info.id.is_placeholder() {
             info.id = id_from_name(path)?;
         }
@@ -95,8 +158,8 @@ fn load(path: &Path) -> Result<LoadedBootstrap, Error> {
         }
     }
     Ok(LoadedBootstrap {
-        bootstrap,
         own_blob: own,
+        ..LoadedBootstrap::from_parsed(parsed)?
     })
 }
 
@@ -169,8 +232,7 @@ fn checked_size(inline: &InlineBootstrap) -> Result<usize, Error> {
 fn is_bootstrap(blob: &dyn BlobReader) -> Result<bool, Error> {
     let len = blob.size().min(1028);
     let head = read_piece(blob, "the head of the file", 0, len)?;
-    Ok(head.starts_with(&0x5241_4653_u32.to_le_bytes())
-        || head.get(1024..) == Some(&0xE0F5_E1E2_u32.to_le_bytes()))
+    Ok(version(&head).is_ok())
 }
 
 fn read_bare(blob: &dyn BlobReader) -> Result<Vec<u8>, Error> {

@@ -38,6 +38,9 @@ pub enum Error {
         /// How.
         source: rafs_format::Error,
     },
+    /// A bootstrap that cannot be read.
+    #[error(transparent)]
+    Bootstrap(::bootstrap::Error),
     /// A field of a structure is impossible.
     #[error("{what}: {problem}")]
     Invalid {

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 
+use rafs_format::blob_meta::BlobMeta;
 use rafs_format::{BLOCK_SIZE, BlobFeatures, BlobInfo, Bootstrap, ChunkFlags, ChunkRecord, Digest};
 
 use crate::Error;
@@ -79,6 +80,38 @@ impl KnownChunks {
             .zip(blobs)
             .map(|(chunks, info)| Self::new(info, chunks))
             .collect()
+    }
+
+    /// The chunk tables of those blobs that hold none, by blob; see [`BlobMeta::from_records`].
+    ///
+    /// # Errors
+    /// [`Error::Format`] naming the first record that does not fit its blob.
+    pub fn tables<D: Deref<Target = [u8]>>(
+        bootstrap: &Bootstrap<D>,
+    ) -> Result<Vec<Option<BlobMeta>>, Error> {
+        let blobs = bootstrap.blobs();
+        let mut records: Vec<Vec<ChunkRecord>> = vec![Vec::new(); blobs.len()];
+        if blobs.iter().all(BlobInfo::has_chunk_table) {
+            return Ok(blobs.iter().map(|_| None).collect());
+        }
+        let damaged = |source| Error::Format {
+            what: "the chunk table",
+            source,
+        };
+        for record in bootstrap.chunk_table() {
+            let record = record.map_err(damaged)?;
+            let at = record.blob_index as usize;
+            if blobs.get(at).is_some_and(|info| !info.has_chunk_table()) {
+                records[at].push(record);
+            }
+        }
+        let table = |(info, records): (&BlobInfo, Vec<ChunkRecord>)| {
+            if info.has_chunk_table() {
+                return Ok(None);
+            }
+            BlobMeta::from_records(&records, info).map(Some).map_err(damaged)
+        };
+        blobs.iter().zip(records).map(table).collect()
     }
 
     fn new(info: &BlobInfo, mut chunks: Vec<KnownChunk>) -> Result<Self, Error> {

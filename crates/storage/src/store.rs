@@ -131,6 +131,7 @@ impl ChunkStore {
     ) -> Result<Self, Error> {
         bootstrap.blobs().iter().try_for_each(require_supported)?;
         let known = KnownChunks::of(bootstrap)?;
+        let tables = KnownChunks::tables(bootstrap)?;
         let cache_dir = options
             .cache_dir
             .as_deref()
@@ -142,7 +143,7 @@ impl ChunkStore {
             .map_or_else(running_boot, boot_tag);
         let counters = Counters::default();
         let mut blobs = Vec::with_capacity(known.len());
-        for (info, known) in bootstrap.blobs().iter().zip(known) {
+        for ((info, known), table) in bootstrap.blobs().iter().zip(known).zip(tables) {
             let cache = cache_dir
                 .as_ref()
                 .map(|dir| BlobCache::open(dir.path(), info, &known, boot));
@@ -154,7 +155,7 @@ impl ChunkStore {
                 }
                 other => other?,
             };
-            blobs.push(Blob::new(info.clone(), known, cache));
+            blobs.push(Blob::new(info.clone(), known, table, cache));
         }
         let inner = Arc::new(Inner {
             source,

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use image::nydus::ANNOTATION_REF;
 use progress::{Cancel, Cancelled, Progress};
 use rafs_format::{Bootstrap, CHUNK_SIZE_DEFAULT, Digester};
+use storage::LoadedBootstrap;
 
 use crate::compare::compare;
 use crate::data;
@@ -127,8 +128,8 @@ fn why_no_data(target: &Side) -> &'static str {
 fn chunking(side: &Side) -> Option<Chunking> {
     match &side.files {
         Files::Rafs { bootstrap, .. } => Some(Chunking {
-            size: bootstrap.superblock().chunk_size,
-            digester: bootstrap.digester(),
+            size: bootstrap.bootstrap.superblock().chunk_size,
+            digester: bootstrap.bootstrap.digester(),
         }),
         Files::Layers(_) => None,
     }
@@ -147,11 +148,12 @@ fn replay_context<'a>(chunking: Chunking, options: &'a Options<'_>) -> source::C
 /// The bootstrap rule as far as no blob is needed, and the tree if there is a sound one.
 fn read_bootstrap(
     side: &Side,
-    bootstrap: &Bootstrap<Vec<u8>>,
+    loaded: &LoadedBootstrap,
     report: &mut RuleReport,
 ) -> Option<FileTree> {
     let name = &side.name;
-    let summary = match bootstrap.check() {
+    let bootstrap = &loaded.bootstrap;
+    let summary = match loaded.check() {
         Ok(summary) => summary,
         Err(error) => {
             report.problem(format!("{name}: {}", chain(&error)));
@@ -222,7 +224,7 @@ fn read_blobs(
         progress: options.progress,
         ids_are_digests: side.document.is_some(),
     };
-    Some(data::check(bootstrap, &**blobs, context))
+    Some(data::check(&bootstrap.bootstrap, &**blobs, context))
 }
 
 /// The data rule over both sides.
@@ -246,7 +248,7 @@ fn counts<'a>(
         Files::Rafs { .. } => 0,
     };
     let chunks = match &target.files {
-        Files::Rafs { bootstrap, .. } => bootstrap.chunk_table().len() as u64,
+        Files::Rafs { bootstrap, .. } => bootstrap.bootstrap.chunk_table().len() as u64,
         Files::Layers(_) => 0,
     };
     Counts {

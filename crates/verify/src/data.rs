@@ -8,7 +8,7 @@ use progress::{Cancel, Progress};
 use rafs_format::blob_meta::{BlobMeta, Placement, StoredChunk};
 use rafs_format::{BlobInfo, Bootstrap, ChunkFlags, ChunkRecord};
 use rayon::prelude::*;
-use storage::{BATCH_SIZE_MAX, BlobSource, ChunkDecoder, Forward, KnownChunk};
+use storage::{BATCH_SIZE_MAX, BlobSource, ChunkDecoder, Forward, KnownChunk, KnownChunks};
 
 use crate::report::{Rule, RuleReport, chain};
 
@@ -63,11 +63,18 @@ pub(crate) fn check(
             )),
         }
     }
-    for (info, rows) in bootstrap.blobs().iter().zip(rows) {
+    let tables = match KnownChunks::tables(bootstrap) {
+        Ok(tables) => tables,
+        Err(error) => {
+            outcome.tables.problem(chain(&error));
+            return outcome;
+        }
+    };
+    for ((info, rows), table) in bootstrap.blobs().iter().zip(rows).zip(tables) {
         if context.cancel.is_cancelled() {
             break;
         }
-        check_blob(bootstrap, info, &rows, blobs, context, &mut outcome);
+        check_blob(bootstrap, (info, table), &rows, blobs, context, &mut outcome);
     }
     outcome.data.note = format!(
         "{} chunks, {} bytes of {} blobs",
@@ -80,7 +87,7 @@ pub(crate) fn check(
 
 fn check_blob(
     bootstrap: &Bootstrap<Vec<u8>>,
-    info: &BlobInfo,
+    (info, table): (&BlobInfo, Option<BlobMeta>),
     rows: &[u32],
     blobs: &dyn BlobSource,
     context: Context<'_>,
@@ -96,8 +103,8 @@ fn check_blob(
             ));
         }
     };
-    let opened =
-        storage::read_blob_meta(info, &*blob).and_then(|meta| Ok((meta, ChunkDecoder::new(info)?)));
+    let meta = table.map_or_else(|| storage::read_blob_meta(info, &*blob), Ok);
+    let opened = meta.and_then(|meta| Ok((meta, ChunkDecoder::new(info)?)));
     let (meta, decoder) = match opened {
         Ok(opened) => opened,
         Err(error) => {

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use image::nydus::{self, ImageBlobs};
 use image::{Descriptor, Manifest, Platform, Source};
-use rafs_format::Bootstrap;
 use serde_json::Value;
-use storage::{BlobSource, DirSource};
+use storage::{BlobSource, DirSource, LoadedBootstrap};
 
 /// One side of a check.
 pub struct Side {
@@ -39,7 +38,7 @@ pub enum Files {
     /// In a bootstrap and its blobs.
     Rafs {
         /// The bootstrap.
-        bootstrap: Arc<Bootstrap<Vec<u8>>>,
+        bootstrap: Arc<LoadedBootstrap>,
         /// The blobs; without them only what the bootstrap says is checked.
         blobs: Option<Arc<dyn BlobSource>>,
     },
@@ -91,7 +90,7 @@ pub enum OpenError {
         /// The image.
         name: String,
         /// What is wrong with it.
-        source: rafs_format::Error,
+        source: storage::Error,
     },
     /// The index calls an image a Nydus image that is none.
     #[error("{name}: the index calls {digest} a Nydus image, but its last layer is no bootstrap")]
@@ -146,10 +145,11 @@ impl Side {
         };
         let what = format!("bootstrap layer {}", layer.digest);
         let (bootstrap, diff_id) = nydus::unpack_bootstrap(source.open_blob(layer)?, &what)?;
-        let bootstrap = Bootstrap::parse(bootstrap).map_err(|source| OpenError::Bootstrap {
-            name: name.clone(),
-            source,
-        })?;
+        let bootstrap =
+            LoadedBootstrap::from_bytes(bootstrap).map_err(|source| OpenError::Bootstrap {
+                name: name.clone(),
+                source,
+            })?;
         let blobs = ImageBlobs::new(Source::clone(source), &manifest);
         Ok(Self {
             name,
@@ -190,7 +190,7 @@ impl Side {
             name: bootstrap.display().to_string(),
             document: None,
             files: Files::Rafs {
-                bootstrap: Arc::new(loaded.bootstrap),
+                bootstrap: Arc::new(loaded),
                 blobs,
             },
         })

@@ -2,13 +2,11 @@
 
 use rafs_format::encode as raw;
 use rafs_format::layout::{Allocator, Placement};
-use rafs_format::{BLOCK_SIZE, NAME_MAX, Nid};
-use tree::{Content, Image, Inode, InodeId, Tree};
+use rafs_format::{BLOCK_SIZE, Nid};
+use tree::{Content, Image, InodeId};
 
 use crate::Error;
-
-/// Longest target of a symbolic link that readers accept.
-const SYMLINK_MAX: usize = 4096;
+use crate::limits::{self, Numbers, path, xattrs};
 
 /// An inode in its place. Addresses count from the start of the metadata area.
 #[derive(Debug, Clone, Copy)]
@@ -42,12 +40,12 @@ impl Plan {
         let mut planner = Planner {
             image,
             links: image.tree.link_counts(),
-            numbers: vec![0; image.tree.len()],
+            numbers: Numbers::new(&image.tree),
             allocator: Allocator::new(),
             uses: 0,
             plan: Self {
                 steps: Vec::new(),
-                names: 1,
+                names: 0,
                 last_use: vec![None; image.chunks.len()],
                 end: 0,
                 offsets: vec![0; image.tree.len()],
@@ -55,6 +53,7 @@ impl Plan {
         };
         planner.run()?;
         planner.plan.end = planner.allocator.end();
+        planner.plan.names = planner.numbers.names().into();
         Ok(planner.plan)
     }
 
@@ -76,20 +75,10 @@ impl Plan {
     }
 }
 
-/// The extended attributes of an inode, as the encoder takes them.
-pub(super) fn xattrs(inode: &Inode) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
-    inode
-        .xattrs
-        .iter()
-        .flat_map(|xattrs| xattrs.iter())
-        .map(|(name, value)| (&name[..], &value[..]))
-}
-
 struct Planner<'a> {
     image: &'a Image,
     links: Vec<u32>,
-    /// Sequential number of the first name of each inode, 0 before it is met.
-    numbers: Vec<u32>,
+    numbers: Numbers,
     allocator: Allocator,
     uses: u64,
     plan: Plan,
@@ -98,14 +87,13 @@ struct Planner<'a> {
 impl Planner<'_> {
     /// A directory is placed when the descent reaches it, everything else when its parent's entries are gone through.
     fn run(&mut self) -> Result<(), Error> {
-        self.numbers[0] = 1;
         let mut todo = vec![(InodeId::ROOT, InodeId::ROOT)];
         let image = self.image;
         while let Some((directory, parent)) = todo.pop() {
             self.place(directory, parent)?;
             let descent = todo.len();
             for (name, &id) in image.tree.entries(directory).into_iter().flatten() {
-                self.number(name, id)?;
+                self.numbers.enter(image, name, id)?;
                 if image.tree.inode(id).is_directory() {
                     todo.push((id, directory));
                     continue;
@@ -116,34 +104,6 @@ impl Planner<'_> {
                 self.use_chunks(id);
             }
             todo[descent..].reverse();
-        }
-        Ok(())
-    }
-
-    /// Every name consumes a number; an inode shows that of its first name.
-    fn number(&mut self, name: &[u8], id: InodeId) -> Result<(), Error> {
-        let file = |what: &str| Error::File {
-            path: path(&self.image.tree, id),
-            what: what.to_owned(),
-        };
-        if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) || name.contains(&b'/') {
-            return Err(file(
-                "the name is empty, longer than 255 bytes or holds a NUL or a slash",
-            ));
-        }
-        self.plan.names += 1;
-        let number = u32::try_from(self.plan.names)
-            .ok()
-            .filter(|number| *number < 1 << 31);
-        let number = number.ok_or(Error::TooLarge {
-            what: "the tree",
-            limit: "2^31 - 1 names",
-        })?;
-        let known = &mut self.numbers[id.0 as usize];
-        if *known == 0 {
-            *known = number;
-        } else if self.image.tree.inode(id).is_directory() {
-            return Err(file("the directory has two names"));
         }
         Ok(())
     }
@@ -170,17 +130,17 @@ impl Planner<'_> {
                 self.allocator.data(head, size)
             }
             Content::Symlink(target) => {
-                self.check_target(id, target)?;
+                limits::check_target(self.image, id, target)?;
                 self.allocator.data(head, target.len() as u64)
             }
             Content::Regular { size, chunks } => {
-                self.check_chunks(id, *size, chunks)?;
+                limits::check_chunks(self.image, id, *size, chunks)?;
                 at(self.allocator.regular(head, chunks.len() as u64))
             }
             Content::Special => at(self.allocator.special(head)),
         };
         self.plan.offsets[id.0 as usize] = place.offset;
-        let (ino, nlink) = (self.numbers[id.0 as usize], self.links[id.0 as usize]);
+        let (ino, nlink) = (self.numbers.of(id), self.links[id.0 as usize]);
         self.plan.steps.push(Step {
             id,
             parent,
@@ -189,36 +149,6 @@ impl Planner<'_> {
             ino,
             nlink,
         });
-        Ok(())
-    }
-
-    fn check_target(&self, id: InodeId, target: &[u8]) -> Result<(), Error> {
-        if target.is_empty() || target.len() > SYMLINK_MAX {
-            let what = format!(
-                "the link's target has {} bytes; readers accept 1 to {SYMLINK_MAX}",
-                target.len()
-            );
-            return Err(Error::File {
-                path: path(&self.image.tree, id),
-                what,
-            });
-        }
-        Ok(())
-    }
-
-    fn check_chunks(&self, id: InodeId, size: u64, chunks: &[tree::ChunkId]) -> Result<(), Error> {
-        let expected = size.div_ceil(u64::from(self.image.chunk_size));
-        let known = |chunk: &tree::ChunkId| (chunk.0 as usize) < self.image.chunks.len();
-        if chunks.len() as u64 != expected || !chunks.iter().all(known) {
-            let what = format!(
-                "{size} bytes need {expected} chunks, there are {}",
-                chunks.len()
-            );
-            return Err(Error::Damaged {
-                path: path(&self.image.tree, id),
-                what,
-            });
-        }
         Ok(())
     }
 
@@ -231,15 +161,4 @@ impl Planner<'_> {
             }
         }
     }
-}
-
-/// A path that leads to an inode, for messages.
-fn path(tree: &Tree, id: InodeId) -> String {
-    let mut walk = tree.walk();
-    while let Some(visit) = walk.next() {
-        if visit.id == id {
-            return String::from_utf8_lossy(&walk.path(&visit)).into_owned();
-        }
-    }
-    "an inode without a name".to_owned()
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkdict::{ChunkKey, ChunkTable};
 use codec::Encoder;
-use rafs_format::{BLOCK_SIZE, ChunkFlags, ChunkRecord, Compressor};
+use rafs_format::{ChunkFlags, ChunkRecord, Compressor};
 use tree::ChunkId;
 
 use super::cut::Hashed;
@@ -173,7 +173,7 @@ impl<'a> Chunks<'a> {
             shared.insert(key, self.count);
         }
         self.count += 1;
-        self.end += u64::from(piece.len).next_multiple_of(BLOCK_SIZE);
+        self.end += u64::from(piece.len).next_multiple_of(self.options.alignment());
         if self.end > UNCOMPRESSED_MAX {
             return Err(Error::TooLarge {
                 what: "the blob",

@@ -2,46 +2,50 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::ops::{ControlFlow, Deref};
+use std::ops::ControlFlow;
 
-use rafs_format::{Bootstrap, Nid};
+use rafs_format::Nid;
+use storage::LoadedBootstrap;
 
 use super::show;
 use crate::Error;
-use crate::report::{ChunkRecords, file_chunks};
+use crate::report::{ChunkRecords, file_chunks, number};
 use crate::walk::walk;
 
 /// An inode that is to be fetched first, and all its paths.
-pub(super) type Prefetched = (Nid, Vec<Vec<u8>>);
+pub(super) type Prefetched = (u64, Vec<Vec<u8>>);
 
 /// What is to be fetched first, in the order of the table.
-pub(super) fn prefetch<D: Deref<Target = [u8]>>(
-    bootstrap: &Bootstrap<D>,
-) -> Result<Vec<Prefetched>, Error> {
-    let mut paths: BTreeMap<Nid, Vec<Vec<u8>>> =
-        bootstrap.prefetch().map(|nid| (nid, Vec::new())).collect();
+pub(super) fn prefetch(loaded: &LoadedBootstrap) -> Result<Vec<Prefetched>, Error> {
+    let bootstrap = &loaded.bootstrap;
+    let mut paths: BTreeMap<Nid, Prefetched> = bootstrap
+        .prefetch()
+        .map(|nid| (nid, (nid.0, Vec::new())))
+        .collect();
     if paths.is_empty() {
         return Ok(Vec::new());
     }
     walk(bootstrap, |path, inode| {
-        if let Some(found) = paths.get_mut(&inode.nid) {
+        if let Some((known, found)) = paths.get_mut(&inode.nid) {
+            *known = number(loaded, inode);
             found.push(path.to_vec());
         }
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(bootstrap
         .prefetch()
-        .map(|nid| (nid, paths.get(&nid).cloned().unwrap_or_default()))
+        .filter_map(|nid| paths.get(&nid).cloned())
         .collect())
 }
 
 /// Files with a chunk that is stored at `offset` of its blob.
-pub(super) fn chunk<D: Deref<Target = [u8]>>(
-    bootstrap: &Bootstrap<D>,
+pub(super) fn chunk(
+    loaded: &LoadedBootstrap,
     offset: u64,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
-    let records = ChunkRecords::load(bootstrap)?;
+    let bootstrap = &loaded.bootstrap;
+    let records = ChunkRecords::load(loaded)?;
     walk(bootstrap, |path, inode| {
         if inode.is_regular() {
             for chunk in file_chunks(bootstrap, path, inode, &records)? {
@@ -75,25 +79,26 @@ pub(super) fn chunk<D: Deref<Target = [u8]>>(
 }
 
 /// All paths of an inode, and what is known of it.
-pub(super) fn inode<D: Deref<Target = [u8]>>(
-    bootstrap: &Bootstrap<D>,
-    nid: Nid,
+pub(super) fn inode(
+    loaded: &LoadedBootstrap,
+    wanted: u64,
     out: &mut dyn Write,
 ) -> Result<(), Error> {
+    let bootstrap = &loaded.bootstrap;
     let mut found = None;
     let mut directories = BTreeMap::new();
     walk(bootstrap, |path, inode| {
         if inode.is_dir() {
-            directories.insert(path.to_vec(), inode.nid);
+            directories.insert(path.to_vec(), number(loaded, inode));
         }
-        if inode.nid == nid {
+        if number(loaded, inode) == wanted {
             writeln!(out, "{}", path.escape_ascii())?;
             found.get_or_insert_with(|| (path.to_vec(), *inode));
         }
         Ok(ControlFlow::Continue(()))
     })?;
     let Some((path, inode)) = found else {
-        return Ok(writeln!(out, "inode {nid} is not there")?);
+        return Ok(writeln!(out, "inode {wanted} is not there")?);
     };
     let cut = path.iter().rposition(|&b| b == b'/').unwrap_or(0);
     let (dir, name) = path.split_at(cut);
@@ -106,6 +111,6 @@ pub(super) fn inode<D: Deref<Target = [u8]>>(
     let parent = directories
         .get(dir)
         .copied()
-        .unwrap_or_else(|| bootstrap.root());
-    show::inode(bootstrap, name, &inode, parent, out)
+        .unwrap_or_default();
+    show::inode(loaded, name, &inode, parent, out)
 }

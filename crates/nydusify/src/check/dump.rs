@@ -149,7 +149,7 @@ fn write_side(place: &Path, image: Option<&Source>, side: &Side) -> Result<()> {
                 None => PathBuf::from(&side.name),
             };
             let seconds = begun.elapsed().as_secs_f64();
-            let report = CommandReport::of_check(&path, bootstrap, seconds);
+            let report = CommandReport::of_check(&path, &bootstrap.bootstrap, seconds);
             write_file(&place.join(NYDUS_OUTPUT), &serde_json::to_vec(&report)?)?;
         }
     }

@@ -10,7 +10,7 @@ use image::nydus::{self, ImageBlobs};
 use image::{Digest, Location, PlatformChoice, Store};
 use progress::Cancel;
 use rafs_format::Bootstrap;
-use storage::{BlobSource, DirSource, load_bootstrap};
+use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
 use super::MountArgs;
 use crate::args::Named;
@@ -52,7 +52,6 @@ fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Backend>) -> Resul
     let loaded = load_bootstrap(&absolute)?;
     // An image's bootstrap is covered by the digest of its layer. A bare one by nothing: refuse what contradicts itself.
     loaded
-        .bootstrap
         .check()
         .with_context(|| format!("{}: damaged bootstrap", path.display()))?;
     let rest = match blob_dir {
@@ -89,9 +88,10 @@ fn in_image(
         .find(|(_, manifest)| nydus::is_nydus(manifest))
         .ok_or_else(|| anyhow!("{target}: not a Nydus image; convert it first: nydusify convert --source {target} --target oci:DIR:TAG"))?;
     let bytes = nydus::read_bootstrap(&source, &manifest).with_context(|| target.to_owned())?;
-    let bootstrap = Bootstrap::parse(bytes).with_context(|| format!("{target}: the bootstrap"))?;
+    let loaded =
+        LoadedBootstrap::from_bytes(bytes).with_context(|| format!("{target}: the bootstrap"))?;
     Ok(Image {
-        bootstrap: Arc::new(bootstrap),
+        bootstrap: Arc::new(loaded.bootstrap),
         blobs: Arc::new(ImageBlobs::new(source, &manifest)),
     })
 }

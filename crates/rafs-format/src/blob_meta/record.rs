@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use crate::encode::narrow;
 use crate::raw::{BatchContextRaw, MetaChunkV1Raw, MetaChunkV2Raw, ZranContextRaw};
-use crate::{BLOCK_SIZE, Error};
+use crate::{BLOCK_SIZE, ChunkFlags, ChunkRecord, Error};
 
 const COMPRESSED: u64 = 1 << 56;
 pub(super) const ZRAN: u64 = 1 << 57;
@@ -38,6 +38,26 @@ pub struct StoredChunk {
     pub crc32: Option<u32>,
     /// Whether the chunk is stored on its own.
     pub placement: Placement,
+}
+
+impl From<&ChunkRecord> for StoredChunk {
+    /// What a bootstrap says of a chunk that is stored on its own.
+    fn from(record: &ChunkRecord) -> Self {
+        Self {
+            index: record.index,
+            uncompressed_offset: record.uncompressed_offset,
+            uncompressed_size: record.uncompressed_size,
+            compressed_offset: record.compressed_offset,
+            compressed_size: record.compressed_size,
+            compressed: record.flags.contains(ChunkFlags::COMPRESSED),
+            encrypted: record.flags.contains(ChunkFlags::ENCRYPTED),
+            crc32: record
+                .flags
+                .contains(ChunkFlags::HAS_CRC32)
+                .then_some(record.crc32),
+            placement: Placement::Plain,
+        }
+    }
 }
 
 /// Whether a chunk is stored on its own or within something larger.

@@ -1,12 +1,13 @@
 //! Nothing in a bootstrap may lie on top of something else.
 
+use super::CheckError;
 use crate::Nid;
 use crate::raw::DeviceSlotRaw;
 use crate::superblock::{DEVICES_OFFSET, Superblock};
 
 /// What occupies bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// A table of the bootstrap.
     Table(&'static str),
     /// An inode, or data of one.
@@ -14,19 +15,24 @@ pub(super) enum Owner {
 }
 
 /// Occupied bytes.
-pub(super) struct Extents(Vec<(u64, u64, Owner)>);
+pub(crate) struct Extents(Vec<(u64, u64, Owner)>);
 
 /// Two things in one place.
-pub(super) struct Overlap {
+pub(crate) struct Overlap {
     /// Where the second one begins.
-    pub(super) offset: u64,
-    pub(super) first: Owner,
-    pub(super) second: Owner,
+    pub(crate) offset: u64,
+    pub(crate) first: Owner,
+    pub(crate) second: Owner,
 }
 
 impl Extents {
+    /// None yet.
+    pub(crate) fn empty() -> Self {
+        Self(Vec::new())
+    }
+
     /// The extents of the tables.
-    pub(super) fn new(superblock: &Superblock) -> Self {
+    pub(crate) fn new(superblock: &Superblock) -> Self {
         let mut extents = Self(Vec::new());
         let devices = u64::from(superblock.extra_devices) * DeviceSlotRaw::SIZE as u64;
         extents.add(0, DEVICES_OFFSET + devices, Owner::Table("the superblock"));
@@ -50,14 +56,14 @@ impl Extents {
     }
 
     /// Adds bytes, which must lie within the file.
-    pub(super) fn add(&mut self, offset: u64, size: u64, owner: Owner) {
+    pub(crate) fn add(&mut self, offset: u64, size: u64, owner: Owner) {
         if size != 0 {
             self.0.push((offset, offset + size, owner));
         }
     }
 
     /// The first overlap in file order.
-    pub(super) fn overlap(mut self) -> Option<Overlap> {
+    pub(crate) fn overlap(mut self) -> Option<Overlap> {
         self.0.sort_unstable();
         let pair = self
             .0
@@ -68,5 +74,22 @@ impl Extents {
             first,
             second,
         })
+    }
+}
+
+impl From<Overlap> for CheckError {
+    fn from(overlap: Overlap) -> Self {
+        let name = |owner| match owner {
+            Owner::Table(what) => what.to_owned(),
+            Owner::Inode(nid) => format!("inode {nid} (or its data)"),
+        };
+        Self::table(
+            overlap.offset,
+            format!(
+                "{} lies on top of {}",
+                name(overlap.second),
+                name(overlap.first)
+            ),
+        )
     }
 }

@@ -112,11 +112,21 @@ pub(super) fn check_flags<D: Deref<Target = [u8]>>(
 }
 
 /// What files need to know of an entry of the chunk table.
-struct Entry {
+pub(crate) struct Entry {
     /// Blob index in the high, chunk index in the low half.
     key: u64,
     uncompressed_offset: u64,
     uncompressed_size: u32,
+}
+
+impl From<&ChunkRecord> for Entry {
+    fn from(record: &ChunkRecord) -> Self {
+        Self {
+            key: key(record.blob_index, record.index),
+            uncompressed_offset: record.uncompressed_offset,
+            uncompressed_size: record.uncompressed_size,
+        }
+    }
 }
 
 /// The chunk table by blob and index.
@@ -143,13 +153,13 @@ impl ChunkIndex {
                 bootstrap.superblock().chunk_table_offset + (i * ChunkRecordRaw::SIZE) as u64;
             let record = record
                 .map_err(|error| CheckError::undecodable("the chunk table is damaged", error))?;
-            check_record(&record, bootstrap)
+            check_record(
+                &record,
+                bootstrap.blobs(),
+                bootstrap.superblock().chunk_size,
+            )
                 .map_err(|what| CheckError::table(offset, format!("chunk record {i}: {what}")))?;
-            entries.push(Entry {
-                key: key(record.blob_index, record.index),
-                uncompressed_offset: record.uncompressed_offset,
-                uncompressed_size: record.uncompressed_size,
-            });
+            entries.push(Entry::from(&record));
         }
         entries.sort_unstable_by_key(|entry| entry.key);
         if let Some([twice, _]) = entries.array_windows().find(|[a, b]| a.key == b.key) {
@@ -208,7 +218,7 @@ impl ChunkIndex {
 }
 
 /// No two chunks of a blob may share bytes of its uncompressed address space: one cached over the other is wrong data.
-fn check_apart(entries: &[Entry]) -> Result<(), String> {
+pub(crate) fn check_apart(entries: &[Entry]) -> Result<(), String> {
     let mut places: Vec<(u64, u64, &Entry)> = entries
         .iter()
         .map(|entry| (entry.key >> 32, entry.uncompressed_offset, entry))
@@ -238,11 +248,11 @@ fn key(blob_index: u32, index: u32) -> u64 {
 }
 
 /// What can be said of one entry of the chunk table.
-fn check_record<D: Deref<Target = [u8]>>(
+pub(crate) fn check_record(
     record: &ChunkRecord,
-    bootstrap: &Bootstrap<D>,
+    blobs: &[BlobInfo],
+    chunk_size: u32,
 ) -> Result<(), String> {
-    let blobs = bootstrap.blobs();
     let Some(blob) = blobs.get(record.blob_index as usize) else {
         return Err(format!(
             "blob index is {}, expected below {}",
@@ -252,11 +262,8 @@ fn check_record<D: Deref<Target = [u8]>>(
     };
     check_index(record.index, blob)?;
     let size = record.uncompressed_size;
-    if size == 0 || size > bootstrap.superblock().chunk_size {
-        return Err(format!(
-            "size is {size}, expected 1 to {}",
-            bootstrap.superblock().chunk_size
-        ));
+    if size == 0 || size > chunk_size {
+        return Err(format!("size is {size}, expected 1 to {chunk_size}"));
     }
     check_place(record.uncompressed_offset, u64::from(size), blob)?;
     let stored = u64::from(record.compressed_size);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 
-use super::extents::{Extents, Overlap, Owner};
+use super::extents::{Extents, Owner};
 use super::file::{Fault, check_inode, check_regular, check_symlink};
 use super::tables::ChunkIndex;
 use super::{CheckError, Summary};
@@ -77,7 +77,7 @@ impl<'a, D: Deref<Target = [u8]>> Walk<'a, D> {
         let summary = self.summary;
         match self.extents.overlap() {
             None => Ok(summary),
-            Some(overlap) => Err(describe(&overlap)),
+            Some(overlap) => Err(overlap.into()),
         }
     }
 
@@ -356,19 +356,4 @@ impl<'a, D: Deref<Target = [u8]>> Walk<'a, D> {
         }
         if path.is_empty() { b"/".to_vec() } else { path }
     }
-}
-
-fn describe(overlap: &Overlap) -> CheckError {
-    let name = |owner| match owner {
-        Owner::Table(what) => what.to_owned(),
-        Owner::Inode(nid) => format!("inode {nid} (or its data)"),
-    };
-    CheckError::table(
-        overlap.offset,
-        format!(
-            "{} lies on top of {}",
-            name(overlap.second),
-            name(overlap.first)
-        ),
-    )
 }

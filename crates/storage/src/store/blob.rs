@@ -17,6 +17,8 @@ pub(super) struct Blob {
     pub id: Arc<str>,
     pub known: KnownChunks,
     pub cache: Option<BlobCache>,
+    /// What the bootstrap says in place of a chunk table, if the blob holds none.
+    table: Option<BlobMeta>,
     remote: Mutex<Option<Arc<Remote>>>,
     /// One bit for each chunk of which anything was read.
     used: Vec<AtomicU64>,
@@ -38,7 +40,12 @@ pub(super) struct Extent {
 }
 
 impl Blob {
-    pub fn new(info: BlobInfo, known: KnownChunks, cache: Option<BlobCache>) -> Self {
+    pub fn new(
+        info: BlobInfo,
+        known: KnownChunks,
+        table: Option<BlobMeta>,
+        cache: Option<BlobCache>,
+    ) -> Self {
         let id = Arc::from(info.id.as_str());
         Self {
             info,
@@ -48,6 +55,7 @@ impl Blob {
                 .collect(),
             known,
             cache,
+            table,
             remote: Mutex::default(),
         }
     }
@@ -68,7 +76,10 @@ impl Blob {
         let reader = source.open(&self.id).map_err(ReadCause::Open)?;
         let meta = |error: Error| ReadCause::Meta(Arc::new(error));
         let decoder = ChunkDecoder::new(&self.info).map_err(meta)?;
-        let table = read_blob_meta(&self.info, &*reader).map_err(meta)?;
+        let table = match &self.table {
+            Some(table) => table.clone(),
+            None => read_blob_meta(&self.info, &*reader).map_err(meta)?,
+        };
         Ok(Arc::clone(remote.insert(Arc::new(Remote {
             reader,
             meta: table,
