@@ -207,10 +207,7 @@ impl Blobs {
 fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
     let mut features = BlobFeatures::CAP_TAR_TOC;
     // In v5 nothing says so, whether they are or not.
-    features.set(
-        BlobFeatures::ALIGNED,
-        options.version == Version::V6,
-    );
+    features.set(BlobFeatures::ALIGNED, options.version == Version::V6);
     if options.inline_meta {
         features |= BlobFeatures::INLINED_FS_META | BlobFeatures::HAS_TAR_HEADER;
     }

@@ -7,7 +7,8 @@ use chunkdict::Dictionary;
 use codec::Encoder;
 use progress::Cancel;
 use rafs_format::{
-    BLOCK_SIZE, BlobId, CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Digester, Version,
+    BLOCK_SIZE, BlobId, CHUNK_SIZE_DEFAULT, CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Digester,
+    Version,
 };
 
 use crate::{Budget, Error};

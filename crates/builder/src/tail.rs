@@ -50,11 +50,7 @@ pub struct ChunkTable {
 /// # Errors
 /// [`Error::Encode`] for a chunk that no table can hold.
 pub fn chunk_table(image: &Image, blob: usize) -> Result<Option<ChunkTable>, Error> {
-    let Some(info) = image
-        .blobs
-        .get(blob)
-        .filter(|info| info.has_chunk_table())
-    else {
+    let Some(info) = image.blobs.get(blob).filter(|info| info.has_chunk_table()) else {
         return Ok(None);
     };
     Ok(Some(ChunkTable {

@@ -50,7 +50,7 @@ impl CommandReport {
             blobs.collect(),
             bootstrap.compressor(),
         )
-            .trace([("load_tree_from_bootstrap", seconds)], Map::new())
+        .trace([("load_tree_from_bootstrap", seconds)], Map::new())
     }
 
     /// Adds how long things took, in seconds, and figures.

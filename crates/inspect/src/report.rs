@@ -92,12 +92,7 @@ pub(crate) fn number(loaded: &LoadedBootstrap, inode: &Inode) -> u64 {
     }
 }
 
-fn write_inode(
-    path: &[u8],
-    inode: &Inode,
-    number: u64,
-    out: &mut dyn Write,
-) -> Result<(), Error> {
+fn write_inode(path: &[u8], inode: &Inode, number: u64, out: &mut dyn Write) -> Result<(), Error> {
     write!(
         out,
         "inode {number} mode {:#o} nlink {} uid {} gid {}",

@@ -283,7 +283,13 @@ impl<'a> Shell<'a> {
             None => Ok(writeln!(out, "{name} is not there")?),
             Some(entry) => {
                 let inode = self.bootstrap.inode(entry.nid).map_err(self.damaged())?;
-                show::inode(self.loaded, name.as_bytes(), &inode, number(self.loaded, &dir), out)
+                show::inode(
+                    self.loaded,
+                    name.as_bytes(),
+                    &inode,
+                    number(self.loaded, &dir),
+                    out,
+                )
             }
         }
     }

@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 use inspect::{Error, Next, Shell, check_blobs, write_blobs, write_files, write_valid};
 use rafs_format::Bootstrap;
 use serde_json::{Value, json};
-use storage::{DirSource, FileBlob, NamedSource};
+use storage::{DirSource, FileBlob, LoadedBootstrap, NamedSource};
 
 fn golden(name: &str, test: &str) -> Option<PathBuf> {
     Some(testkit::shared_or_skip(test)?.join("golden").join(name))
 }
 
-fn load(path: &Path) -> Bootstrap<Vec<u8>> {
-    storage::load_bootstrap(path).unwrap().bootstrap
+fn load(path: &Path) -> LoadedBootstrap {
+    storage::load_bootstrap(path).unwrap()
 }
 
-fn request(bootstrap: &Bootstrap<Vec<u8>>, line: &str) -> Result<String, Error> {
+fn request(loaded: &LoadedBootstrap, line: &str) -> Result<String, Error> {
     let mut out = Vec::new();
-    Shell::new(bootstrap)?.request(line, &mut out)?;
+    Shell::new(loaded)?.request(line, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 
-fn dialogue(bootstrap: &Bootstrap<Vec<u8>>, lines: &[&str]) -> String {
+fn dialogue(loaded: &LoadedBootstrap, lines: &[&str]) -> String {
     let mut out = Vec::new();
-    let mut shell = Shell::new(bootstrap).unwrap();
+    let mut shell = Shell::new(loaded).unwrap();
     for line in lines {
         assert_eq!(
             shell.interact(line, &mut out).unwrap(),
@@ -41,20 +41,17 @@ fn requests_are_answered_in_compact_json() {
     let Some(path) = golden("v6-separate.boot", "requests_are_answered_in_compact_json") else {
         return;
     };
-    let bootstrap = load(&path);
+    let loaded = load(&path);
     let id = "a54e801e574a7e1e8f153ec1366b45cfa4b6655d10ef6373f82bfa0511016990";
     let expected = format!(
         "[{{\"blob_id\":\"{id}\",\"readahead_offset\":0,\"readahead_size\":0,\"decompressed_size\":6057984,\"compressed_size\":693783}}]"
     );
-    assert_eq!(request(&bootstrap, " blobs").unwrap(), expected);
-    assert_eq!(
-        request(&bootstrap, "stats").unwrap(),
-        "{\"inodes_count\":335}"
-    );
-    assert_eq!(request(&bootstrap, "prefetch").unwrap(), "[]");
-    assert_eq!(request(&bootstrap, "cd usr").unwrap(), "null");
-    assert_eq!(request(&bootstrap, "exit").unwrap(), "null");
-    let listed = request(&bootstrap, "ls").unwrap();
+    assert_eq!(request(&loaded, " blobs").unwrap(), expected);
+    assert_eq!(request(&loaded, "stats").unwrap(), "{\"inodes_count\":335}");
+    assert_eq!(request(&loaded, "prefetch").unwrap(), "[]");
+    assert_eq!(request(&loaded, "cd usr").unwrap(), "null");
+    assert_eq!(request(&loaded, "exit").unwrap(), "null");
+    let listed = request(&loaded, "ls").unwrap();
     assert!(
         listed.contains("d    ") && listed.ends_with("null") && listed.contains("\"bin\"\n"),
         "{listed}"
@@ -66,7 +63,7 @@ fn bad_requests_are_told_apart() {
     let Some(path) = golden("v6-separate.boot", "bad_requests_are_told_apart") else {
         return;
     };
-    let bootstrap = load(&path);
+    let loaded = load(&path);
     for (line, expected) in [
         ("help", "help is not supported"),
         ("chunk x", "invalid arguments"),
@@ -76,7 +73,7 @@ fn bad_requests_are_told_apart() {
         ("nonsense", "unsupported inspect request"),
         ("", "unsupported inspect request"),
     ] {
-        let error = request(&bootstrap, line).unwrap_err().to_string();
+        let error = request(&loaded, line).unwrap_err().to_string();
         assert!(error.contains(expected), "{line}: {error}");
     }
 }
@@ -86,9 +83,9 @@ fn a_person_can_walk_the_tree() {
     let Some(path) = golden("v6-separate.boot", "a_person_can_walk_the_tree") else {
         return;
     };
-    let bootstrap = load(&path);
+    let loaded = load(&path);
     let out = dialogue(
-        &bootstrap,
+        &loaded,
         &[
             "cd home/user",
             "stat notes",
@@ -114,7 +111,7 @@ fn a_person_can_walk_the_tree() {
     ] {
         assert!(out.contains(expected), "{expected} in:\n{out}");
     }
-    let out = dialogue(&bootstrap, &["stats", "blobs", "prefetch", "help", ""]);
+    let out = dialogue(&loaded, &["stats", "blobs", "prefetch", "help", ""]);
     for expected in [
         "Chunk Size:                 1024KB",
         "Root Inode:                 128",
@@ -133,18 +130,19 @@ fn chunks_and_inodes_are_found() {
     let Some(path) = golden("v6-separate.boot", "chunks_and_inodes_are_found") else {
         return;
     };
-    let bootstrap = load(&path);
+    let loaded = load(&path);
+    let bootstrap = &loaded.bootstrap;
     let root = bootstrap.inode(bootstrap.root()).unwrap();
     let home = bootstrap.lookup(&root, b"home").unwrap().unwrap();
     let out = dialogue(
-        &bootstrap,
+        &loaded,
         &[&format!("icheck {}", home.nid), "icheck 4", "icheck 128"],
     );
     assert!(out.starts_with("/home\nInode Number:"), "{out}");
     assert!(out.contains("inode 4 is not there\n/\n"), "{out}");
     let record = bootstrap.chunk_table().next().unwrap().unwrap();
     let out = dialogue(
-        &bootstrap,
+        &loaded,
         &[&format!("chunk {:#x}", record.compressed_offset)],
     );
     assert!(
@@ -158,8 +156,9 @@ fn prefetch_lists_paths() {
     let Some(path) = golden("merged/v6.boot", "prefetch_lists_paths") else {
         return;
     };
-    let bootstrap = load(&path);
-    let files: Value = serde_json::from_str(&request(&bootstrap, "prefetch").unwrap()).unwrap();
+    let loaded = load(&path);
+    let bootstrap = &loaded.bootstrap;
+    let files: Value = serde_json::from_str(&request(&loaded, "prefetch").unwrap()).unwrap();
     let nids: Vec<_> = bootstrap.prefetch().map(|nid| nid.0).collect();
     let listed: Vec<_> = files
         .as_array()
@@ -185,9 +184,10 @@ fn the_report_names_every_blob_inode_and_chunk() {
     ) else {
         return;
     };
-    let bootstrap = load(&path);
+    let loaded = load(&path);
+    let bootstrap = &loaded.bootstrap;
     let mut out = Vec::new();
-    write_files(&bootstrap, &mut out).unwrap();
+    write_files(&loaded, &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
     let summary = bootstrap.check().unwrap();
     assert_eq!(
@@ -204,7 +204,7 @@ fn the_report_names_every_blob_inode_and_chunk() {
     );
     let mut out = Vec::new();
     write_valid(&mut out).unwrap();
-    write_blobs(&bootstrap, &mut out).unwrap();
+    write_blobs(&loaded, &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert!(text.lines().next().unwrap().contains("valid"));
     for (info, line) in bootstrap.blobs().iter().zip(text.lines().skip(1)) {
@@ -242,4 +242,51 @@ fn tables_in_blobs_are_compared() {
     );
     let error = check_blobs(&bootstrap, &DirSource(PathBuf::from("/nonexistent"))).unwrap_err();
     assert!(matches!(error, Error::Blob { .. }), "{error}");
+}
+
+#[test]
+fn v5_is_told_as_it_is_on_disk() {
+    let Some(path) = golden("merged/v5.boot", "v5_is_told_as_it_is_on_disk") else {
+        return;
+    };
+    let loaded = load(&path);
+    // A file with two names counts once.
+    assert_eq!(request(&loaded, "stats").unwrap(), "{\"inodes_count\":334}");
+    let blobs: Value = serde_json::from_str(&request(&loaded, "blobs").unwrap()).unwrap();
+    assert_eq!(blobs[0]["decompressed_size"], json!(1_073_674));
+    assert_eq!(blobs[1]["compressed_size"], json!(1_770_912));
+    let out = dialogue(
+        &loaded,
+        &["stats", "blobs", "stat .", "cd usr/bin", "stat tool2"],
+    );
+    for expected in [
+        "Version:                    5",
+        "Root Inode:                 1\n",
+        "Features:                   cap_toc tar-header",
+        "Uncompressed Data Size:     4794753",
+        "Compressor:                 lz4_block",
+        "Size:                       4096",
+        "Inode Number:               320",
+        "Parent:                     318",
+        // The first block is 20 bytes of another chunk: in v5 chunks are packed.
+        "decompressed offset: 20,",
+    ] {
+        assert!(out.contains(expected), "{expected} in:\n{out}");
+    }
+    let out = dialogue(&loaded, &["icheck 320", "chunk 132919"]);
+    assert!(out.starts_with("/usr/bin/tool\n/usr/bin/tool2\n"), "{out}");
+    assert!(
+        out.contains("/usr/lib/t1    file offset 0, chunk index 2"),
+        "{out}"
+    );
+    let mut out = Vec::new();
+    write_files(&loaded, &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.starts_with("inode 1 mode 0o40755 nlink 8 "), "{text}");
+    assert_eq!(
+        text.lines()
+            .filter(|line| line.starts_with("inode "))
+            .count(),
+        335
+    );
 }

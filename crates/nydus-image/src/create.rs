@@ -73,7 +73,7 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
             blobs,
             layer.image.compressor,
         )
-            .trace(times, events(&layer));
+        .trace(times, events(&layer));
         report::write(&report, path, &interrupt.unfinished)?;
     }
     Ok(())

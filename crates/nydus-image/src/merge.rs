@@ -60,8 +60,8 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
             ("load_tree_from_bootstrap", loaded),
             ("merge_bootstrap", start.elapsed().as_secs_f64()),
         ];
-        let report =
-            CommandReport::new(Some(&path), image.version, blobs, image.compressor).trace(times, Map::new());
+        let report = CommandReport::new(Some(&path), image.version, blobs, image.compressor)
+            .trace(times, Map::new());
         report::write(&report, json, &interrupt.unfinished)?;
     }
     Ok(())
@@ -78,7 +78,9 @@ fn check_supported(args: &Merge) -> Result<(), Unsupported> {
 /// Blob ids that a bootstrap leaves open stay so: the command line may know better than the file's name.
 fn load(path: &Path) -> anyhow::Result<Image> {
     let bootstrap = storage::parse_bootstrap(path)?;
-    bootstrap.load().with_context(|| format!("cannot load {}", path.display()))
+    bootstrap
+        .load()
+        .with_context(|| format!("cannot load {}", path.display()))
 }
 
 /// What the command line says about the blob of each layer.

@@ -136,13 +136,6 @@ fn check_says_what_is_wrong_and_exits_with_1() {
         stderr(&output)
     );
     assert_eq!(stdout(&output), "");
-    let output = check(&golden.join("v5-separate.boot"));
-    assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("not supported yet"),
-        "{}",
-        stderr(&output)
-    );
     assert_eq!(check(&golden.join("SHA256SUMS")).status.code(), Some(1));
     assert_eq!(check(&golden.join("not-there")).status.code(), Some(1));
     assert_eq!(

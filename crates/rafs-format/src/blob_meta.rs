@@ -159,7 +159,10 @@ impl BlobMeta {
         if index >= self.count {
             return None;
         }
-        if let Ok(at) = self.listed.binary_search_by_key(&index, |chunk| chunk.index) {
+        if let Ok(at) = self
+            .listed
+            .binary_search_by_key(&index, |chunk| chunk.index)
+        {
             return self.listed.get(at).copied();
         }
         if self.v2 {

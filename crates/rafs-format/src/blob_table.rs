@@ -6,7 +6,8 @@ use crate::error::expect_equal;
 use crate::raw::{self, BlobInfoRaw};
 use crate::superblock::{SuperFlags, Superblock};
 use crate::{
-    BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, Cipher, Compressor, Digester, Error, Version,
+    BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, Cipher, Compressor, Digester, Error,
+    Version,
 };
 
 /// Largest blob file.
@@ -249,7 +250,12 @@ fn validate_meta_sizes(info: &BlobInfo, tarfs: bool, offset: u64) -> Result<(), 
     }
 }
 
-pub(crate) fn at_most(what: &'static str, offset: u64, actual: u64, limit: u64) -> Result<(), Error> {
+pub(crate) fn at_most(
+    what: &'static str,
+    offset: u64,
+    actual: u64,
+    limit: u64,
+) -> Result<(), Error> {
     if actual <= limit {
         Ok(())
     } else {

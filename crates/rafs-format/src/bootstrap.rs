@@ -7,7 +7,8 @@ use std::ops::Deref;
 use crate::raw::{self, ChunkIndexRaw, ChunkRecordRaw};
 use crate::superblock::{DeviceSlot, SuperFlags, Superblock};
 use crate::{
-    BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digester, Error, Inode, Layout, Version, blob_table,
+    BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digester, Error, Inode, Layout, Version,
+    blob_table,
 };
 
 /// Longest target of a symbolic link, in bytes.

@@ -96,7 +96,12 @@ impl Superblock {
         let whole = raw::slice(data, 0, SUPERBLOCK_SIZE).and_then(raw::read);
         let raw: &SuperblockV5Raw =
             whole.ok_or_else(|| Error::bounds("the superblock", 0, SUPERBLOCK_SIZE, len))?;
-        expect_equal("magic number of the superblock", 0, raw.magic.get(), MAGIC_V5)?;
+        expect_equal(
+            "magic number of the superblock",
+            0,
+            raw.magic.get(),
+            MAGIC_V5,
+        )?;
         expect_equal("version in the superblock", 4, raw.version.get(), VERSION)?;
         let size = u64::from(raw.size.get());
         expect_equal("size of the superblock", 8, size, SUPERBLOCK_SIZE)?;

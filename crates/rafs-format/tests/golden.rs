@@ -80,7 +80,7 @@ fn v5_is_a_typed_error() {
     let bytes = fs::read(shared.join("golden/v5-separate.boot")).unwrap();
     assert!(matches!(
         Bootstrap::parse(bytes),
-        Err(Error::UnsupportedVersion { .. })
+        Err(Error::OtherVersion { .. })
     ));
 }
 

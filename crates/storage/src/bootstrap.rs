@@ -35,6 +35,17 @@ pub struct LoadedBootstrap {
     pub own_blob: Option<(BlobId, PathBuf)>,
 }
 
+impl From<Bootstrap<Vec<u8>>> for LoadedBootstrap {
+    /// One that was parsed already. Ids that it leaves open stay so.
+    fn from(bootstrap: Bootstrap<Vec<u8>>) -> Self {
+        Self {
+            bootstrap,
+            v5: None,
+            own_blob: None,
+        }
+    }
+}
+
 impl LoadedBootstrap {
     /// Takes the bytes of a bootstrap of either version. Ids that it leaves open stay so.
     ///

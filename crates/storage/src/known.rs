@@ -109,7 +109,9 @@ impl KnownChunks {
             if info.has_chunk_table() {
                 return Ok(None);
             }
-            BlobMeta::from_records(&records, info).map(Some).map_err(damaged)
+            BlobMeta::from_records(&records, info)
+                .map(Some)
+                .map_err(damaged)
         };
         blobs.iter().zip(records).map(table).collect()
     }

@@ -74,7 +74,14 @@ pub(crate) fn check(
         if context.cancel.is_cancelled() {
             break;
         }
-        check_blob(bootstrap, (info, table), &rows, blobs, context, &mut outcome);
+        check_blob(
+            bootstrap,
+            (info, table),
+            &rows,
+            blobs,
+            context,
+            &mut outcome,
+        );
     }
     outcome.data.note = format!(
         "{} chunks, {} bytes of {} blobs",

@@ -264,7 +264,7 @@ fn the_stored_size_of_a_batch_is_bounded_before_it_is_read() {
         name: "hostile".to_owned(),
         document: None,
         files: Files::Rafs {
-            bootstrap: Arc::new(bootstrap),
+            bootstrap: Arc::new(bootstrap.into()),
             blobs: Some(Arc::new(blobs)),
         },
     };

@@ -15,7 +15,10 @@ const FEATURES: BlobFeatures = BlobFeatures::INLINED_FS_META
 /// Kinds of blobs whose chunks v5 has no words for.
 const FOREIGN: [(BlobFeatures, &str); 6] = [
     (BlobFeatures::TARFS, "a raw tar file"),
-    (BlobFeatures::ZRAN, "a gzip layer that is entered in the middle"),
+    (
+        BlobFeatures::ZRAN,
+        "a gzip layer that is entered in the middle",
+    ),
     (BlobFeatures::SEPARATE, "apart from its chunk table"),
     (BlobFeatures::BATCH, "in batches"),
     (BlobFeatures::ENCRYPTED, "encrypted"),
@@ -34,7 +37,9 @@ pub fn encode_v5(image: &Image) -> Result<Vec<u8>, Error> {
     let blobs = blobs(image)?;
     let plan = Plan::new(image)?;
     let digests = digests(image, &plan);
-    let compressor = blobs.first().map_or(image.compressor, |blob| blob.compressor);
+    let compressor = blobs
+        .first()
+        .map_or(image.compressor, |blob| blob.compressor);
     let mut blob_table = Vec::new();
     encode::blob_table(&blobs, &mut blob_table);
     let names = plan.numbers.names();
@@ -62,7 +67,9 @@ pub fn encode_v5(image: &Image) -> Result<Vec<u8>, Error> {
     let prefetch = image.prefetch.iter().map(|&id| plan.numbers.of(id));
     encode::numbers(prefetch, &mut out);
     out.extend_from_slice(&blob_table);
-    blobs.iter().for_each(|blob| encode::ext_blob(blob, &mut out));
+    blobs
+        .iter()
+        .for_each(|blob| encode::ext_blob(blob, &mut out));
     let offsets = inodes(image, &plan, &digests, &mut out)?;
     let mut inode_table = Vec::new();
     encode::numbers(offsets, &mut inode_table);
@@ -96,7 +103,8 @@ fn blobs(image: &Image) -> Result<Vec<BlobInfo>, Error> {
         }
         let features = info.features & FEATURES;
         // Readers tell the end of the chunks from the size; in a v6 blob a chunk table may come between the two.
-        let header = if features.contains(BlobFeatures::HAS_TAR_HEADER | BlobFeatures::CAP_TAR_TOC) {
+        let header = if features.contains(BlobFeatures::HAS_TAR_HEADER | BlobFeatures::CAP_TAR_TOC)
+        {
             BLOB_HEADER
         } else {
             0
@@ -296,9 +304,12 @@ fn put(
         Content::Special => {}
     }
     let offsets = (0_u64..).map(|number| number * u64::from(image.chunk_size));
-    let records = chunks.iter().zip(offsets).map(|(chunk, file_offset)| ChunkRecord {
-        file_offset,
-        ..image.chunks[chunk.0 as usize]
-    });
+    let records = chunks
+        .iter()
+        .zip(offsets)
+        .map(|(chunk, file_offset)| ChunkRecord {
+            file_offset,
+            ..image.chunks[chunk.0 as usize]
+        });
     encode::inode(&fields, xattrs(inode), records, out)
 }

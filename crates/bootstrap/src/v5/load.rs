@@ -175,14 +175,20 @@ impl<'a, D: Deref<Target = [u8]>> Loader<'a, D> {
         let chunk_size = u64::from(self.bootstrap.superblock().chunk_size);
         let expected = inode.size.div_ceil(chunk_size);
         if u64::from(inode.child_count) != expected {
-            let what = format!("{} bytes need {expected} chunks, there are {}", inode.size, inode.child_count);
+            let what = format!(
+                "{} bytes need {expected} chunks, there are {}",
+                inode.size, inode.child_count
+            );
             return Err(self.damaged(inode.index, what));
         }
         let mut ids = Vec::with_capacity(inode.child_count as usize);
         for record in inode.chunks() {
             let record = record.map_err(|source| self.failed(inode.index, source))?;
             if record.blob_index as usize >= self.bootstrap.blobs().len() {
-                let what = format!("a chunk is in blob {}, which is not there", record.blob_index);
+                let what = format!(
+                    "a chunk is in blob {}, which is not there",
+                    record.blob_index
+                );
                 return Err(self.damaged(inode.index, what));
             }
             let next = ChunkId(self.chunks.len() as u32);
@@ -193,7 +199,9 @@ impl<'a, D: Deref<Target = [u8]>> Loader<'a, D> {
                 Some(known) if same(known, &record) => {}
                 Some(_) => {
                     let (blob, index) = key;
-                    let what = format!("chunk {index} of blob {blob} is described differently by another file");
+                    let what = format!(
+                        "chunk {index} of blob {blob} is described differently by another file"
+                    );
                     return Err(self.damaged(inode.index, what));
                 }
             }

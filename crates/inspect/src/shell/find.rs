@@ -108,9 +108,6 @@ pub(super) fn inode(
         name.get(1..).unwrap_or_default()
     };
     let dir: &[u8] = if dir.is_empty() { b"/" } else { dir };
-    let parent = directories
-        .get(dir)
-        .copied()
-        .unwrap_or_default();
+    let parent = directories.get(dir).copied().unwrap_or_default();
     show::inode(loaded, name, &inode, parent, out)
 }

@@ -158,7 +158,7 @@ impl ChunkIndex {
                 bootstrap.blobs(),
                 bootstrap.superblock().chunk_size,
             )
-                .map_err(|what| CheckError::table(offset, format!("chunk record {i}: {what}")))?;
+            .map_err(|what| CheckError::table(offset, format!("chunk record {i}: {what}")))?;
             entries.push(Entry::from(&record));
         }
         entries.sort_unstable_by_key(|entry| entry.key);

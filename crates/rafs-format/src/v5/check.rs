@@ -8,9 +8,7 @@ use super::{Bootstrap, Inode, InodeFlags, Region};
 use crate::bootstrap::SYMLINK_MAX;
 use crate::check::extents::{Extents, Owner};
 use crate::check::tables::{Entry, check_apart, check_record};
-use crate::{
-    CheckError, ChunkRecord, Digest, Digester, Error, FileType, Nid, SuperFlags, Summary,
-};
+use crate::{CheckError, ChunkRecord, Digest, Digester, Error, FileType, Nid, Summary, SuperFlags};
 
 /// Digests bytes.
 type Hash = fn(Digester, &[u8]) -> Digest;
@@ -142,7 +140,9 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
         } else {
             let special = matches!(inode.name, b"." | b"..");
             if special || inode.name.iter().any(|&b| b == 0 || b == b'/') {
-                return Err("the name is . or .. or holds a NUL or a slash".to_owned().into());
+                return Err("the name is . or .. or holds a NUL or a slash"
+                    .to_owned()
+                    .into());
             }
             if inode.parent != u64::from(parent) {
                 return Err(format!("parent is {}, expected {parent}", inode.parent).into());
@@ -188,11 +188,16 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
         }
         let symlink = inode.file_type == FileType::Symlink;
         if inode.flags.contains(InodeFlags::SYMLINK) != symlink {
-            return Err("flags and mode disagree about a symbolic link".to_owned().into());
+            return Err("flags and mode disagree about a symbolic link"
+                .to_owned()
+                .into());
         }
-        let xattrs = inode
-            .xattrs()
-            .map_err(|error| Fault("the extended attributes are damaged".to_owned(), Some(error)))?;
+        let xattrs = inode.xattrs().map_err(|error| {
+            Fault(
+                "the extended attributes are damaged".to_owned(),
+                Some(error),
+            )
+        })?;
         let flags = self.bootstrap.superblock.flags;
         if !xattrs.is_empty() && !flags.contains(SuperFlags::HAS_XATTR) {
             let what = "has extended attributes, but the superblock says that there are none";
@@ -272,8 +277,8 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
         }
         let mut digests = Vec::with_capacity(inode.child_count as usize * 32);
         for (record, number) in inode.chunks().zip(0_u64..) {
-            let record =
-                record.map_err(|error| Fault("a chunk record is damaged".to_owned(), Some(error)))?;
+            let record = record
+                .map_err(|error| Fault("a chunk record is damaged".to_owned(), Some(error)))?;
             let offset = number * chunk_size;
             let size = chunk_size.min(inode.size - offset);
             let problem = if record.file_offset != offset {
@@ -431,7 +436,11 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
         let mut at = index;
         // Parents have lower indexes, so this ends.
         while at > 1 {
-            names.push(self.bootstrap.inode(at).map_or(&b"?"[..], |inode| inode.name));
+            names.push(
+                self.bootstrap
+                    .inode(at)
+                    .map_or(&b"?"[..], |inode| inode.name),
+            );
             at = self.parent(at);
         }
         let mut path = Vec::new();

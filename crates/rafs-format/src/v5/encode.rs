@@ -164,7 +164,9 @@ pub fn inode<'a>(
         projid: 0.into(),
         mode: fields.mode.into(),
         size: fields.size.into(),
-        blocks: (fields.size.saturating_add(attributes)).div_ceil(512).into(),
+        blocks: (fields.size.saturating_add(attributes))
+            .div_ceil(512)
+            .into(),
         flags: flags.bits().into(),
         nlink: fields.nlink.into(),
         child_index: fields.child_index.into(),

@@ -90,7 +90,7 @@ pub fn target(image: &tree::Image, blobs: Vec<Vec<u8>>) -> Side {
         name: "built".to_owned(),
         document: None,
         files: Files::Rafs {
-            bootstrap: Arc::new(bootstrap),
+            bootstrap: Arc::new(bootstrap.into()),
             blobs: Some(Arc::new(source)),
         },
     }
