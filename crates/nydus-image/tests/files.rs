@@ -210,10 +210,6 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "--type tar-tarfs",
         ),
         (
-            "create -t tar-rafs -b blob -B boot -v 5 layer.tar",
-            "--fs-version 5",
-        ),
-        (
             "create -t tar-rafs -b blob -B boot --batch-size 0x1000 layer.tar",
             "--batch-size 0x1000",
         ),

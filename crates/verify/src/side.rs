@@ -90,7 +90,7 @@ pub enum OpenError {
         /// The image.
         name: String,
         /// What is wrong with it.
-        source: storage::Error,
+        source: Box<storage::Error>,
     },
     /// The index calls an image a Nydus image that is none.
     #[error("{name}: the index calls {digest} a Nydus image, but its last layer is no bootstrap")]
@@ -148,7 +148,7 @@ impl Side {
         let bootstrap =
             LoadedBootstrap::from_bytes(bootstrap).map_err(|source| OpenError::Bootstrap {
                 name: name.clone(),
-                source,
+                source: source.into(),
             })?;
         let blobs = ImageBlobs::new(Source::clone(source), &manifest);
         Ok(Self {
