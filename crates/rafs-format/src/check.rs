@@ -82,7 +82,9 @@ impl fmt::Display for CheckError {
         match (self.nid, self.offset) {
             (Some(nid), Some(offset)) => write!(f, " (nid {nid}, byte {offset:#x}): ")?,
             (Some(nid), None) => write!(f, " (nid {nid}): ")?,
+            (None, Some(offset)) if self.path.is_some() => write!(f, " (byte {offset:#x}): ")?,
             (None, Some(offset)) => write!(f, "at byte {offset:#x}: ")?,
+            (None, None) if self.path.is_some() => f.write_str(": ")?,
             (None, None) => {}
         }
         f.write_str(&self.what)

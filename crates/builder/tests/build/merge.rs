@@ -1,7 +1,8 @@
 //! Merging layers that were built, and refusing those that do not fit together.
 
-use builder::{Error, encode_v6, load_image, merge};
-use rafs_format::{BlobFeatures, Bootstrap};
+use bootstrap::Parsed;
+use builder::{BuildOptions, Error, encode, encode_v6, load_image, merge};
+use rafs_format::{BlobFeatures, Bootstrap, Compressor, Digester, Version};
 use testkit::tar::{Entry, Tar};
 
 use crate::{build, bytes, content, options};
@@ -94,8 +95,85 @@ fn more_than_255_blobs_are_refused() {
     assert!(matches!(merge(images), Err(Error::TooManyBlobs(256))));
 }
 
-fn options_small() -> builder::BuildOptions {
+fn options_small() -> BuildOptions {
     let mut options = crate::options_with(1, 1 << 20);
     (options.blob_toc, options.inline_meta) = (false, false);
     options
+}
+
+fn v5() -> BuildOptions {
+    BuildOptions {
+        version: Version::V5,
+        blob_toc: false,
+        ..options()
+    }
+}
+
+/// The deployed builder forgets to announce the attributes of such a link, and all that follows is shifted.
+#[test]
+fn v5_links_to_a_file_with_attributes_have_them_too() {
+    let mut tar = Tar::new();
+    tar.add(Entry::file("file", "content").xattr("user.a", "value"))
+        .add(Entry::hard("link", "file"))
+        .add(Entry::file("zz-last", "last"));
+    let (layer, _) = build(&tar.finish(), &v5());
+    let parsed = Parsed::parse(encode(&layer.image).unwrap()).unwrap();
+    assert_eq!(parsed.check().unwrap().inodes, 3);
+    let Parsed::V5(bootstrap) = &parsed else {
+        panic!("v5")
+    };
+    for index in [2, 3] {
+        let xattrs = bootstrap.inode(index).unwrap().xattrs().unwrap();
+        assert_eq!(
+            (&xattrs[0].name[..], xattrs[0].value),
+            (&b"user.a"[..], &b"value"[..])
+        );
+    }
+    assert_eq!(bootstrap.inode(4).unwrap().name, b"zz-last");
+    // It survives being merged.
+    let merged = merge(vec![parsed.load().unwrap()]).unwrap();
+    Parsed::parse(encode(&merged).unwrap())
+        .unwrap()
+        .check()
+        .unwrap();
+}
+
+#[test]
+fn v5_layers_must_agree_about_version_digester_and_compressor() {
+    let mut tar = Tar::new();
+    tar.add(Entry::file("file", "content"));
+    let tar = tar.finish();
+    let image = |options: &BuildOptions| build(&tar, options).0.image;
+    let sha256 = BuildOptions {
+        digester: Digester::Sha256,
+        ..v5()
+    };
+    let lz4 = BuildOptions {
+        compressor: Compressor::Lz4Block,
+        ..v5()
+    };
+    for (other, what) in [
+        (options(), "RAFS version"),
+        (sha256, "digester"),
+        (lz4, "compressor"),
+    ] {
+        let merged = merge(vec![image(&v5()), image(&other)]);
+        assert!(
+            matches!(merged, Err(Error::Inconsistent { layer: 1, what: found, .. }) if found == what)
+        );
+    }
+}
+
+#[test]
+fn a_table_of_contents_is_refused_in_v5() {
+    let refused = builder::build_tar(
+        &Tar::new().finish()[..],
+        &mut Vec::new(),
+        &BuildOptions {
+            version: Version::V5,
+            ..options()
+        },
+        builder::Dedup::Layer,
+    );
+    assert!(matches!(refused, Err(Error::NotInV5(_))));
 }

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use builder::{encode_v6, load_image};
+use bootstrap::Parsed;
+use builder::{encode_v5, encode_v6, load_image};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use rafs_format::{Bootstrap, Compressor, Digester};
-use tree::{Content, Image, Inode, InodeId, Tree, mode};
+use rafs_format::{
+    BlobFeatures, BlobId, BlobInfo, Bootstrap, ChunkFlags, ChunkRecord, Cipher, Compressor,
+    Digester, Version, v5,
+};
+use tree::{ChunkId, Content, Image, Inode, InodeId, Tree, mode};
 
 /// What a random inode is.
 #[derive(Debug, Clone)]
@@ -16,7 +20,133 @@ enum Node {
     Special(u32, u32),
     /// Another name of the file of any type that was met last, or a file if there is none.
     Link,
-    File,
+    /// A file of that size.
+    File(u32),
+}
+
+/// Chunk size of random images, in bytes.
+const CHUNK_SIZE: u32 = 0x1000;
+
+/// What `add` has done so far.
+struct State {
+    /// Names.
+    count: u32,
+    /// The file that was met last.
+    last: Option<InodeId>,
+    chunks: Vec<ChunkRecord>,
+    /// Ends of the blob's address spaces.
+    stored: u64,
+    end: u64,
+    /// What chunks are aligned to.
+    alignment: u64,
+}
+
+impl State {
+    fn new(version: Version) -> Self {
+        Self {
+            count: 0,
+            last: None,
+            chunks: Vec::new(),
+            stored: 0,
+            end: 0,
+            alignment: if version == Version::V5 { 1 } else { 4096 },
+        }
+    }
+
+    /// The chunks of a file; now and then they are known ones.
+    fn chunks(&mut self, size: u32) -> Box<[ChunkId]> {
+        let offsets = (0..size).step_by(CHUNK_SIZE as usize);
+        offsets
+            .map(|offset| self.chunk(CHUNK_SIZE.min(size - offset)))
+            .collect()
+    }
+
+    fn chunk(&mut self, size: u32) -> ChunkId {
+        let index = self.chunks.len() as u32;
+        let known = self.chunks.iter().position(|c| c.uncompressed_size == size);
+        if let (Some(known), 0) = (known, self.count % 5) {
+            return ChunkId(known as u32);
+        }
+        let compressed = index % 3 == 0 && size > 1;
+        let stored = if compressed { size / 2 } else { size };
+        let mut flags = ChunkFlags::HAS_CRC32;
+        flags.set(ChunkFlags::COMPRESSED, compressed);
+        self.chunks.push(ChunkRecord {
+            digest: codec::digest(Digester::Blake3, &index.to_le_bytes()),
+            blob_index: 0,
+            flags,
+            compressed_size: stored,
+            uncompressed_size: size,
+            compressed_offset: self.stored,
+            uncompressed_offset: self.end,
+            file_offset: 0,
+            index,
+            crc32: index + 1,
+        });
+        self.stored += u64::from(stored);
+        self.end += u64::from(size).next_multiple_of(self.alignment);
+        ChunkId(index)
+    }
+
+    /// An image of the tree and all chunks.
+    fn image(self, tree: Tree, version: Version) -> Image {
+        let count = self.chunks.len() as u32;
+        let mut features = BlobFeatures::CAP_TAR_TOC;
+        features.set(BlobFeatures::ALIGNED, version == Version::V6);
+        let table = match version {
+            Version::V5 => 0,
+            Version::V6 => u64::from(count) * 16,
+        };
+        let blob = BlobInfo {
+            id: BlobId::new("b".repeat(64)).unwrap(),
+            index: 0,
+            chunk_size: CHUNK_SIZE,
+            chunk_count: count,
+            compressor: Compressor::Zstd,
+            digester: Digester::Blake3,
+            features,
+            compressed_size: self.stored + table,
+            uncompressed_size: self.end,
+            toc_size: 0,
+            toc_digest: [0; 32],
+            meta_compressor: Compressor::None,
+            meta_offset: if table == 0 { 0 } else { self.stored },
+            meta_compressed_size: table,
+            meta_uncompressed_size: table,
+            meta_digest: [0; 32],
+            meta_size: 0,
+            cipher_iv: [0; 8],
+            cipher: Cipher::None,
+            readahead_size: 0,
+        };
+        Image {
+            version,
+            blobs: if count == 0 { Vec::new() } else { vec![blob] },
+            chunks: self.chunks,
+            chunk_size: CHUNK_SIZE,
+            ..image(tree)
+        }
+    }
+}
+
+/// A random image.
+fn random(children: BTreeMap<Vec<u8>, Node>, version: Version) -> Image {
+    let mut tree = Tree::new();
+    tree.inode_mut(InodeId::ROOT).implied = false;
+    let mut state = State::new(version);
+    add(&mut tree, InodeId::ROOT, children, &mut state);
+    let mut image = state.image(tree, version);
+    image.compact().unwrap();
+    image
+}
+
+/// Chunks without what only one of the files that use them says.
+fn chunks(image: &Image) -> Vec<ChunkRecord> {
+    let chunk = |chunk: &ChunkRecord| ChunkRecord {
+        file_offset: 0,
+        ..*chunk
+    };
+    image.chunks.iter().map(chunk).collect()
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -33,32 +163,29 @@ fn node() -> impl Strategy<Value = Node> {
             Node::Special(kind, if device { rdev } else { 0 })
         }),
         Just(Node::Link),
-        Just(Node::File),
+        (0..3 * CHUNK_SIZE).prop_map(Node::File),
+        Just(Node::File(0)),
     ];
     leaf.prop_recursive(6, 300, 60, |inner| {
         btree_map(name(), inner, 0..60).prop_map(Node::Directory)
     })
 }
 
-fn add(
-    tree: &mut Tree,
-    parent: InodeId,
-    children: BTreeMap<Vec<u8>, Node>,
-    state: &mut (u32, Option<InodeId>),
-) {
+fn add(tree: &mut Tree, parent: InodeId, children: BTreeMap<Vec<u8>, Node>, state: &mut State) {
     for (name, node) in children {
-        state.0 += 1;
+        state.count += 1;
         let link = matches!(node, Node::Link);
+        let count = state.count;
         let attributes = |kind: u32, content| Inode {
-            mode: kind | (state.0 & 0o7777),
-            uid: state.0.wrapping_mul(77_777),
-            gid: state.0,
+            mode: kind | (count & 0o7777),
+            uid: count.wrapping_mul(77_777),
+            gid: count,
             rdev: 0,
-            mtime: i64::from(state.0) - 10,
-            mtime_nsec: state.0,
+            mtime: i64::from(count) - 10,
+            mtime_nsec: count,
             implied: false,
-            xattrs: state.0.is_multiple_of(3).then(|| {
-                let value = vec![7; state.0 as usize % 50];
+            xattrs: count.is_multiple_of(3).then(|| {
+                let value = vec![7; count as usize % 50];
                 let names = [
                     &b"user.b"[..],
                     b"user.a",
@@ -90,20 +217,24 @@ fn add(
                 },
                 None,
             ),
-            Node::File | Node::Link => (
-                attributes(
-                    mode::REGULAR,
-                    Content::Regular {
-                        size: 0,
-                        chunks: Box::default(),
-                    },
-                ),
-                None,
-            ),
+            Node::File(_) | Node::Link => {
+                let size = match node {
+                    Node::File(size) => size,
+                    _ => 0,
+                };
+                let content = Content::Regular {
+                    size: size.into(),
+                    chunks: state.chunks(size),
+                };
+                (attributes(mode::REGULAR, content), None)
+            }
         };
-        let id = state.1.filter(|_| link).unwrap_or_else(|| tree.add(inode));
+        let id = state
+            .last
+            .filter(|_| link)
+            .unwrap_or_else(|| tree.add(inode));
         if !tree.inode(id).is_directory() {
-            state.1 = Some(id);
+            state.last = Some(id);
         }
         tree.entries_mut(parent).unwrap().insert(name.into(), id);
         if let Some(below) = below {
@@ -114,7 +245,7 @@ fn add(
 
 fn image(tree: Tree) -> Image {
     Image {
-        version: rafs_format::Version::V6,
+        version: Version::V6,
         tree,
         blobs: Vec::new(),
         chunks: Vec::new(),
@@ -130,16 +261,47 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn a_tree_is_the_same_after_encoding_and_loading(children in btree_map(name(), node(), 0..40)) {
-        let mut image = image(Tree::new());
-        image.tree.inode_mut(InodeId::ROOT).implied = false;
-        add(&mut image.tree, InodeId::ROOT, children, &mut (0, None));
-        image.compact().unwrap();
+        let image = random(children, Version::V6);
         let bootstrap = Bootstrap::parse(encode_v6(&image).unwrap()).unwrap();
         bootstrap.check().unwrap();
         let mut loaded = load_image(&bootstrap).unwrap();
         loaded.compact().unwrap();
         prop_assert_eq!(&loaded.tree, &image.tree);
+        prop_assert_eq!(chunks(&loaded), chunks(&image));
         prop_assert_eq!(encode_v6(&loaded).unwrap(), encode_v6(&image).unwrap());
+    }
+
+    #[test]
+    fn a_tree_is_the_same_after_encoding_and_loading_v5(children in btree_map(name(), node(), 0..40)) {
+        let image = random(children, Version::V5);
+        let bytes = encode_v5(&image).unwrap();
+        let parsed = Parsed::parse(bytes.clone()).unwrap();
+        let summary = parsed.check().unwrap();
+        prop_assert_eq!(summary.names, image.tree.name_count());
+        let mut loaded = parsed.load().unwrap();
+        loaded.compact().unwrap();
+        prop_assert_eq!(&loaded.tree, &image.tree);
+        prop_assert_eq!(chunks(&loaded), chunks(&image));
+        prop_assert_eq!(&loaded.blobs, &image.blobs);
+        prop_assert_eq!(encode_v5(&loaded).unwrap(), bytes);
+        // What readers work on is the same tree, its chunks apart from each other.
+        let view = parsed.into_view().unwrap();
+        prop_assert_eq!(view.check().unwrap().names, summary.names);
+        let mut seen = load_image(&view).unwrap();
+        seen.compact().unwrap();
+        prop_assert_eq!(&seen.tree, &image.tree);
+        prop_assert_eq!(seen.version, Version::V5);
+    }
+
+    #[test]
+    fn v5_can_say_what_v6_says_of_plain_blobs(children in btree_map(name(), node(), 0..40)) {
+        let image = random(children, Version::V6);
+        let parsed = Parsed::parse(encode_v5(&image).unwrap()).unwrap();
+        parsed.check().unwrap();
+        let mut loaded = parsed.load().unwrap();
+        loaded.compact().unwrap();
+        prop_assert_eq!(&loaded.tree, &image.tree);
+        prop_assert_eq!(chunks(&loaded), chunks(&image));
     }
 }
 
@@ -179,15 +341,69 @@ fn what_the_format_cannot_say_is_refused_by_name() {
         }),
     );
     assert!(encode_v6(&longest).is_ok());
+    assert!(encode_v5(&longest).is_ok());
     for (image, path) in [
         (long, "/long-link"),
         (name, "/nnn"),
         (xattr, "/odd-xattr"),
         (missing, "/no-data"),
     ] {
-        let text = encode_v6(&image).unwrap_err().to_string();
-        assert!(text.contains(path), "{text}");
+        for encoded in [encode_v5(&image), encode_v6(&image)] {
+            let text = encoded.unwrap_err().to_string();
+            assert!(text.contains(path), "{text}");
+        }
     }
+}
+
+#[test]
+fn v5_refuses_blobs_that_it_has_no_words_for() {
+    let image = || {
+        let file = BTreeMap::from([(b"f".to_vec(), Node::File(9))]);
+        random(file, Version::V6)
+    };
+    let kinds = [
+        (BlobFeatures::BATCH, "in batches"),
+        (BlobFeatures::ENCRYPTED, "encrypted"),
+        (BlobFeatures::ZRAN, "gzip layer"),
+        (BlobFeatures::TARFS, "raw tar"),
+    ];
+    for (feature, word) in kinds {
+        let mut image = image();
+        image.blobs[0].features |= feature;
+        let text = encode_v5(&image).unwrap_err().to_string();
+        assert!(text.contains("blob bbb") && text.contains(word), "{text}");
+    }
+    let mut two = image();
+    two.blobs.push(BlobInfo {
+        id: BlobId::new("other").unwrap(),
+        index: 1,
+        compressor: Compressor::Lz4Block,
+        ..two.blobs[0].clone()
+    });
+    let text = encode_v5(&two).unwrap_err().to_string();
+    assert!(
+        text.contains("blob other") && text.contains("lz4_block"),
+        "{text}"
+    );
+    two.blobs[1].compressor = Compressor::Zstd;
+    two.blobs[1].digester = Digester::Sha256;
+    let text = encode_v5(&two).unwrap_err().to_string();
+    assert!(
+        text.contains("blob other") && text.contains("sha256"),
+        "{text}"
+    );
+}
+
+#[test]
+fn v6_refuses_blobs_without_a_chunk_table() {
+    let file = BTreeMap::from([(b"f".to_vec(), Node::File(9))]);
+    let text = encode_v6(&random(file, Version::V5))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("blob bbb") && text.contains("no table of its chunks"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -199,6 +415,9 @@ fn deep_trees_need_no_deep_stack() {
         tree.entries_mut(at).unwrap().insert((*b"d").into(), id);
         at = id;
     }
+    let v5 = Parsed::parse(encode_v5(&image(tree.clone())).unwrap()).unwrap();
+    v5.check().unwrap();
+    assert_eq!(v5.load().unwrap().tree.len(), 20_001);
     let bootstrap = Bootstrap::parse(encode_v6(&image(tree)).unwrap()).unwrap();
     assert_eq!(load_image(&bootstrap).unwrap().tree.len(), 20_001);
 }
@@ -213,8 +432,11 @@ fn loading_a_deep_tree_takes_no_quadratic_time() {
         tree.entries_mut(at).unwrap().insert(name.into(), id);
         at = id;
     }
+    let v5 = Parsed::parse(encode_v5(&image(tree.clone())).unwrap()).unwrap();
     let bootstrap = Bootstrap::parse(encode_v6(&image(tree)).unwrap()).unwrap();
     let begun = std::time::Instant::now();
+    v5.check().unwrap();
+    assert_eq!(v5.load().unwrap().tree.len(), 30_001);
     assert_eq!(load_image(&bootstrap).unwrap().tree.len(), 30_001);
     // The paths together have 90 GB.
     assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
@@ -241,6 +463,36 @@ fn what_is_damaged_in_a_bootstrap_is_named_by_its_path() {
     bytes[twin + 5] = b'1';
     let error = load_image(&Bootstrap::parse(bytes).unwrap()).unwrap_err();
     assert!(error.to_string().contains("/outer/inner"), "{error}");
+}
+
+/// Damage that the check would find must not get past the loader either.
+#[test]
+fn a_damaged_v5_bootstrap_is_loaded_or_refused_but_never_followed_in_circles() {
+    let file = |size| Node::File(size);
+    let inner = BTreeMap::from([
+        (b"deep".to_vec(), file(5000)),
+        (b"link".to_vec(), Node::Link),
+    ]);
+    let children = BTreeMap::from([
+        (b"a".to_vec(), file(9000)),
+        (b"dir".to_vec(), Node::Directory(inner)),
+        (b"zero".to_vec(), file(0)),
+    ]);
+    let bytes = encode_v5(&random(children, Version::V5)).unwrap();
+    let mut refused = 0;
+    for at in (16..80).chain(8192..bytes.len()) {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= flip;
+            let Ok(parsed) = v5::Bootstrap::parse(damaged) else {
+                refused += 1;
+                continue;
+            };
+            let _ = bootstrap::view_v5(&parsed);
+            refused += u32::from(bootstrap::load_v5(&parsed).is_err());
+        }
+    }
+    assert!(refused > 200, "{refused}");
 }
 
 #[test]

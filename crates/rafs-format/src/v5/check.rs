@@ -22,8 +22,8 @@ impl From<String> for Fault {
     }
 }
 
-fn undecodable(error: Error) -> Fault {
-    Fault("the inode is damaged".to_owned(), Some(error))
+fn undecodable(index: u32) -> impl FnOnce(Error) -> Fault {
+    move |error| Fault(format!("the inode with index {index} is damaged"), Some(error))
 }
 
 /// An inode with several names, as its first name has it.
@@ -86,7 +86,7 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
         for index in 1..=bootstrap.names() {
             let inode = bootstrap
                 .inode(index)
-                .map_err(|error| self.fault(index, undecodable(error)))?;
+                .map_err(|error| self.fault(index, undecodable(index)(error)))?;
             let parent = self.parent(index);
             if index > 1 && parent == 0 {
                 return Err(self.fault(index, "is in no directory".to_owned().into()));
@@ -317,16 +317,16 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
         Err(what.to_owned().into())
     }
 
-    /// Digests and link counts of directories, when all of their children are known.
+    /// Digests and link counts of directories, when all of their children are known; the lowest first.
     fn check_directories(&self) -> Result<(), CheckError> {
-        for index in 1..=self.bootstrap.names() {
+        for index in (1..=self.bootstrap.names()).rev() {
             if !self.directories.get(index as usize).is_some_and(|is| *is) {
                 continue;
             }
             let inode = self
                 .bootstrap
                 .inode(index)
-                .map_err(|error| self.fault(index, undecodable(error)))?;
+                .map_err(|error| self.fault(index, undecodable(index)(error)))?;
             let children = inode.children();
             let range = children.start as usize..children.end as usize;
             // Empty directories may have any first child.
