@@ -9,6 +9,7 @@ pub mod corner;
 pub mod docker_registry;
 pub mod expect;
 pub mod fixture;
+pub mod home;
 pub mod layout;
 mod maker;
 pub mod oracle;

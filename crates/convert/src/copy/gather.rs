@@ -1,8 +1,8 @@
 //! Taking blobs that lie in a backend into the image they belong to.
 
+use bootstrap::Parsed;
 use image::nydus::{self, ANNOTATION_BLOB_IDS};
 use image::{Descriptor, Digest, Manifest, Selected, Source, Target};
-use rafs_format::Bootstrap;
 
 use crate::Error;
 
@@ -25,8 +25,8 @@ pub(super) fn gather(source: &Source, image: &Selected) -> Result<Option<Gathere
     let Some(backend) = source.backend().filter(|_| nydus::is_nydus(manifest)) else {
         return Ok(None);
     };
-    let bootstrap = nydus::read_bootstrap(source, manifest)?;
-    let bootstrap = Bootstrap::parse(bootstrap).map_err(|source| Error::Bootstrap {
+    let bytes = nydus::read_bootstrap(source, manifest)?;
+    let bootstrap = Parsed::parse(bytes).map_err(|source| Error::Bootstrap {
         manifest: image.descriptor.digest,
         source,
     })?;

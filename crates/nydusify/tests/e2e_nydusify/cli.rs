@@ -22,13 +22,12 @@ fn help_and_messages() {
 #[test]
 fn flags_that_are_not_built_are_refused_before_any_work() {
     let place = Place::new();
-    let flags: [&[&str]; 8] = [
+    let flags: [&[&str]; 7] = [
         &["--oci-ref"],
         &["--reverse"],
         &["--chunk-dict", "x"],
         &["--build-cache", "x"],
         &["--build-cache-tag", "x"],
-        &["--fs-version", "5"],
         &["--batch-size", "0x1000"],
         &["--source-backend-type", "modelfile"],
     ];

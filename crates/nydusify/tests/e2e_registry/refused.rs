@@ -202,7 +202,7 @@ fn the_registry_is_down() {
     home.check(&source, &target, &[])
         .exits(1)
         .fails_with(&[&registry.host(), "cannot talk to"]);
-    home.run(&["mount", "--target", &target, "--mount-path", "m"])
+    home.run(&["mount", "--target", &target, "--mount-path", "m"], &[])
         .exits(1)
         .fails_with(&[&registry.host(), "cannot talk to"]);
     assert!(
@@ -227,7 +227,7 @@ fn the_registry_goes_down_on_the_way() {
         let args = home.convert_args(&source, &target);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let ran = std::thread::scope(|scope| {
-            let ran = scope.spawn(|| home.run(&args));
+            let ran = scope.spawn(|| home.run(&args, &[]));
             testkit::run::wait_until("some requests", || {
                 registry.counters().requests >= requests || ran.is_finished()
             });

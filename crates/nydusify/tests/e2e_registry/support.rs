@@ -1,13 +1,13 @@
 //! The image that the tests here use, and the program with nothing of the user's own environment.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::OnceLock;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use testkit::layout::{Flavour, Layer, Layout, Packing};
 use testkit::registry::{Auth, Bearer, Registry, User};
-use testkit::run::{Ran, output};
+use testkit::run::Ran;
 use testkit::tar::{Entry, Tar};
 
 /// The program under test.
@@ -109,7 +109,7 @@ pub fn small() -> &'static Stored {
     })
 }
 
-/// Somebody who may do everything, as `config.json` of [`Home::login`] has it.
+/// Somebody who may do everything, as the `login` of [`Home`] has it.
 pub fn me() -> User {
     User::new("me", "secret")
 }
@@ -123,48 +123,22 @@ pub fn short_lived_tokens() -> Auth {
     })
 }
 
-/// A user's directories, all empty.
-pub struct Home {
-    dir: tempfile::TempDir,
+/// A user's directories, one for the journal among them.
+pub struct Home(testkit::home::Home);
+
+impl Deref for Home {
+    type Target = testkit::home::Home;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Home {
     pub fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["home", "docker", "tmp", "cwd", "journal"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        Self { dir }
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// As `docker login` leaves it.
-    pub fn login(&self, host: &str) {
-        let config = json!({ "auths": { host: { "auth": "bWU6c2VjcmV0" } } });
-        std::fs::write(self.path("docker/config.json"), config.to_string()).unwrap();
-    }
-
-    /// The program, with an environment that says nothing but where things lie.
-    pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(NYDUSIFY);
-        command
-            .args(args)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", self.path("home"))
-            .env("DOCKER_CONFIG", self.path("docker"))
-            .env("TMPDIR", self.path("tmp"))
-            .current_dir(self.path("cwd"));
-        command
-    }
-
-    /// Runs the program to its end.
-    #[track_caller]
-    pub fn run(&self, args: &[&str]) -> Ran {
-        output(&mut self.command(args))
+        let home = testkit::home::Home::new(NYDUSIFY);
+        std::fs::create_dir(home.path("journal")).unwrap();
+        Self(home)
     }
 
     /// `nydusify convert`, in small pieces and with small pauses, its journal in here.
@@ -191,19 +165,13 @@ impl Home {
     #[track_caller]
     pub fn convert(&self, source: &str, target: &str, more: &[&str]) -> Ran {
         let args = self.convert_args(source, target);
-        let args: Vec<&str> = args
-            .iter()
-            .map(String::as_str)
-            .chain(more.iter().copied())
-            .collect();
-        self.run(&args)
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.run(&args, more)
     }
 
     #[track_caller]
     pub fn check(&self, source: &str, target: &str, more: &[&str]) -> Ran {
-        let args = ["check", "--source", source, "--target", target];
-        let args: Vec<&str> = args.iter().chain(more).copied().collect();
-        self.run(&args)
+        self.run(&["check", "--source", source, "--target", target], more)
     }
 }
 

@@ -55,7 +55,7 @@ fn tokens_end_blobs_are_redirected_and_the_image_is_right() {
         let sent = registry.counters().received - sent;
         assert!(sent < 20_000, "{sent} bytes were pushed again");
         let args = ["convert", "--source", &source, "--target-suffix", "-lazy"];
-        home.run(&args).ok();
+        home.run(&args, &[]).ok();
         assert_eq!(registry.missing_from("team/app", "1.0-lazy"), [""; 0]);
     }
 }
@@ -101,7 +101,7 @@ fn all_platforms_and_their_attestations_are_carried_over() {
     // One of them, for this machine or another.
     let one = ["--platform", "linux/arm/v7"];
     home.convert(&name("all"), &name("arm"), &one).ok();
-    home.check(&name("one"), &name("arm"), &[]).ok();
+    home.check(&name("all"), &name("arm"), &one).ok();
 }
 
 #[test]

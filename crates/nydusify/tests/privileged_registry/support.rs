@@ -1,14 +1,15 @@
 //! Layouts into registries, and the program with nothing of the user's own environment.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::ops::Deref;
+use std::path::Path;
 
 use registry::{Client, Credentials, Repository, Secret, Settings};
 use serde_json::Value;
 use testkit::docker_registry::no_docker_registry;
+use testkit::home::Home;
 use testkit::registry::Ca;
-use testkit::run::{Mount, Ran, output};
+use testkit::run::{Mount, Ran};
 use testkit::{oracle, skip};
 
 /// The program under test.
@@ -38,9 +39,15 @@ const DOCKER: [(&str, &str); 5] = [
     ),
 ];
 
-/// A scratch directory, and a user's directories in it.
-pub struct Place {
-    dir: tempfile::TempDir,
+/// A user's directories, one to mount on among them.
+pub struct Place(Home);
+
+impl Deref for Place {
+    type Target = Home;
+
+    fn deref(&self) -> &Home {
+        &self.0
+    }
 }
 
 impl Place {
@@ -50,41 +57,9 @@ impl Place {
             skip(name, why);
             return None;
         }
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["home", "docker", "tmp", "root"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        Some(Self { dir })
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// As `docker login` leaves it for the user `me` with the password `secret`.
-    pub fn login(&self, host: &str) {
-        let config = serde_json::json!({ "auths": { host: { "auth": "bWU6c2VjcmV0" } } });
-        std::fs::write(self.path("docker/config.json"), config.to_string()).unwrap();
-    }
-
-    /// The program, with an environment that says nothing but where things lie.
-    pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(NYDUSIFY);
-        command
-            .args(args)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", self.path("home"))
-            .env("DOCKER_CONFIG", self.path("docker"))
-            .env("TMPDIR", self.path("tmp"))
-            .current_dir(self.dir.path());
-        command
-    }
-
-    /// Runs the program to its end.
-    #[track_caller]
-    pub fn run(&self, args: &[&str], more: &[&str]) -> Ran {
-        output(self.command(args).args(more))
+        let home = Home::new(NYDUSIFY);
+        std::fs::create_dir(home.path("root")).unwrap();
+        Some(Self(home))
     }
 
     #[track_caller]

@@ -23,7 +23,12 @@ impl From<String> for Fault {
 }
 
 fn undecodable(index: u32) -> impl FnOnce(Error) -> Fault {
-    move |error| Fault(format!("the inode with index {index} is damaged"), Some(error))
+    move |error| {
+        Fault(
+            format!("the inode with index {index} is damaged"),
+            Some(error),
+        )
+    }
 }
 
 /// An inode with several names, as its first name has it.

@@ -182,21 +182,42 @@ impl Registry {
         let mut entries = Vec::new();
         let mut attestations = Vec::new();
         for (reference, platform) in images {
-            let (mut descriptor, _) = self.described(repository, reference);
+            let mut descriptor = self.as_platform(repository, reference, platform);
             if attested {
                 attestations.push(self.attest(repository, digest_of(&descriptor)));
             }
-            let mut parts = platform.split('/');
-            descriptor["platform"] = json!({ "os": parts.next(), "architecture": parts.next() });
-            if let Some(variant) = parts.next() {
-                descriptor["platform"]["variant"] = variant.into();
-            }
+            descriptor["platform"] = platform_object(platform);
             entries.push(descriptor);
         }
         entries.append(&mut attestations);
         let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries });
         let bytes = index.to_string();
         self.put_manifest(repository, Some(tag), OCI_INDEX, bytes.as_bytes())
+    }
+
+    /// The descriptor of an image whose configuration is that of `platform`: this one, or else one made of it.
+    fn as_platform(&self, repository: &str, reference: &str, platform: &str) -> Value {
+        let (descriptor, mut manifest) = self.described(repository, reference);
+        let digest = digest_of(&manifest["config"]).to_owned();
+        let config = self
+            .blob(repository, &digest)
+            .expect("the image has a configuration");
+        let mut config: Value = serde_json::from_slice(&config).expect("configurations are JSON");
+        let before = config.clone();
+        for (key, value) in platform_object(platform).as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        if config == before {
+            return descriptor;
+        }
+        let bytes = config.to_string();
+        manifest["config"]["digest"] = self.put_blob(repository, bytes.as_bytes()).into();
+        manifest["config"]["size"] = bytes.len().into();
+        let bytes = manifest.to_string();
+        let kind = descriptor["mediaType"].clone();
+        let name = kind.as_str().unwrap_or_default();
+        let digest = self.put_manifest(repository, None, name, bytes.as_bytes());
+        json!({ "mediaType": kind, "digest": digest, "size": bytes.len() })
     }
 
     /// Stores an attestation of an image; the descriptor for an index.
@@ -278,4 +299,14 @@ fn read(path: &Path) -> Vec<u8> {
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&read(path))
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// `OS/ARCHITECTURE[/VARIANT]` as it stands in an index.
+fn platform_object(platform: &str) -> Value {
+    let mut parts = platform.split('/');
+    let mut object = json!({ "os": parts.next(), "architecture": parts.next() });
+    if let Some(variant) = parts.next() {
+        object["variant"] = variant.into();
+    }
+    object
 }
