@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use progress::Cancelled;
+use rafs_format::BlobId;
 
 /// Why an image cannot be built, encoded, loaded or merged.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,32 @@ pub enum Error {
     /// Something asked for that is of v6 alone.
     #[error("{0} is not possible in RAFS v5: leave it out, or take v6")]
     NotInV5(&'static str),
+    /// A blob of v5 that is to be one of v6.
+    #[error(
+        "blob {blob} of a v5 image is not known to hold a table of its chunks, without which no reader of v6 finds them: name the directory of the blobs, to look there and to put one beside the blob if there is none"
+    )]
+    NoChunkTable {
+        /// The blob.
+        blob: BlobId,
+    },
+    /// A blob that is to be looked into cannot be read.
+    #[error("cannot read blob {id}")]
+    Blob {
+        /// Its id.
+        id: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A blob that has not the chunks that the image says.
+    #[error(
+        "chunk {chunk} lies elsewhere in blob {blob} than the bootstrap says: it is another blob"
+    )]
+    Contradiction {
+        /// The blob.
+        blob: BlobId,
+        /// Number of the chunk.
+        chunk: u32,
+    },
     /// Nothing to merge.
     #[error("there is no layer to merge")]
     NoLayers,

@@ -16,6 +16,7 @@ mod pipeline;
 mod prefetch;
 mod size;
 mod tail;
+mod transcode;
 mod turn;
 
 pub use bootstrap::{encode, encode_v5, encode_v6, load_image};
@@ -28,4 +29,5 @@ pub use options::BuildOptions;
 pub use prefetch::resolve_prefetch;
 pub use size::{SizeError, parse_size};
 pub use tail::{ChunkTable, chunk_table};
+pub use transcode::{TableBlob, transcode};
 pub use turn::{Dedup, Turn};

@@ -301,7 +301,7 @@ impl<W: Write> Tail<W> {
 }
 
 /// What stands behind the chunk table of a blob.
-fn table_header(info: &BlobInfo) -> Header {
+pub(crate) fn table_header(info: &BlobInfo) -> Header {
     Header {
         features: info.features,
         compressor: info.meta_compressor,

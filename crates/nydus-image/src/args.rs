@@ -47,6 +47,8 @@ pub enum Command {
     Check(crate::check::Check),
     /// Look around in a bootstrap
     Inspect(crate::inspect::Inspect),
+    /// Write the bootstrap of an image in the other RAFS version
+    Transcode(crate::transcode::Transcode),
     /// Not built yet: statistics, compaction, optimisation, export, unpacking, dictionaries
     #[command(external_subcommand)]
     Other(Vec<String>),

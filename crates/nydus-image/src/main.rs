@@ -11,6 +11,7 @@ mod merge;
 mod output;
 mod prefetch;
 mod report;
+mod transcode;
 mod unsupported;
 
 use std::process::ExitCode;
@@ -65,6 +66,7 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
         Command::Merge(args) => merge::run(args, interrupt),
         Command::Check(args) => check::run(args, interrupt),
         Command::Inspect(args) => inspect::run(args),
+        Command::Transcode(args) => transcode::run(args, interrupt),
         Command::Other(words) => Err(unbuilt(words.first().map_or("", String::as_str))),
     }
 }

@@ -44,7 +44,7 @@ fn check_writes_the_report_of_the_deployed_tool() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    for name in ["v6-separate", "merged/v6"] {
+    for name in ["v6-separate", "merged/v6", "v5-separate", "merged/v5"] {
         let json = dir.path().join("check.json");
         let boot = golden.join(format!("{name}.boot"));
         let output = program()

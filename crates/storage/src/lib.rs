@@ -11,6 +11,7 @@ mod cache;
 mod decode;
 mod error;
 mod known;
+mod locate;
 mod meta;
 mod reader;
 mod store;
@@ -23,6 +24,7 @@ pub use decode::{
 };
 pub use error::{Error, ReadCause, ReadError};
 pub use known::{KnownChunk, KnownChunks};
+pub use locate::find_chunk_table;
 pub use meta::{read_blob_meta, read_chunk_table};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
 pub use store::{ChunkStore, Stats, StoreOptions, complete_cache_files};

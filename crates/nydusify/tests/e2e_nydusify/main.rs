@@ -13,4 +13,5 @@ mod images;
 mod merged;
 mod support;
 mod terminal;
+mod v5;
 mod variables;

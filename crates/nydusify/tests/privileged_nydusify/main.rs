@@ -7,3 +7,4 @@ mod life;
 mod serving;
 mod support;
 mod trees;
+mod v5;
