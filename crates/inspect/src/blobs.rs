@@ -8,10 +8,12 @@ use crate::Error;
 
 /// Checks the chunk table that each blob holds against that of the bootstrap. No chunk is read.
 ///
-/// Blobs that have no such table (raw tar files), or whose table lies in a blob of another name, are left out.
+/// Raw tar files, and blobs whose table lies in a blob of another name, are left out. Of a blob that needs no table
+/// (v5) only the size can be looked at.
 ///
 /// # Errors
-/// [`Error::Blob`] if a blob is missing or its table is damaged, [`Error::Contradiction`] if the tables differ.
+/// [`Error::Blob`] if a blob is missing or its table is damaged, [`Error::Contradiction`] if the tables differ,
+/// [`Error::TooShort`] if a blob ends before its chunks do.
 pub fn check_blobs<D: Deref<Target = [u8]>>(
     bootstrap: &Bootstrap<D>,
     source: &dyn BlobSource,
@@ -36,7 +38,10 @@ pub fn check_blobs<D: Deref<Target = [u8]>>(
 }
 
 fn read_meta(info: &BlobInfo, source: &dyn BlobSource) -> Result<Option<BlobMeta>, Error> {
-    if info.meta_uncompressed_size == 0 || info.features.contains(BlobFeatures::SEPARATE) {
+    if info
+        .features
+        .intersects(BlobFeatures::SEPARATE | BlobFeatures::TARFS)
+    {
         return Ok(None);
     }
     let failed = |source| Error::Blob {
@@ -46,6 +51,15 @@ fn read_meta(info: &BlobInfo, source: &dyn BlobSource) -> Result<Option<BlobMeta
     let blob = source
         .open(info.id.as_str())
         .map_err(|error| failed(error.into()))?;
+    if !info.has_chunk_table() {
+        let (size, needed) = (blob.size(), info.data_size());
+        let id = info.id.to_string();
+        return if size < needed {
+            Err(Error::TooShort { id, size, needed })
+        } else {
+            Ok(None)
+        };
+    }
     let meta =
         storage::read_blob_meta(info, blob.as_ref()).map_err(|error| failed(error.into()))?;
     Ok(Some(meta))

@@ -39,6 +39,16 @@ pub enum Error {
         /// Its value in the bootstrap.
         bootstrap: String,
     },
+    /// A blob ends before its chunks do.
+    #[error("blob {id} has {size} bytes, but its chunks take {needed}")]
+    TooShort {
+        /// Id of the blob.
+        id: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Bytes that its chunks take.
+        needed: u64,
+    },
     /// A command that does not exist.
     #[error("unsupported inspect request: {0:?}")]
     UnknownCommand(String),

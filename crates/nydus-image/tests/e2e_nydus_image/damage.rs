@@ -74,7 +74,7 @@ fn flipped_bytes_are_refused_or_harmless() {
 }
 
 #[test]
-fn version_5_is_refused_by_name() {
+fn a_v5_superblock_of_zeros_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("boot");
     let mut bytes = vec![0; 8192];

@@ -365,7 +365,7 @@ fn an_index_that_calls_an_image_another_platforms_is_found_out() {
     ] {
         let image = place.oci("source", tag);
         let words = ["check", "--multi-platform", "--target", &image];
-        let ran = testkit::run::run(NYDUSIFY, &words);
+        let ran = testkit::run::run(NYDUSIFY, words);
         ran.exits(code).says(&[text]);
     }
 }

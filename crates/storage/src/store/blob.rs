@@ -18,7 +18,7 @@ pub(super) struct Blob {
     pub known: KnownChunks,
     pub cache: Option<BlobCache>,
     /// What the bootstrap says in place of a chunk table, if the blob holds none.
-    table: Option<BlobMeta>,
+    table: Option<Arc<BlobMeta>>,
     remote: Mutex<Option<Arc<Remote>>>,
     /// One bit for each chunk of which anything was read.
     used: Vec<AtomicU64>,
@@ -27,7 +27,7 @@ pub(super) struct Blob {
 /// The blob behind the cache.
 pub(super) struct Remote {
     pub reader: Arc<dyn BlobReader>,
-    pub meta: BlobMeta,
+    pub meta: Arc<BlobMeta>,
     pub decoder: ChunkDecoder,
 }
 
@@ -55,7 +55,7 @@ impl Blob {
                 .collect(),
             known,
             cache,
-            table,
+            table: table.map(Arc::new),
             remote: Mutex::default(),
         }
     }
@@ -77,8 +77,8 @@ impl Blob {
         let meta = |error: Error| ReadCause::Meta(Arc::new(error));
         let decoder = ChunkDecoder::new(&self.info).map_err(meta)?;
         let table = match &self.table {
-            Some(table) => table.clone(),
-            None => read_blob_meta(&self.info, &*reader).map_err(meta)?,
+            Some(table) => Arc::clone(table),
+            None => Arc::new(read_blob_meta(&self.info, &*reader).map_err(meta)?),
         };
         Ok(Arc::clone(remote.insert(Arc::new(Remote {
             reader,
