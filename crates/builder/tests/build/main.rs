@@ -8,6 +8,7 @@ mod golden;
 mod merge;
 mod roundtrip;
 mod tail;
+mod transcode;
 
 use std::sync::Arc;
 
