@@ -172,8 +172,9 @@ pub struct ConvertArgs {
 
     /// Align chunks of v5 to 4096 bytes (always so in v6)
     #[arg(long, alias = "backend-aligned-chunk", env = "FS_ALIGN_CHUNK", num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", hide = true, value_parser = switch)]
-    fs_align_chunk: Option<bool>,
+          default_missing_value = "true", default_value = "false", hide_default_value = true, hide_possible_values = true,
+          value_name = "BOOL", value_parser = switch)]
+    fs_align_chunk: bool,
 
     /// Accepted and ignored: there is no temporary data
     #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true, value_parser = any_path())]
@@ -380,7 +381,7 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
             (false, platforms) => PlatformChoice::Only(platforms.to_vec()),
         },
         version: args.fs_version.parse()?,
-        aligned_chunk: args.fs_align_chunk == Some(true),
+        aligned_chunk: args.fs_align_chunk,
         compressor,
         level: args.compression_level.unwrap_or(defaults.level),
         chunk_size: args.fs_chunk_size,

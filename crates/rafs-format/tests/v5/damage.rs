@@ -80,6 +80,19 @@ fn sample_reads_back() {
     }
 }
 
+/// Builders took owner, mode and times of a name from its own entry in a tar.
+#[test]
+fn names_of_a_file_may_differ_in_what_is_not_data() {
+    let mut bytes = sample::bootstrap();
+    let second = parse(&bytes).inode(8).unwrap().offset as usize;
+    for (at, value) in [(48, 1), (52, 1), (60, 0xed), (108, 7), (112, 9)] {
+        bytes[second + at] = value;
+        parse(&bytes).check(sample::hash).unwrap();
+    }
+    bytes[second + 64] = 47;
+    parse(&bytes).check(sample::hash).unwrap_err();
+}
+
 /// Calls every accessor for every inode.
 fn walk(bytes: &[u8]) {
     let Ok(bootstrap) = Bootstrap::parse(bytes) else {
