@@ -168,7 +168,7 @@ fn v5_layers_must_agree_about_version_digester_and_compressor() {
 fn a_table_of_contents_is_refused_in_v5() {
     let refused = builder::build_tar(
         &Tar::new().finish()[..],
-        &mut Vec::new(),
+        Vec::new(),
         &BuildOptions {
             version: Version::V5,
             ..options()

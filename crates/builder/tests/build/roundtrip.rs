@@ -67,7 +67,7 @@ impl State {
         if let (Some(known), 0) = (known, self.count % 5) {
             return ChunkId(known as u32);
         }
-        let compressed = index % 3 == 0 && size > 1;
+        let compressed = index.is_multiple_of(3) && size > 1;
         let stored = if compressed { size / 2 } else { size };
         let mut flags = ChunkFlags::HAS_CRC32;
         flags.set(ChunkFlags::COMPRESSED, compressed);

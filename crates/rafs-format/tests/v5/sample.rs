@@ -25,11 +25,11 @@ pub const CHUNK_SIZE: u32 = 4096;
 pub fn hash(_: Digester, bytes: &[u8]) -> Digest {
     let mut state = 0xcbf2_9ce4_8422_2325_u64;
     let mut digest = [0; 32];
-    for at in 0..32 {
-        for &byte in bytes.iter().chain([&(at as u8)]) {
-            state = (state ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    for (byte, at) in digest.iter_mut().zip(0_u8..) {
+        for &next in bytes.iter().chain([&at]) {
+            state = (state ^ u64::from(next)).wrapping_mul(0x100_0000_01b3);
         }
-        digest[at] = (state >> 32) as u8;
+        *byte = (state >> 32) as u8;
     }
     digest
 }
