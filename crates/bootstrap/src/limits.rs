@@ -41,9 +41,10 @@ impl Numbers {
             path: path(&image.tree, id),
             what: what.to_owned(),
         };
-        if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) || name.contains(&b'/') {
+        let special = matches!(name, b"" | b"." | b"..");
+        if special || name.len() > NAME_MAX || name.contains(&0) || name.contains(&b'/') {
             return Err(file(
-                "the name is empty, longer than 255 bytes or holds a NUL or a slash",
+                "the name is empty, a dot or two, longer than 255 bytes or holds a NUL or a slash",
             ));
         }
         if self.names == i32::MAX as u32 {

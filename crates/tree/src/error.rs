@@ -1,8 +1,20 @@
 //! What can be wrong with images that are to be joined.
 
+use rafs_format::Version;
+
 /// Why images cannot be joined or compacted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// The layers were built for different versions.
+    #[error(
+        "layers have different versions, RAFS {lower} below and {upper} above: build them alike"
+    )]
+    Version {
+        /// Version of the lower image.
+        lower: Version,
+        /// Version of the upper image.
+        upper: Version,
+    },
     /// The layers were built with different chunk sizes.
     #[error(
         "layers have different chunk sizes, {lower:#x} below and {upper:#x} above: build them alike"

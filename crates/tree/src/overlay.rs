@@ -37,9 +37,15 @@ impl Moved {
 /// Nothing is dropped: call [`Image::compact`] after the last layer.
 ///
 /// # Errors
-/// Images of different chunk sizes, the same blob id with different facts, chunks of unknown blobs, or more than
+/// Images of different versions or chunk sizes, the same blob id with different facts, chunks of unknown blobs, or more than
 /// 2^32 inodes or chunks.
 pub fn overlay(lower: &mut Image, upper: Image) -> Result<(), Error> {
+    if lower.version != upper.version {
+        return Err(Error::Version {
+            lower: lower.version,
+            upper: upper.version,
+        });
+    }
     if lower.chunk_size != upper.chunk_size {
         return Err(Error::ChunkSize {
             lower: lower.chunk_size,

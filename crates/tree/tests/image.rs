@@ -262,6 +262,21 @@ fn facts_of_the_superblock_are_the_upper_ones() {
 }
 
 #[test]
+fn layers_of_different_versions_are_refused() {
+    use rafs_format::Version::{V5, V6};
+    let mut lower = image(&[], &[], &[]);
+    let upper = Image {
+        version: V5,
+        ..image(&[], &[], &[])
+    };
+    let expected = Error::Version {
+        lower: V6,
+        upper: V5,
+    };
+    assert_eq!(overlay(&mut lower, upper), Err(expected));
+}
+
+#[test]
 fn layers_of_different_chunk_sizes_are_refused() {
     let mut lower = image(&[], &[], &[]);
     let upper = Image {

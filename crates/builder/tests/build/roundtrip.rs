@@ -329,6 +329,7 @@ fn what_the_format_cannot_say_is_refused_by_name() {
         inode(Content::Symlink(vec![b'x'; 4097].into())),
     );
     let longest = with_root_entry(b"link", inode(Content::Symlink(vec![b'x'; 4096].into())));
+    let dots = with_root_entry(b"..", inode(Content::Symlink((*b"x").into())));
     let name = with_root_entry(&[b'n'; 256], inode(Content::Symlink((*b"x").into())));
     let mut xattr = inode(Content::Special);
     xattr.xattrs = Some(Box::new([((*b"odd.name").into(), (*b"").into())].into()));
@@ -345,6 +346,7 @@ fn what_the_format_cannot_say_is_refused_by_name() {
     for (image, path) in [
         (long, "/long-link"),
         (name, "/nnn"),
+        (dots, "/.."),
         (xattr, "/odd-xattr"),
         (missing, "/no-data"),
     ] {
