@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use builder::{
     Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode_v6,
-    merge,
+    merge, transcode,
 };
+use rafs_format::{ChunkFlags, Compressor, Version};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat, setxattr};
 use testkit::oracle;
 use testkit::tar::{Entry, Tar};
@@ -167,4 +168,56 @@ fn privileged_a_directory_keeps_devices_owners_and_attributes() {
     assert!(image.tree.lookup(b"gone").is_none());
     assert!(build(Whiteouts::Oci).tree.lookup(b"gone").is_some());
     fsck(name, &image);
+}
+
+/// An image of v5 blobs as v6: the kernel shows its tree, with the blobs' address spaces as devices.
+#[test]
+fn privileged_the_kernel_mounts_what_was_v5() {
+    const NAME: &str = "privileged_the_kernel_mounts_what_was_v5";
+    if let Some(why) = oracle::no_fsck().or_else(oracle::no_erofs) {
+        return testkit::skip(NAME, why);
+    }
+    let Some(shared) = testkit::shared_or_skip(NAME) else {
+        return;
+    };
+    let options = BuildOptions {
+        version: Version::V5,
+        blob_toc: false,
+        ..options(0x10_0000)
+    };
+    let tar = fs::read(shared.join("golden/lower.tar")).unwrap();
+    let mut blob = Vec::new();
+    let image = build_tar(&tar[..], &mut blob, &options, Dedup::Layer)
+        .unwrap()
+        .image;
+    let mut blobs = storage::NamedSource::new(None);
+    blobs.insert(image.blobs[0].id.as_str(), Arc::new(blob.clone()));
+    let (image, tables) = transcode(image, Version::V6, Some(&blobs)).unwrap();
+    assert_eq!(tables.len(), 1);
+    fsck(NAME, &image);
+    let info = &image.blobs[0];
+    let mut device = vec![0; info.uncompressed_size as usize];
+    for chunk in &image.chunks {
+        let range = |offset: u64, size: u32| offset as usize..offset as usize + size as usize;
+        let compressor = match chunk.flags.contains(ChunkFlags::COMPRESSED) {
+            true => info.compressor,
+            false => Compressor::None,
+        };
+        let stored = &blob[range(chunk.compressed_offset, chunk.compressed_size)];
+        let place = range(chunk.uncompressed_offset, chunk.uncompressed_size);
+        codec::decompress(compressor, stored, &mut device[place]).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (boot, data, mnt) = (
+        dir.path().join("boot"),
+        dir.path().join("data"),
+        dir.path().join("mnt"),
+    );
+    fs::write(&boot, encode_v6(&image).unwrap()).unwrap();
+    fs::write(&data, device).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    let mounted = oracle::kernel_mount(&boot, &[data], &mnt).unwrap();
+    let expect = shared.join("golden/lower.tar.expect.json");
+    let differences = testkit::expect::compare(mounted.path(), &expect);
+    assert_eq!(differences, Vec::<String>::new());
 }
