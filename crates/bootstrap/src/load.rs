@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 
-use rafs_format::{Bootstrap, Nid};
+use rafs_format::{Bootstrap, ChunkFlags, ChunkPointer, ChunkRecord, Nid};
 use tree::{ChunkId, Content, Image, InodeId, Tree, Xattrs, mode};
 
 use crate::Error;
@@ -17,20 +17,18 @@ use crate::Error;
 /// [`Error::Load`] and [`Error::Damaged`] naming the path at fault.
 pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<Image, Error> {
     let superblock = bootstrap.superblock();
-    if superblock
-        .flags
-        .contains(rafs_format::SuperFlags::TARFS_MODE)
-    {
-        return Err(damaged("the image", "tarfs images are not supported yet"));
-    }
     let table = |source| Error::Load {
         path: "the chunk table".to_owned(),
         source,
     };
-    let chunks = bootstrap
-        .chunk_table()
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(table)?;
+    // The table of a tarfs image says nothing: its chunks are known by the files that point to them.
+    let chunks = match bootstrap.is_tarfs() {
+        true => Vec::new(),
+        false => bootstrap
+            .chunk_table()
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(table)?,
+    };
     let rows = chunks
         .iter()
         .zip(0..)
@@ -39,7 +37,7 @@ pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<I
     let mut loader = Loader {
         bootstrap,
         rows,
-        offsets: &chunks,
+        chunks,
         tree: Tree::new(),
         inodes: HashMap::new(),
         met: Vec::new(),
@@ -60,8 +58,25 @@ pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<I
         explicit_owners: superblock
             .flags
             .contains(rafs_format::SuperFlags::EXPLICIT_UID_GID),
-        chunks,
+        tarfs: bootstrap.is_tarfs(),
+        chunks: loader.chunks,
     })
+}
+
+/// A chunk of a tarfs image, of which the bootstrap tells no more than the place.
+fn tarfs_chunk(pointer: ChunkPointer, file_offset: u64, size: u32) -> ChunkRecord {
+    ChunkRecord {
+        digest: [0; 32],
+        blob_index: pointer.blob_index,
+        flags: ChunkFlags::empty(),
+        compressed_size: size,
+        uncompressed_size: size,
+        compressed_offset: pointer.uncompressed_offset,
+        uncompressed_offset: pointer.uncompressed_offset,
+        file_offset,
+        index: pointer.index,
+        crc32: 0,
+    }
 }
 
 fn damaged(path: impl Into<String>, what: impl Into<String>) -> Error {
@@ -75,7 +90,7 @@ struct Loader<'a, D> {
     bootstrap: &'a Bootstrap<D>,
     /// Chunks by blob index and row in the blob.
     rows: HashMap<(u32, u32), ChunkId>,
-    offsets: &'a [rafs_format::ChunkRecord],
+    chunks: Vec<ChunkRecord>,
     tree: Tree,
     /// Inodes by nid: of directories to find loops, of files to find hard links.
     inodes: HashMap<u64, InodeId>,
@@ -183,7 +198,8 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
         todo: &mut Vec<Directory>,
     ) -> Result<InodeId, Error> {
         let inode = self.inode(nid, place)?;
-        let id = self.tree.add(self.decode(&inode, place)?);
+        let decoded = self.decode(&inode, place)?;
+        let id = self.tree.add(decoded);
         self.inodes.insert(nid.0, id);
         if inode.is_dir() {
             todo.push(Directory {
@@ -205,7 +221,11 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
             .map_err(|source| self.failed(place, source))
     }
 
-    fn decode(&self, inode: &rafs_format::Inode, place: Place<'_>) -> Result<tree::Inode, Error> {
+    fn decode(
+        &mut self,
+        inode: &rafs_format::Inode,
+        place: Place<'_>,
+    ) -> Result<tree::Inode, Error> {
         let content = match inode.mode & mode::TYPE_MASK {
             mode::DIRECTORY => Content::Directory(Default::default()),
             mode::REGULAR => Content::Regular {
@@ -243,18 +263,28 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
     }
 
     fn chunks(
-        &self,
+        &mut self,
         inode: &rafs_format::Inode,
         place: Place<'_>,
     ) -> Result<Box<[ChunkId]>, Error> {
-        self.bootstrap
+        let bootstrap = self.bootstrap;
+        let chunk_size = u64::from(bootstrap.superblock().chunk_size);
+        let mut left = inode.size;
+        bootstrap
             .chunks(inode)
             .map_err(|source| self.failed(place, source))?
             .map(|pointer| {
                 let pointer = pointer.map_err(|source| self.failed(place, source))?;
+                if bootstrap.is_tarfs() {
+                    let size = left.min(chunk_size);
+                    let chunk = tarfs_chunk(pointer, inode.size - left, size as u32);
+                    left -= size;
+                    self.chunks.push(chunk);
+                    return Ok(ChunkId(self.chunks.len() as u32 - 1));
+                }
                 let row = self.rows.get(&(pointer.blob_index, pointer.index)).copied();
                 row.filter(|id| {
-                    self.offsets[id.0 as usize].uncompressed_offset == pointer.uncompressed_offset
+                    self.chunks[id.0 as usize].uncompressed_offset == pointer.uncompressed_offset
                 })
                 .ok_or_else(|| {
                     let (blob, index) = (pointer.blob_index, pointer.index);

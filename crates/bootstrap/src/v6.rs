@@ -21,8 +21,6 @@ use plan::{Plan, Step};
 const SUPERBLOCK_OFFSET: u64 = 1024;
 /// Where the device slots begin.
 const DEVICES_OFFSET: u64 = 1408;
-/// log2 of the block size.
-const BLOCK_BITS: u8 = BLOCK_SIZE.ilog2() as u8;
 
 /// Encodes the bootstrap of an image in RAFS v6 layout, placed byte for byte as the deployed builder does it.
 /// Extended attributes are written in bytewise order of their names.
@@ -69,11 +67,11 @@ pub(crate) fn write(image: &Image) -> Result<Vec<u8>, Error> {
     };
     let blocks = file.devices(image)?;
     let superblock = Superblock {
-        block_bits: BLOCK_BITS,
+        block_bits: block_bits(image),
         root: Nid(plan.offset(InodeId::ROOT) / Nid::SLOT_SIZE),
         inos: plan.names,
         blocks,
-        meta_blkaddr: (regions.meta / BLOCK_SIZE) as u32,
+        meta_blkaddr: (regions.meta / image.block_size()) as u32,
         extra_devices: image.blobs.len() as u16,
         flags: flags(image, &plan),
         chunk_size: image.chunk_size,
@@ -119,10 +117,16 @@ pub(crate) fn write(image: &Image) -> Result<Vec<u8>, Error> {
     Ok(file.bytes)
 }
 
+/// log2 of the block size.
+fn block_bits(image: &Image) -> u8 {
+    image.block_size().ilog2() as u8
+}
+
 fn flags(image: &Image, plan: &Plan) -> SuperFlags {
     let mut flags =
         SuperFlags::of_compressor(image.compressor) | SuperFlags::of_digester(image.digester);
     flags.set(SuperFlags::EXPLICIT_UID_GID, image.explicit_owners);
+    flags.set(SuperFlags::TARFS_MODE, image.tarfs);
     flags.set(
         SuperFlags::HAS_XATTR,
         plan.steps.iter().any(|step| step.xattr_size != 0),
@@ -141,7 +145,8 @@ fn flags(image: &Image, plan: &Plan) -> SuperFlags {
         }
 }
 
-/// The chunk table: each chunk that a file uses, once, by digest and blob. The file offset is that of the last use.
+/// The chunk table: each chunk that a file uses, once, by digest and blob. The file offset is that of the last use. In a
+/// tarfs image, whose chunks have no digests, that leaves the last chunk of each blob: readers make no use of it.
 fn chunk_table(image: &Image, plan: &Plan) -> Vec<u8> {
     struct Use<'a> {
         /// The first bytes of the digest, which nearly always decide.
@@ -167,7 +172,10 @@ fn chunk_table(image: &Image, plan: &Plan) -> Vec<u8> {
             })
         })
         .collect();
-    let key = |chunk: &ChunkRecord| (chunk.digest, chunk.blob_index, chunk.index);
+    let key = |chunk: &ChunkRecord| {
+        let index = if image.tarfs { 0 } else { chunk.index };
+        (chunk.digest, chunk.blob_index, index)
+    };
     uses.sort_unstable_by(|a, b| {
         let rest = || key(a.chunk).cmp(&key(b.chunk)).then(b.order.cmp(&a.order));
         a.head.cmp(&b.head).then_with(rest)
@@ -214,8 +222,9 @@ impl File {
             what: "all blobs together",
             limit: "2^44 bytes",
         };
+        let block_size = image.block_size();
         let blocks =
-            |blob: &rafs_format::BlobInfo| u32::try_from(blob.uncompressed_size / BLOCK_SIZE).ok();
+            |blob: &rafs_format::BlobInfo| u32::try_from(blob.uncompressed_size / block_size).ok();
         let Some(blocks) = image.blobs.iter().map(blocks).collect::<Option<Vec<u32>>>() else {
             return Err(too_large);
         };
@@ -229,8 +238,9 @@ impl File {
             path: "the device table".to_owned(),
             source,
         };
+        let len = self.bytes.len() as u64;
         let mapped =
-            layout::map_devices(self.bytes.len() as u64, blocks.iter().copied()).map_err(failed)?;
+            layout::map_devices(len, block_size, blocks.iter().copied()).map_err(failed)?;
         self.put(DEVICES_OFFSET, |out| {
             for ((blob, &blocks), &mapped_blkaddr) in image.blobs.iter().zip(&blocks).zip(&mapped) {
                 let id = blob.id.as_str().to_owned();
@@ -306,8 +316,8 @@ impl Data {
         meta: u64,
     ) -> Result<Self, rafs_format::Error> {
         Ok(match &inode.content {
-            Content::Directory(_) => Self::flat(directory(image, plan, step)?, step, meta),
-            Content::Symlink(target) => Self::flat(target.to_vec(), step, meta),
+            Content::Directory(_) => Self::flat(image, directory(image, plan, step)?, step, meta),
+            Content::Symlink(target) => Self::flat(image, target.to_vec(), step, meta),
             Content::Regular { size, chunks } => Self::chunks(image, *size, chunks)?,
             Content::Special => {
                 let device = matches!(inode.mode & mode::TYPE_MASK, mode::CHARACTER | mode::BLOCK);
@@ -323,10 +333,10 @@ impl Data {
         })
     }
 
-    fn flat(mut bytes: Vec<u8>, step: &Step, meta: u64) -> Self {
-        let size = bytes.len() as u64;
+    fn flat(image: &Image, mut bytes: Vec<u8>, step: &Step, meta: u64) -> Self {
+        let (size, block_size) = (bytes.len() as u64, image.block_size());
         let full = if step.place.inline {
-            size - size % BLOCK_SIZE
+            size - size % block_size
         } else {
             size
         };
@@ -338,7 +348,7 @@ impl Data {
                 Layout::FlatPlain
             },
             size,
-            word: ((meta + step.place.data_address) / BLOCK_SIZE) as u32,
+            word: ((meta + step.place.data_address) / block_size) as u32,
             inline,
             blocks: bytes,
         }
@@ -363,9 +373,9 @@ impl Data {
             .collect();
         let mut inline = Vec::with_capacity(pointers.len() * 8);
         for pointer in &pointers {
-            encode::chunk_index(pointer, BLOCK_BITS, &mut inline)?;
+            encode::chunk_index(pointer, block_bits(image), &mut inline)?;
         }
-        let word = layout::chunk_format(size, image.chunk_size, &pointers);
+        let word = layout::chunk_format(size, image.chunk_size, image.block_size(), &pointers);
         Ok(Self {
             layout: Layout::ChunkBased,
             size,
@@ -386,7 +396,7 @@ fn directory(image: &Image, plan: &Plan, step: &Step) -> Result<Vec<u8>, rafs_fo
     }
     entries.sort_unstable_by_key(|entry| entry.name);
     let mut out = Vec::new();
-    encode::directory(&entries, BLOCK_SIZE, &mut out)?;
+    encode::directory(&entries, image.block_size(), &mut out)?;
     Ok(out)
 }
 

@@ -166,6 +166,7 @@ fn assemble<W>(
         compressor: options.compressor,
         digester: options.digester,
         explicit_owners: options.explicit_owners,
+        tarfs: false,
     };
     Ok((image, blobs.own))
 }
@@ -204,7 +205,7 @@ impl Blobs {
 }
 
 /// What is known of the blob before its tail is written.
-fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
+pub(crate) fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
     let mut features = BlobFeatures::CAP_TAR_TOC;
     // In v5 nothing says so, whether they are or not.
     features.set(BlobFeatures::ALIGNED, options.version == Version::V6);

@@ -47,6 +47,7 @@ pub fn check_compatible(layers: &[Image]) -> Result<(), Error> {
             check_v5(number, first, layer)?;
         }
         same(number, "chunk size", first.chunk_size, layer.chunk_size)?;
+        same(number, "tarfs mode", first.tarfs, layer.tarfs)?;
         same(
             number,
             "explicit owners",

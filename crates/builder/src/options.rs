@@ -84,15 +84,21 @@ impl BuildOptions {
 
     /// Checks what no build could be done with.
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let sizes = CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX;
-        if !self.chunk_size.is_power_of_two() || !sizes.contains(&self.chunk_size) {
-            return Err(Error::ChunkSize(self.chunk_size));
-        }
+        self.validate_chunk_size()?;
         if self.version == Version::V5 && self.blob_toc {
             return Err(Error::NotInV5("a table of contents in the blob"));
         }
         Encoder::new(self.compressor, self.level).map_err(Error::Compress)?;
         Ok(())
+    }
+
+    pub(crate) fn validate_chunk_size(&self) -> Result<(), Error> {
+        let sizes = CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX;
+        if self.chunk_size.is_power_of_two() && sizes.contains(&self.chunk_size) {
+            Ok(())
+        } else {
+            Err(Error::ChunkSize(self.chunk_size))
+        }
     }
 }
 

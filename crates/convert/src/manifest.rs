@@ -269,6 +269,7 @@ impl<'a> Context<'a> {
             compressor: self.build.compressor,
             digester: self.build.digester,
             explicit_owners: self.build.explicit_owners,
+            tarfs: false,
         }
     }
 
@@ -468,6 +469,7 @@ mod tests {
             compressor: rafs_format::Compressor::None,
             digester: rafs_format::Digester::Blake3,
             explicit_owners: true,
+            tarfs: false,
         };
         let order = |positions: &[usize]| -> Vec<u32> {
             let images = topmost(vec![image(0), image(1), image(2)], positions);

@@ -50,15 +50,25 @@ impl Default for Options {
     }
 }
 
+/// A regular file that is not empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileInfo<'a> {
+    /// Path, a slash before each name.
+    pub path: &'a [u8],
+    /// Length in bytes, holes included.
+    pub size: u64,
+    /// Where its bytes begin in the tar stream; `None` for a sparse file, of which the holes are not there.
+    pub offset: Option<u64>,
+}
+
 /// Receives file data while the tree is built.
 pub trait DataSink {
-    /// Takes the data of the file at `path` (a slash before each name): exactly `size` bytes, holes as zeros. Gives
-    /// the file's chunks. Not called for empty files. A file that a later entry replaces has been given all the
-    /// same.
+    /// Takes the data of a file: exactly its size, holes as zeros, though not all of it need be read. Gives the file's
+    /// chunks. Not called for empty files. A file that a later entry replaces has been given all the same.
     ///
     /// # Errors
     /// Those of `data`, and whatever keeps the data from being taken.
-    fn file(&mut self, path: &[u8], size: u64, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>>;
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>>;
 }
 
 /// Reads an uncompressed layer to the end of the stream and gives its tree.
@@ -76,20 +86,17 @@ pub fn read_tree(
     options: &Options,
 ) -> Result<Tree, Error> {
     let mut reader = Reader::new(stream).concatenated(options.concatenated);
-    let mut layer = Layer {
-        tree: Tree::new(),
-        options,
-        dropped: attribute::Dropped::default(),
-    };
+    let mut builder = TreeBuilder::new(options);
     while let Some(entry) = reader.next()? {
-        layer.apply(entry, &mut reader, sink)?;
+        let offset = (!reader.is_sparse()).then_some(entry.offset);
+        builder.apply(entry, offset, &mut reader.data(), sink)?;
     }
     reader.finish()?;
-    layer.dropped.report();
-    Ok(layer.tree)
+    Ok(builder.finish())
 }
 
-struct Layer<'a> {
+/// Builds a tree of entries that come one by one, by the rules of [`read_tree`].
+pub struct TreeBuilder<'a> {
     tree: Tree,
     options: &'a Options,
     dropped: attribute::Dropped,
@@ -107,16 +114,32 @@ impl<T: Into<String>> From<T> for Refusal {
     }
 }
 
-impl Layer<'_> {
-    fn apply<R: Read>(
+impl<'a> TreeBuilder<'a> {
+    /// Begins with an empty tree.
+    pub fn new(options: &'a Options) -> Self {
+        Self {
+            tree: Tree::new(),
+            options,
+            dropped: attribute::Dropped::default(),
+        }
+    }
+
+    /// Puts an entry into the tree. If it is a file that is not empty, `data` and `stored_at` (see
+    /// [`FileInfo::offset`]) go to the sink.
+    ///
+    /// # Errors
+    /// An entry that cannot be put into the tree, or a failing sink.
+    pub fn apply(
         &mut self,
         entry: Entry,
-        reader: &mut Reader<R>,
+        stored_at: Option<u64>,
+        data: &mut dyn Read,
         sink: &mut dyn DataSink,
     ) -> Result<(), Error> {
         // Kept for messages; the entry itself is taken apart.
         let (path, offset) = (entry.path.clone(), entry.offset);
-        self.place(entry, &path, reader, sink)
+        let mut take = |names: &[&[u8]], size| take_data(names, size, stored_at, data, sink);
+        self.place(entry, &path, &mut take)
             .map_err(|refusal| match refusal {
                 Refusal::Reason(reason) => Error::Entry {
                     path: show(&path),
@@ -127,13 +150,18 @@ impl Layer<'_> {
             })
     }
 
-    /// Applies the rules about paths and markers.
-    fn place<R: Read>(
+    /// The tree of all entries.
+    pub fn finish(self) -> Tree {
+        self.dropped.report();
+        self.tree
+    }
+
+    /// Applies the rules about paths and markers. `take` gives the data of a file to the sink.
+    fn place(
         &mut self,
         mut entry: Entry,
         path: &[u8],
-        reader: &mut Reader<R>,
-        sink: &mut dyn DataSink,
+        take: &mut dyn FnMut(&[&[u8]], u64) -> Result<Content, Error>,
     ) -> Result<(), Refusal> {
         let names = path::clean(path);
         if !self.options.fraction {
@@ -168,7 +196,7 @@ impl Layer<'_> {
         )?;
         match std::mem::replace(&mut entry.kind, EntryKind::Regular) {
             EntryKind::Regular => {
-                let file = take_data(&names, entry.size, reader, sink).map_err(Refusal::Error)?;
+                let file = take(&names, entry.size).map_err(Refusal::Error)?;
                 self.replace(parent, name, &mut entry, mode::REGULAR, file)
             }
             EntryKind::Directory => self.directory(parent, name, entry),
@@ -362,17 +390,23 @@ fn empty_file() -> Content {
 }
 
 /// Gives the data of a regular file to the sink.
-fn take_data<R: Read>(
+fn take_data(
     names: &[&[u8]],
     size: u64,
-    reader: &mut Reader<R>,
+    offset: Option<u64>,
+    data: &mut dyn Read,
     sink: &mut dyn DataSink,
 ) -> Result<Content, Error> {
     if size == 0 {
         return Ok(empty_file());
     }
     let path = path::display(names);
-    match sink.file(&path, size, &mut reader.data()) {
+    let file = FileInfo {
+        path: &path,
+        size,
+        offset,
+    };
+    match sink.file(file, data) {
         Ok(chunks) => Ok(Content::Regular { size, chunks }),
         Err(source) => Err(Error::Data {
             path: show(&path),

@@ -8,6 +8,6 @@ mod error;
 pub mod path;
 pub mod tar;
 
-pub use apply::{DataSink, Options, read_tree};
+pub use apply::{DataSink, FileInfo, Options, TreeBuilder, read_tree};
 pub use compression::{Compression, decompress, detect, detecting};
 pub use error::Error;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use layer::{DataSink, Error, Options, read_tree};
+use layer::{DataSink, Error, FileInfo, Options, read_tree};
 use testkit::tar::{BLOCK, Entry, Tar, flag};
 use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
 
@@ -11,11 +11,11 @@ use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
 struct Keep(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl DataSink for Keep {
-    fn file(&mut self, path: &[u8], size: u64, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
         let mut bytes = Vec::new();
         data.read_to_end(&mut bytes)?;
-        assert_eq!(bytes.len() as u64, size);
-        self.0.push((path.to_vec(), bytes));
+        assert_eq!(bytes.len() as u64, file.size);
+        self.0.push((file.path.to_vec(), bytes));
         Ok(Box::new([ChunkId(self.0.len() as u32 - 1)]))
     }
 }
@@ -636,7 +636,7 @@ fn the_number_of_inodes_is_limited() {
 fn a_failing_sink_names_the_file() {
     struct Full;
     impl DataSink for Full {
-        fn file(&mut self, _: &[u8], _: u64, _: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+        fn file(&mut self, _: FileInfo<'_>, _: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
             Err(io::ErrorKind::StorageFull.into())
         }
     }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use layer::{DataSink, Options, decompress, detecting, read_tree};
+use layer::{DataSink, FileInfo, Options, decompress, detecting, read_tree};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
@@ -15,7 +15,7 @@ use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
 struct Digests(Vec<String>);
 
 impl DataSink for Digests {
-    fn file(&mut self, _: &[u8], size: u64, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
         let mut buffer = vec![0; 1 << 20];
         let (mut hash, mut done) = (Sha256::new(), 0);
         loop {
@@ -26,7 +26,7 @@ impl DataSink for Digests {
             hash.update(&buffer[..n]);
             done += n as u64;
         }
-        assert_eq!(done, size);
+        assert_eq!(done, file.size);
         self.0.push(hex::encode(hash.finalize()));
         Ok(Box::new([ChunkId(self.0.len() as u32 - 1)]))
     }

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use layer::{DataSink, Options, read_tree};
+use layer::{DataSink, FileInfo, Options, read_tree};
 use testkit::tar::{Entry, Sparse, Tar, flag};
 use tree::{ChunkId, Content, Tree};
 
@@ -16,7 +16,7 @@ use tree::{ChunkId, Content, Tree};
 struct Keep(Vec<Vec<u8>>);
 
 impl DataSink for Keep {
-    fn file(&mut self, _: &[u8], _: u64, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
         let mut bytes = Vec::new();
         data.read_to_end(&mut bytes)?;
         self.0.push(bytes);

@@ -10,14 +10,17 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use builder::{
-    Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, encode,
+    Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, build_tarfs,
+    encode,
 };
 use clap::ValueEnum;
 use inspect::CommandReport;
+use layer::Compression;
 use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::Usage;
 use crate::args::{Create, PrefetchPolicy, SourceType, WhiteoutSpec};
 use crate::interrupt::Interrupt;
 use crate::output::{self, Output};
@@ -29,12 +32,13 @@ use crate::unsupported::Unsupported;
 const MEMORY_PER_THREAD: usize = 32 << 20;
 
 pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
+    check_conflicts(args)?;
     check_supported(args)?;
     check_paths(args)?;
     let start = Instant::now();
     let options = options(args, interrupt)?;
     let mut blob = create_blob(args, interrupt)?;
-    let layer = build(args, &mut blob, &options)?;
+    let layer = build(args, blob.as_mut(), &options)?;
     let built = start.elapsed().as_secs_f64();
     let id = layer
         .image
@@ -48,7 +52,9 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     } else {
         Some(write_bootstrap(args, &layer, interrupt)?)
     };
-    finish_blob(args, blob, &layer, id.as_deref())?;
+    if let Some(blob) = blob {
+        finish_blob(args, blob, &layer, id.as_deref())?;
+    }
     let bootstrap = match bootstrap {
         Some((output, path)) => {
             output.commit(&path)?;
@@ -79,6 +85,34 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses what the type of the source has no place for.
+fn check_conflicts(args: &Create) -> Result<(), Usage> {
+    if args.source_type != SourceType::TarTarfs {
+        return Ok(());
+    }
+    let parent = args.parent_bootstrap.as_deref().unwrap_or_default();
+    let conflicts = [
+        ("--fs-version 5", args.fs_version != "6"),
+        ("--blob-inline-meta", args.blob_inline_meta),
+        ("--features", !args.features.is_empty()),
+        ("--batch-size", args.batch_size != 0),
+        ("--encrypt", args.encrypt),
+        ("--chunk-dict", args.chunk_dict.is_some()),
+        ("--parent-bootstrap", !parent.is_empty()),
+        ("--blob-cache-dir", args.blob_cache_dir.is_some()),
+        (
+            "--prefetch-policy blob",
+            args.prefetch_policy == PrefetchPolicy::Blob,
+        ),
+    ];
+    match conflicts.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Usage(format!(
+            "{flag} cannot be used with --type tar-tarfs: the tar itself is the blob"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses what belongs to the contract and is not built yet.
 fn check_supported(args: &Create) -> Result<(), Unsupported> {
     let kinds = [
@@ -86,6 +120,8 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
         SourceType::DirRafs,
         SourceType::TarRafs,
         SourceType::TargzRafs,
+        SourceType::EstargzRafs,
+        SourceType::TarTarfs,
     ];
     if !kinds.contains(&args.source_type) {
         let value = args.source_type.to_possible_value();
@@ -150,7 +186,8 @@ fn check_paths(args: &Create) -> anyhow::Result<()> {
             dir.display()
         );
     }
-    if args.blob.is_none() && args.blob_dir.is_none() {
+    let writes_blob = args.source_type != SourceType::TarTarfs;
+    if writes_blob && args.blob.is_none() && args.blob_dir.is_none() {
         bail!("there is no place for the blob: give --blob or --blob-dir");
     }
     [&args.blob, &args.bootstrap, &args.output_json]
@@ -202,16 +239,33 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
     })
 }
 
-fn create_blob(args: &Create, interrupt: &Interrupt) -> anyhow::Result<Output> {
-    match (&args.blob, &args.blob_dir) {
+/// The file of the blob; `None` if the source itself is the blob.
+fn create_blob(args: &Create, interrupt: &Interrupt) -> anyhow::Result<Option<Output>> {
+    if args.source_type == SourceType::TarTarfs {
+        return Ok(None);
+    }
+    let output = match (&args.blob, &args.blob_dir) {
         (Some(path), _) => Output::create(path, &interrupt.unfinished),
         (None, Some(dir)) => Output::create_in(dir, "blob", &interrupt.unfinished),
         (None, None) => bail!("there is no place for the blob"),
-    }
+    };
+    output.map(Some)
 }
 
-fn build(args: &Create, blob: &mut Output, options: &BuildOptions) -> anyhow::Result<BuiltLayer> {
+/// Builds the layer; its data goes to `blob` unless there is none.
+fn build(
+    args: &Create,
+    blob: Option<&mut Output>,
+    options: &BuildOptions,
+) -> anyhow::Result<BuiltLayer> {
     let failed = || format!("cannot build {}", args.source.display());
+    let Some(blob) = blob else {
+        let mut layer = build_tarfs(open_plain_tar(&args.source)?, options).with_context(failed)?;
+        if args.prefetch_policy != PrefetchPolicy::Fs {
+            layer.image.prefetch.clear();
+        }
+        return Ok(layer);
+    };
     let mut layer = if is_directory(args.source_type) {
         let whiteouts = match args.whiteout_spec {
             WhiteoutSpec::Oci => Whiteouts::Oci,
@@ -234,6 +288,19 @@ fn open_tar(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
     let failed = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(failed)?;
     let (compression, stream) = layer::detecting(file).with_context(failed)?;
+    layer::decompress(stream, compression).with_context(failed)
+}
+
+/// The tar stream of a file or FIFO that is to be used as it is.
+fn open_plain_tar(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
+    let failed = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(failed)?;
+    let (compression, stream) = layer::detecting(file).with_context(failed)?;
+    ensure!(
+        compression == Compression::None,
+        "{} is compressed: the kernel reads files straight from a tarfs layer, so it has to be a plain tar",
+        path.display()
+    );
     layer::decompress(stream, compression).with_context(failed)
 }
 

@@ -109,6 +109,10 @@ impl Facts {
 
     /// Enters them, or what the file name of the bootstrap says, into the layer's own blob.
     fn apply(&self, number: usize, source: &Path, layer: &mut Image) -> anyhow::Result<()> {
+        // The tar has the name that it was given when the layer was built.
+        if layer.tarfs {
+            return Ok(());
+        }
         let Some(blob) = own_blob(source, layer)? else {
             return Ok(());
         };

@@ -80,8 +80,13 @@ impl Default for Allocator {
 impl Allocator {
     /// An allocator for blocks of 4096 bytes.
     pub fn new() -> Self {
+        Self::with_block_size(BLOCK_SIZE)
+    }
+
+    /// An allocator for blocks of `block` bytes: [`BLOCK_SIZE`], or [`TARFS_BLOCK_SIZE`](crate::TARFS_BLOCK_SIZE).
+    pub fn with_block_size(block: u64) -> Self {
         Self {
-            block: BLOCK_SIZE,
+            block,
             cursor: META_HEAD,
             free: vec![VecDeque::new(); QUEUES],
             filled: 0,
@@ -103,7 +108,18 @@ impl Allocator {
         offset
     }
 
-    /// Place of a directory or symbolic link whose inode and xattrs have `head` bytes, with `size` bytes of data.
+    /// Place of a symbolic link whose inode and xattrs have `head` bytes, with a target of `size` bytes. Readers take
+    /// the target as one run of bytes, so one that fills a block is never cut into blocks and an inline rest.
+    pub fn symlink(&mut self, head: u64, size: u64) -> Placement {
+        if size < self.block {
+            return self.data(head, size);
+        }
+        let placement = self.plain(head, size);
+        self.align();
+        placement
+    }
+
+    /// Place of a directory whose inode and xattrs have `head` bytes, with `size` bytes of data.
     pub fn data(&mut self, head: u64, size: u64) -> Placement {
         let tail = size % self.block;
         let placement = if tail != 0 && head + tail <= self.block {
@@ -210,19 +226,20 @@ impl Allocator {
     }
 }
 
-/// Addresses, in blocks, at which devices appear behind a bootstrap of `bootstrap_len` bytes in one flat space.
+/// Addresses, in blocks of `block_size` bytes, at which devices appear behind a bootstrap of `bootstrap_len` bytes in one flat space.
 ///
 /// # Errors
 /// [`Error::TooLarge`] if the space does not fit 32-bit block addresses.
 pub fn map_devices(
     bootstrap_len: u64,
+    block_size: u64,
     blocks: impl IntoIterator<Item = u32>,
 ) -> Result<Vec<u32>, Error> {
     let mut position = bootstrap_len;
     let mut mapped = Vec::new();
     for blocks in blocks {
         let start = up(position, DEVICE_ALIGNMENT).unwrap_or(u64::MAX);
-        let address = start / BLOCK_SIZE;
+        let address = start / block_size;
         let fits = u32::try_from(address)
             .ok()
             .filter(|a| a.checked_add(blocks).is_some());
@@ -232,22 +249,23 @@ pub fn map_devices(
             value: address,
             limit: u64::from(u32::MAX - blocks),
         })?);
-        position = start + u64::from(blocks) * BLOCK_SIZE;
+        position = start + u64::from(blocks) * block_size;
     }
     Ok(mapped)
 }
 
-/// The chunk format word of a regular file of `size` bytes with these chunks.
+/// The chunk format word of a regular file of `size` bytes with these chunks, in an image of blocks of `block_size`
+/// bytes.
 ///
 /// Bits 0 to 4 are the log2 of the blocks per chunk, bit 5 says that chunk indexes follow. A file of several chunks
 /// that follow one another without gap in one blob is announced as one chunk of a power of two, so that the kernel
 /// sees one extent.
-pub fn chunk_format(size: u64, chunk_size: u32, chunks: &[ChunkPointer]) -> u32 {
+pub fn chunk_format(size: u64, chunk_size: u32, block_size: u64, chunks: &[ChunkPointer]) -> u32 {
     let announced = match size.checked_next_power_of_two() {
         Some(whole) if size > u64::from(chunk_size) && contiguous(chunk_size, chunks) => whole,
         _ => u64::from(chunk_size),
     };
-    0x20 | announced.ilog2().saturating_sub(BLOCK_SIZE.ilog2())
+    0x20 | announced.ilog2().saturating_sub(block_size.ilog2())
 }
 
 /// Whether each chunk lies `chunk_size` behind the one before, in the same blob.

@@ -40,6 +40,8 @@ pub use xattr::Xattr;
 
 /// Size of an EROFS block and alignment of every chunk in a blob's uncompressed address space, in bytes.
 pub const BLOCK_SIZE: u64 = 4096;
+/// Size of an EROFS block in a tarfs image, in bytes: a block of a tar archive.
+pub const TARFS_BLOCK_SIZE: u64 = 512;
 /// Smallest chunk size an image may have, in bytes.
 pub const CHUNK_SIZE_MIN: u32 = 0x1000;
 /// Largest chunk size an image may have, in bytes.

@@ -493,7 +493,12 @@ fn allocator_puts_inodes_where_the_deployed_builder_does() {
         let end = (regions.meta + allocator.end()).next_multiple_of(4096);
         assert_eq!(end, superblock.chunk_table_offset, "{name}");
         let blocks = bootstrap.devices().iter().map(|device| device.blocks);
-        let mapped = map_devices(bootstrap.data().len() as u64, blocks).unwrap();
+        let mapped = map_devices(
+            bootstrap.data().len() as u64,
+            rafs_format::BLOCK_SIZE,
+            blocks,
+        )
+        .unwrap();
         assert!(
             mapped.iter().eq(bootstrap
                 .devices()

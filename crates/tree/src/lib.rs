@@ -214,4 +214,18 @@ pub struct Image {
     pub digester: rafs_format::Digester,
     /// Whether inodes carry real owners (false in images built "repeatable").
     pub explicit_owners: bool,
+    /// Whether blobs are uncompressed layer tars that serve as devices of 512-byte blocks ("tarfs"). Such chunks have no
+    /// digests.
+    pub tarfs: bool,
+}
+
+impl Image {
+    /// Size of a block of the image's devices, in bytes.
+    pub fn block_size(&self) -> u64 {
+        if self.tarfs {
+            rafs_format::TARFS_BLOCK_SIZE
+        } else {
+            rafs_format::BLOCK_SIZE
+        }
+    }
 }

@@ -91,6 +91,7 @@ fn image(blobs: &[&str], chunks: &[ChunkRecord], files: &[(&str, &[u32])]) -> Im
         compressor: Compressor::Zstd,
         digester: Digester::Blake3,
         explicit_owners: true,
+        tarfs: false,
     }
 }
 
@@ -252,6 +253,7 @@ fn facts_of_the_superblock_are_the_upper_ones() {
         compressor: Compressor::Lz4Block,
         digester: Digester::Sha256,
         explicit_owners: false,
+        tarfs: false,
         ..image(&[], &[], &[])
     };
     overlay(&mut lower, upper).expect("alike");

@@ -30,6 +30,7 @@ pub fn load_v5<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<Imag
     };
     let superblock = bootstrap.superblock();
     Ok(Image {
+        tarfs: false,
         version: Version::V5,
         prefetch: bootstrap.prefetch().filter_map(find).collect(),
         tree: loader.tree,

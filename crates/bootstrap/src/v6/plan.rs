@@ -1,8 +1,8 @@
 //! Where every inode goes, and what it is numbered.
 
+use rafs_format::Nid;
 use rafs_format::encode as raw;
 use rafs_format::layout::{Allocator, Placement};
-use rafs_format::{BLOCK_SIZE, Nid};
 use tree::{Content, Image, InodeId};
 
 use crate::Error;
@@ -41,7 +41,7 @@ impl Plan {
             image,
             links: image.tree.link_counts(),
             numbers: Numbers::new(&image.tree),
-            allocator: Allocator::new(),
+            allocator: Allocator::with_block_size(image.block_size()),
             uses: 0,
             plan: Self {
                 steps: Vec::new(),
@@ -126,12 +126,13 @@ impl Planner<'_> {
                     .chain([&b"."[..], b".."])
                     .collect();
                 names.sort_unstable();
-                let size = raw::directory_size(names.iter().map(|name| name.len()), BLOCK_SIZE);
+                let lengths = names.iter().map(|name| name.len());
+                let size = raw::directory_size(lengths, self.image.block_size());
                 self.allocator.data(head, size)
             }
             Content::Symlink(target) => {
                 limits::check_target(self.image, id, target)?;
-                self.allocator.data(head, target.len() as u64)
+                self.allocator.symlink(head, target.len() as u64)
             }
             Content::Regular { size, chunks } => {
                 limits::check_chunks(self.image, id, *size, chunks)?;

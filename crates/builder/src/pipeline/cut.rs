@@ -124,8 +124,12 @@ impl<'a> Cutter<'a> {
 }
 
 impl layer::DataSink for Cutter<'_> {
-    fn file(&mut self, _: &[u8], size: u64, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
-        Ok(self.cut(size, data)?.map(ChunkId).collect())
+    fn file(
+        &mut self,
+        file: layer::FileInfo<'_>,
+        data: &mut dyn Read,
+    ) -> io::Result<Box<[ChunkId]>> {
+        Ok(self.cut(file.size, data)?.map(ChunkId).collect())
     }
 }
 

@@ -254,6 +254,7 @@ fn image(tree: Tree) -> Image {
         compressor: Compressor::Zstd,
         digester: Digester::Blake3,
         explicit_owners: true,
+        tarfs: false,
     }
 }
 

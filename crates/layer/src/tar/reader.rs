@@ -133,6 +133,11 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// Whether the current entry is a sparse file, whose holes are not in the stream.
+    pub fn is_sparse(&self) -> bool {
+        self.sparse.is_some()
+    }
+
     /// The data of the current entry: empty unless it is a regular file; holes read as zeros. It goes on where an
     /// earlier call's reader stopped.
     pub fn data(&mut self) -> Data<'_, R> {

@@ -5,3 +5,4 @@ mod consumer;
 mod damage;
 mod golden;
 mod support;
+mod tarfs;

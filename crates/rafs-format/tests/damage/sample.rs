@@ -221,7 +221,7 @@ fn write_node(file: &mut [u8], nodes: &[Node], this: usize, meta: u64) {
                 encode::chunk_index(pointer, 12, &mut indexes).unwrap();
             }
             layout = Layout::ChunkBased;
-            u = chunk_format(*size, CHUNK_SIZE, &pointers);
+            u = chunk_format(*size, CHUNK_SIZE, rafs_format::BLOCK_SIZE, &pointers);
         }
     }
     let is_flat = matches!(node.content, Content::Dir(_) | Content::Symlink(_));
@@ -298,7 +298,7 @@ pub fn bootstrap() -> Vec<u8> {
     let mut head = Vec::new();
     encode::superblock(&superblock, &mut head).unwrap();
     encode::ext_superblock(&superblock, &mut head);
-    let mapped_blkaddr = map_devices(len, [6]).unwrap()[0];
+    let mapped_blkaddr = map_devices(len, rafs_format::BLOCK_SIZE, [6]).unwrap()[0];
     encode::device(
         &DeviceSlot {
             id: "b".repeat(64),

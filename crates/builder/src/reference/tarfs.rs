@@ -1,0 +1,122 @@
+//! Tarfs: the layer's uncompressed tar is the blob, and the kernel's extra device, of 512-byte blocks.
+//!
+//! A chunk's only address is where it lies in the tar. Nothing is digested but, for its name, the tar as a whole, so
+//! there are no chunk digests, no chunk is shared, and no blob is written.
+
+use std::io::{self, Read};
+
+use layer::{DataSink, FileInfo};
+use rafs_format::{
+    BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord, Compressor, Digester,
+    TARFS_BLOCK_SIZE, Version,
+};
+use tree::{ChunkId, Image};
+
+use super::{Counted, sparse};
+use crate::build::own_blob;
+use crate::prefetch::resolve_prefetch;
+use crate::{BuildOptions, BuiltLayer, Error, Stats};
+
+/// Makes a tarfs image of an uncompressed tar stream, which is read to its end. Its blob is that tar: nothing is
+/// written. Of the options, compressor, digester and all that is about a blob file count for nothing; the id is that of
+/// the options, else the SHA-256 of the tar.
+///
+/// # Errors
+/// [`Error`]; among others for sparse files, whose holes are not in the tar.
+pub fn build_tarfs(source: impl Read, options: &BuildOptions) -> Result<BuiltLayer, Error> {
+    options.validate_chunk_size()?;
+    let mut source = Counted::new(source, options.blob_id.as_ref());
+    let mut places = Places {
+        options,
+        chunks: Vec::new(),
+    };
+    let tree = layer::read_tree(&mut source, &mut places, &options.layer)?;
+    let chunks = places.chunks;
+    let (len, id) = source.finish(options.blob_id.as_ref())?;
+    // The last block counts even if a careless writer has left its padding out.
+    let size = len.next_multiple_of(TARFS_BLOCK_SIZE);
+    let blob = BlobInfo {
+        id,
+        chunk_count: chunks.len() as u32,
+        compressor: Compressor::None,
+        digester: Digester::Sha256,
+        features: BlobFeatures::TARFS | BlobFeatures::CAP_TAR_TOC,
+        compressed_size: size,
+        uncompressed_size: size,
+        // There is no table, and this is what the deployed builder names then.
+        meta_compressor: Compressor::Lz4Block,
+        ..own_blob(0, options)
+    };
+    let stats = Stats {
+        chunks: chunks.len() as u64,
+        uncompressed_size: size,
+        ..Stats::default()
+    };
+    let has_data = !chunks.is_empty();
+    let image = Image {
+        version: Version::V6,
+        prefetch: resolve_prefetch(&tree, &options.prefetch),
+        tree,
+        blobs: has_data.then_some(blob).into_iter().collect(),
+        chunks,
+        chunk_size: options.chunk_size,
+        compressor: Compressor::None,
+        digester: Digester::Sha256,
+        explicit_owners: options.explicit_owners,
+        tarfs: true,
+    };
+    Ok(BuiltLayer {
+        image,
+        has_data,
+        blob_digest: [0; 32],
+        self_digest: [0; 32],
+        blob_size: 0,
+        bootstrap_digest: None,
+        stats,
+    })
+}
+
+/// Notes where chunks lie; their bytes are passed over.
+struct Places<'a> {
+    options: &'a BuildOptions,
+    chunks: Vec<ChunkRecord>,
+}
+
+impl DataSink for Places<'_> {
+    fn file(&mut self, file: FileInfo<'_>, _: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+        self.options.cancel.check().map_err(io::Error::other)?;
+        let offset = file.offset.ok_or_else(sparse)?;
+        let chunk_size = u64::from(self.options.chunk_size);
+        let count = file.size.div_ceil(chunk_size);
+        let first = self.chunks.len() as u64;
+        if first + count >= u64::from(CHUNKS_PER_BLOB_MAX) {
+            return Err(io::Error::other(
+                "the layer has more than 2^24 - 1 chunks: choose a larger chunk size",
+            ));
+        }
+        for (index, start) in (first..).zip((0..count).map(|i| i * chunk_size)) {
+            let size = (file.size - start).min(chunk_size) as u32;
+            self.chunks
+                .push(chunk(index as u32, offset + start, start, size));
+        }
+        Ok((first..first + count)
+            .map(|id| ChunkId(id as u32))
+            .collect())
+    }
+}
+
+/// A chunk of a tarfs image, which is nothing but a place.
+fn chunk(index: u32, offset: u64, file_offset: u64, size: u32) -> ChunkRecord {
+    ChunkRecord {
+        digest: [0; 32],
+        blob_index: 0,
+        flags: ChunkFlags::empty(),
+        compressed_size: size,
+        uncompressed_size: size,
+        compressed_offset: offset,
+        uncompressed_offset: offset,
+        file_offset,
+        index,
+        crc32: 0,
+    }
+}
