@@ -12,12 +12,18 @@ use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rafs_format::Digester;
 
 pub(crate) use blob::{BlobCache, State};
 
 use crate::Error;
+
+/// How long an owner may take to let go: one that is ending, or one that is gone but was just starting a program,
+/// which has its descriptors for a moment.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A cache directory that this process owns. Dropping it gives it up.
 #[derive(Debug)]
@@ -36,15 +42,23 @@ impl CacheDir {
         let mut lock = options
             .open(&lock_path)
             .map_err(Error::io("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::CacheBusy {
-                    dir: path.to_owned(),
-                    owner: owner(&mut lock),
-                });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::CacheBusy {
+                        dir: path.to_owned(),
+                        owner: owner(&mut lock),
+                    });
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(Error::io("lock", &lock_path)(error));
+                }
             }
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &lock_path)(error)),
         }
         // The name is for people; a full disk must not keep anyone from reading.
         let _ = lock

@@ -431,6 +431,8 @@ fn mount_under_faults(seed: u64) -> &'static str {
     });
     // When all is well again, all can be read.
     registry.set_faults(Faults::none());
+    // What was asked for before then may still fail.
+    store.wait_prefetch();
     for file in &files {
         read(&store, file, 0, file.content.len()).unwrap();
     }
