@@ -61,6 +61,9 @@ pub struct FileInfo<'a> {
     pub offset: Option<u64>,
 }
 
+/// Gives the data of a file, by the names of its path and its size, to the sink.
+type TakeData<'a> = dyn FnMut(&[&[u8]], u64) -> Result<Content, Error> + 'a;
+
 /// Receives file data while the tree is built.
 pub trait DataSink {
     /// Takes the data of a file: exactly its size, holes as zeros, though not all of it need be read. Gives the file's
@@ -161,7 +164,7 @@ impl<'a> TreeBuilder<'a> {
         &mut self,
         mut entry: Entry,
         path: &[u8],
-        take: &mut dyn FnMut(&[&[u8]], u64) -> Result<Content, Error>,
+        take: &mut TakeData<'_>,
     ) -> Result<(), Refusal> {
         let names = path::clean(path);
         if !self.options.fraction {
