@@ -8,8 +8,7 @@ use crate::Error;
 
 /// Checks the chunk table that each blob holds against that of the bootstrap. No chunk is read.
 ///
-/// Raw tar files, and blobs whose table lies in a blob of another name, are left out. Of a blob that needs no table
-/// (v5) only the size can be looked at.
+/// Raw tar files and gzip layers are left out. Of a blob that needs no table (v5) only the size can be looked at.
 ///
 /// # Errors
 /// [`Error::Blob`] if a blob is missing or its table is damaged, [`Error::Contradiction`] if the tables differ,
@@ -40,7 +39,7 @@ pub fn check_blobs<D: Deref<Target = [u8]>>(
 fn read_meta(info: &BlobInfo, source: &dyn BlobSource) -> Result<Option<BlobMeta>, Error> {
     if info
         .features
-        .intersects(BlobFeatures::SEPARATE | BlobFeatures::TARFS)
+        .intersects(BlobFeatures::ZRAN | BlobFeatures::TARFS)
     {
         return Ok(None);
     }
@@ -60,8 +59,8 @@ fn read_meta(info: &BlobInfo, source: &dyn BlobSource) -> Result<Option<BlobMeta
             Ok(None)
         };
     }
-    let meta =
-        storage::read_blob_meta(info, blob.as_ref()).map_err(|error| failed(error.into()))?;
+    let meta = storage::read_blob_meta_from(info, blob.as_ref(), source)
+        .map_err(|error| failed(error.into()))?;
     Ok(Some(meta))
 }
 

@@ -151,6 +151,15 @@ impl BlobInfo {
         self.meta_uncompressed_size != 0
     }
 
+    /// The blob that holds the table of this one's chunks, if that is another blob; `None` if the table is in the blob
+    /// itself, or if the bootstrap leaves open where it is.
+    pub fn table_blob(&self) -> Option<BlobId> {
+        let named = self.features.contains(BlobFeatures::SEPARATE) && self.meta_digest != [0; 32];
+        named
+            .then(|| BlobId::new(hex::encode(self.meta_digest)))
+            .flatten()
+    }
+
     /// Length of the pure chunk data at the head of the blob file: the bound of every compressed offset.
     pub fn data_size(&self) -> u64 {
         let header = if self.features.contains(BlobFeatures::HAS_TAR_HEADER) {

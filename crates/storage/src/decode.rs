@@ -258,10 +258,6 @@ pub fn require_supported(info: &BlobInfo) -> Result<(), Error> {
             BlobFeatures::ZRAN,
             "zran (chunks inside an original gzip layer)",
         ),
-        (
-            BlobFeatures::SEPARATE,
-            "chunk data and chunk table in two blobs",
-        ),
         (BlobFeatures::EXTERNAL, "chunk data in an external backend"),
     ];
     match kinds

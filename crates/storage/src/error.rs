@@ -38,6 +38,16 @@ pub enum Error {
         /// How.
         source: rafs_format::Error,
     },
+    /// The blob that holds the chunk table of another one cannot be opened.
+    #[error("cannot open blob {id}, which holds the chunk table of blob {of}")]
+    TableBlob {
+        /// The blob with the table.
+        id: String,
+        /// The blob with the chunks.
+        of: String,
+        /// Why not.
+        source: io::Error,
+    },
     /// A bootstrap that cannot be read.
     #[error(transparent)]
     Bootstrap(::bootstrap::Error),

@@ -25,6 +25,6 @@ pub use decode::{
 pub use error::{Error, ReadCause, ReadError};
 pub use known::{KnownChunk, KnownChunks};
 pub use locate::find_chunk_table;
-pub use meta::{read_blob_meta, read_chunk_table};
+pub use meta::{read_blob_meta, read_blob_meta_from, read_chunk_table};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
 pub use store::{ChunkStore, Stats, StoreOptions, complete_cache_files};

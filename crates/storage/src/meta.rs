@@ -4,11 +4,12 @@ use rafs_format::blob_meta::{BlobMeta, HEADER_SIZE};
 use rafs_format::{BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, Compressor};
 
 use crate::decode::{cipher_of, require_supported};
-use crate::{BlobReader, ChunkError, Error};
+use crate::{BlobReader, BlobSource, ChunkError, Error};
 
 const WHAT: &str = "the chunk table";
 
-/// Reads, decrypts, decompresses and checks the chunk table of a blob. Only the blob table entry is needed for it.
+/// Reads, decrypts, decompresses and checks the chunk table of a blob out of the one that holds it. Only the blob
+/// table entry is needed for it.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for kinds of blobs that cannot be read yet, [`Error::Read`] if the blob cannot be read or
@@ -16,6 +17,31 @@ const WHAT: &str = "the chunk table";
 pub fn read_blob_meta(info: &BlobInfo, blob: &dyn BlobReader) -> Result<BlobMeta, Error> {
     let (table, header) = read_chunk_table(info, blob)?;
     BlobMeta::from_vec(table, &header, info).map_err(|source| Error::Format { what: WHAT, source })
+}
+
+/// Reads the chunk table of a blob from wherever it is: `blob` itself, or another blob of `source`.
+///
+/// # Errors
+/// As [`read_blob_meta`]; [`Error::TableBlob`] if the other blob cannot be opened.
+pub fn read_blob_meta_from(
+    info: &BlobInfo,
+    blob: &dyn BlobReader,
+    source: &dyn BlobSource,
+) -> Result<BlobMeta, Error> {
+    if !info.features.contains(BlobFeatures::SEPARATE) {
+        return read_blob_meta(info, blob);
+    }
+    let id = info.table_blob().ok_or_else(|| Error::Unsupported {
+        what: format!("blob {}", info.id),
+        feature: "a chunk table in a blob that the bootstrap does not name",
+    })?;
+    let table = source.open(id.as_str());
+    let table = table.map_err(|source| Error::TableBlob {
+        id: id.to_string(),
+        of: info.id.to_string(),
+        source,
+    })?;
+    read_blob_meta(info, &*table)
 }
 
 /// Reads, decrypts and decompresses the chunk table of a blob, and the header behind it.

@@ -110,7 +110,7 @@ fn check_blob(
             ));
         }
     };
-    let meta = table.map_or_else(|| storage::read_blob_meta(info, &*blob), Ok);
+    let meta = table.map_or_else(|| storage::read_blob_meta_from(info, &*blob, blobs), Ok);
     let opened = meta.and_then(|meta| Ok((meta, ChunkDecoder::new(info)?)));
     let (meta, decoder) = match opened {
         Ok(opened) => opened,

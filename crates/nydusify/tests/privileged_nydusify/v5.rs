@@ -4,7 +4,7 @@ use std::process::Command;
 
 use testkit::expect::{Expect, compare, compare_trees_but};
 use testkit::layout::{Flavour, Layer, Layout, Packing, layer_files};
-use testkit::oracle::Stack;
+use testkit::oracle::{Stack, kernel_mount};
 use testkit::run::{Mount, run};
 use testkit::{corner, fixture, shared_or_skip};
 
@@ -160,4 +160,62 @@ fn privileged_v5_golden_images_are_checked_and_mounted() {
         );
         mount.stop().ok();
     }
+}
+
+/// A v5 image made v6: chunk tables are in blobs of their own. The kernel takes the cache as its devices.
+#[test]
+fn privileged_v5_made_v6_is_checked_and_mounted() {
+    const NAME: &str = "privileged_v5_made_v6_is_checked_and_mounted";
+    let Some(golden) = shared_or_skip(NAME).map(|shared| shared.join("golden")) else {
+        return;
+    };
+    let Some(place) = Place::new(NAME) else {
+        return;
+    };
+    let blobs = place.directory("blobs");
+    for name in ["v5-lz4.blob", "v5-upper.blob"] {
+        let id = testkit::sha256(&std::fs::read(golden.join(name)).unwrap());
+        std::os::unix::fs::symlink(golden.join(name), blobs.join(id)).unwrap();
+    }
+    let image = storage::load_bootstrap(&golden.join("merged/v5.boot")).unwrap();
+    let source = storage::DirSource(blobs.clone());
+    let (image, tables) = builder::transcode(
+        image.image().unwrap(),
+        rafs_format::Version::V6,
+        Some(&source),
+    )
+    .unwrap();
+    assert_eq!(tables.len(), 2);
+    let bootstrap = place.path("six.boot");
+    std::fs::write(&bootstrap, builder::encode(&image).unwrap()).unwrap();
+    let bare = [
+        "--bootstrap",
+        bootstrap.to_str().unwrap(),
+        "--blob-dir",
+        blobs.to_str().unwrap(),
+    ];
+    let ran = run(NYDUSIFY, ["check"].iter().chain(&bare)).exits(1);
+    assert!(
+        ran.stdout.contains("which holds the chunk table of blob"),
+        "{ran}"
+    );
+    for table in &tables {
+        std::fs::write(blobs.join(table.id.as_str()), &table.bytes).unwrap();
+    }
+    run(NYDUSIFY, ["check"].iter().chain(&bare)).ok();
+    let mut command = Command::new(NYDUSIFY);
+    command
+        .arg("mount")
+        .args(bare)
+        .arg("--mount-path")
+        .arg(place.directory("root"))
+        .arg("--cache-dir")
+        .arg(place.path("cache"));
+    let mount = Mount::start(&mut command, &place.path("root"));
+    let expect = Expect::load(&golden.join("merged.expect.json")).unwrap();
+    assert_equal(&expect.compare(mount.path()));
+    let devices = place.devices(&bootstrap);
+    let kernel = kernel_mount(&bootstrap, &devices, &place.directory("kernel")).unwrap();
+    assert_equal(&expect.compare(kernel.path()));
+    mount.stop().ok();
 }

@@ -8,7 +8,7 @@ use crate::cache::{BlobCache, State};
 use crate::decode::BATCH_SIZE_MAX;
 use crate::{
     BlobReader, BlobSource, ChunkDecoder, ChunkError, Error, KnownChunk, KnownChunks, ReadCause,
-    ReadError, read_blob_meta,
+    ReadError, read_blob_meta_from,
 };
 
 /// One blob of the image: what the bootstrap says of it, its cache, and, once needed, the blob itself.
@@ -78,7 +78,7 @@ impl Blob {
         let decoder = ChunkDecoder::new(&self.info).map_err(meta)?;
         let table = match &self.table {
             Some(table) => Arc::clone(table),
-            None => Arc::new(read_blob_meta(&self.info, &*reader).map_err(meta)?),
+            None => Arc::new(read_blob_meta_from(&self.info, &*reader, source).map_err(meta)?),
         };
         Ok(Arc::clone(remote.insert(Arc::new(Remote {
             reader,
