@@ -16,7 +16,7 @@ const LEVELS: [&[&str]; 12] = [
     &["image"],
     &["registry"],
     &["backend"],
-    &["builder", "verify", "inspect"],
+    &["builder", "verify", "inspect", "export"],
     &["convert", "mount"],
     &["nydus-image", "nydusify"],
     &["testkit", "bench", "xtask"],

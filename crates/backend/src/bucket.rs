@@ -171,6 +171,7 @@ impl Bucket {
             action,
             make,
             again,
+            parts_as_whole: false,
         }
     }
 

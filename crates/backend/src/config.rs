@@ -103,24 +103,14 @@ impl Config {
     /// # Errors
     /// [`Error::Json`] and [`Error::Key`], which repeat nothing of the text.
     pub fn parse(kind: Kind, json: &str) -> Result<Self, Error> {
-        let value: Value = serde_json::from_str(json).map_err(|source| Error::Json {
-            kind: kind.name(),
-            source: Some(source),
-        })?;
-        let Value::Object(map) = value else {
-            return Err(Error::Json {
-                kind: kind.name(),
-                source: None,
-            });
-        };
-        let keys = Keys { kind, map: &map };
+        let keys = Keys::parse(kind.name(), json)?;
         let place = match kind {
             Kind::Localfs => Place::Local(keys.local()?),
-            Kind::Oss | Kind::S3 => Place::Bucket(keys.bucket()?),
+            Kind::Oss | Kind::S3 => Place::Bucket(keys.bucket(kind)?),
         };
         Ok(Self {
             place,
-            skip_verify: matches!(map.get("skip_verify"), Some(Value::Bool(true))),
+            skip_verify: keys.switch("skip_verify"),
         })
     }
 
@@ -144,19 +134,37 @@ impl Config {
     }
 }
 
-struct Keys<'a> {
-    kind: Kind,
-    map: &'a Map<String, Value>,
+/// The keys of a configuration.
+pub(crate) struct Keys {
+    /// Type of the backend.
+    kind: &'static str,
+    map: Map<String, Value>,
 }
 
-impl Keys<'_> {
-    fn wrong(&self, key: &'static str, reason: &'static str) -> Error {
-        let kind = self.kind.name();
+impl Keys {
+    pub(crate) fn parse(kind: &'static str, json: &str) -> Result<Self, Error> {
+        let value: Value = serde_json::from_str(json).map_err(|source| Error::Json {
+            kind,
+            source: Some(source),
+        })?;
+        match value {
+            Value::Object(map) => Ok(Self { kind, map }),
+            _ => Err(Error::Json { kind, source: None }),
+        }
+    }
+
+    pub(crate) fn wrong(&self, key: &'static str, reason: &'static str) -> Error {
+        let kind = self.kind;
         Error::Key { kind, key, reason }
     }
 
+    /// Whether something is asked for.
+    pub(crate) fn switch(&self, key: &str) -> bool {
+        matches!(self.map.get(key), Some(Value::Bool(true)))
+    }
+
     /// A text; empty and absent are the same.
-    fn text(&self, key: &'static str) -> Result<Option<&str>, Error> {
+    pub(crate) fn text(&self, key: &'static str) -> Result<Option<&str>, Error> {
         match self.map.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.trim()).filter(|text| !text.is_empty())),
@@ -164,7 +172,7 @@ impl Keys<'_> {
         }
     }
 
-    fn needed(&self, key: &'static str) -> Result<&str, Error> {
+    pub(crate) fn needed(&self, key: &'static str) -> Result<&str, Error> {
         self.text(key)?.ok_or_else(|| self.wrong(key, "is missing"))
     }
 
@@ -188,13 +196,13 @@ impl Keys<'_> {
         Ok(Local { dir, file, others })
     }
 
-    fn bucket(&self) -> Result<Bucket, Error> {
-        let region = match self.kind {
+    fn bucket(&self, kind: Kind) -> Result<Bucket, Error> {
+        let region = match kind {
             Kind::S3 => self.needed("region")?,
             _ => "",
         };
         let amazon = format!("s3.{region}.amazonaws.com");
-        let endpoint = match self.kind {
+        let endpoint = match kind {
             Kind::S3 => self.text("endpoint")?.unwrap_or(&amazon),
             _ => self.needed("endpoint")?,
         };
@@ -238,7 +246,7 @@ impl Keys<'_> {
             return Err(self.wrong("access_key_id", "has characters that no such name has"));
         }
         Ok(Bucket {
-            kind: self.kind,
+            kind,
             scheme: scheme.to_owned(),
             endpoint: host.to_owned(),
             region: region.to_owned(),

@@ -8,6 +8,11 @@ pub enum Error {
     /// A type of backend that there is not.
     #[error("there is no backend type {0:?}: the types are oss, s3 and localfs")]
     Kind(String),
+    /// A type of backend that cannot be read from.
+    #[error(
+        "there is no backend type {0:?} to read from: the types are oss, s3, registry, localfs and http-proxy"
+    )]
+    Source(String),
     /// The configuration is no JSON.
     #[error("the configuration of the {kind} backend is no JSON object")]
     Json {

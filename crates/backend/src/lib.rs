@@ -8,6 +8,8 @@
 //! * `oss`: Aliyun's signature version 1.
 //! * `localfs`: files, written under a temporary name, synced and renamed.
 //!
+//! [`open_source`] reads from two more: a `registry`, and an `http-proxy` that passes blobs on, if need be over a socket.
+//!
 //! The digest of a blob, and with it the object's name, is known when the last byte is. What fits into one part is kept
 //! in memory until then. A larger blob goes in parts to an object with a temporary name, which the store copies to its
 //! own name in the end; whatever fails gives the parts and the temporary object up. A killed process leaves an
@@ -26,10 +28,13 @@ mod local;
 mod object;
 mod oss;
 mod place;
+mod proxy;
 mod s3;
 mod sign;
+mod source;
 mod upload;
 
 pub use config::{Config, Kind};
 pub use error::Error;
 pub use place::Backend;
+pub use source::open_source;

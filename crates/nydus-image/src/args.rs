@@ -49,7 +49,9 @@ pub enum Command {
     Inspect(crate::inspect::Inspect),
     /// Write the bootstrap of an image in the other RAFS version
     Transcode(crate::transcode::Transcode),
-    /// Not built yet: statistics, compaction, optimisation, export, unpacking, dictionaries
+    /// Write the files of an image as a tar stream
+    Unpack(crate::unpack::Unpack),
+    /// Not built yet: statistics, compaction, optimisation, export, dictionaries
     #[command(external_subcommand)]
     Other(Vec<String>),
 }

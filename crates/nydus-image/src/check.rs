@@ -25,13 +25,13 @@ pub struct Check {
     pub output_json: Option<PathBuf>,
 }
 
-/// The bootstrap that `check` and `inspect` look at.
+/// A bootstrap, with or without its flag.
 #[derive(Debug, Args)]
-pub struct Input {
+pub struct BootstrapArg {
     /// Bootstrap, or native layer blob with a bootstrap inside
     #[arg(value_name = "BOOTSTRAP", required_unless_present = "bootstrap_flag")]
     bootstrap: Option<PathBuf>,
-    /// The same; the blobs are then taken as unreachable
+    /// The same
     #[arg(
         short = 'B',
         long = "bootstrap",
@@ -39,6 +39,21 @@ pub struct Input {
         conflicts_with = "bootstrap"
     )]
     bootstrap_flag: Option<PathBuf>,
+}
+
+impl BootstrapArg {
+    /// Path of the bootstrap.
+    pub fn path(&self) -> anyhow::Result<&Path> {
+        let path = self.bootstrap.as_deref().or(self.bootstrap_flag.as_deref());
+        path.context("there is no bootstrap to look at")
+    }
+}
+
+/// The bootstrap that `check` and `inspect` look at. With the flag its blobs are taken as unreachable.
+#[derive(Debug, Args)]
+pub struct Input {
+    #[command(flatten)]
+    bootstrap: BootstrapArg,
     /// Configuration of a storage backend
     #[arg(short = 'C', long, value_name = "FILE", conflicts_with = "blob_dir")]
     config: Option<PathBuf>,
@@ -50,8 +65,7 @@ pub struct Input {
 impl Input {
     /// Path of the bootstrap.
     pub fn path(&self) -> anyhow::Result<&Path> {
-        let path = self.bootstrap.as_deref().or(self.bootstrap_flag.as_deref());
-        path.context("there is no bootstrap to look at")
+        self.bootstrap.path()
     }
 
     pub fn load(&self) -> anyhow::Result<LoadedBootstrap> {
@@ -66,7 +80,7 @@ impl Input {
         let dir = self
             .blob_dir
             .as_ref()
-            .filter(|_| self.bootstrap_flag.is_none())?;
+            .filter(|_| self.bootstrap.bootstrap_flag.is_none())?;
         Some(DirSource(dir.clone()))
     }
 }

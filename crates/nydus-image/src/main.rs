@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod blobs;
 mod check;
 mod create;
 mod inspect;
@@ -12,6 +13,7 @@ mod output;
 mod prefetch;
 mod report;
 mod transcode;
+mod unpack;
 mod unsupported;
 
 use std::process::ExitCode;
@@ -67,20 +69,14 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
         Command::Check(args) => check::run(args, interrupt),
         Command::Inspect(args) => inspect::run(args),
         Command::Transcode(args) => transcode::run(args, interrupt),
+        Command::Unpack(args) => unpack::run(args, interrupt),
         Command::Other(words) => Err(unbuilt(words.first().map_or("", String::as_str))),
     }
 }
 
 /// What is wrong with a command that is none of [`Command`]'s.
 fn unbuilt(name: &str) -> anyhow::Error {
-    const UNBUILT: [&str; 6] = [
-        "stat",
-        "compact",
-        "optimize",
-        "export",
-        "unpack",
-        "chunkdict",
-    ];
+    const UNBUILT: [&str; 5] = ["stat", "compact", "optimize", "export", "chunkdict"];
     if UNBUILT.contains(&name) {
         Unsupported::flag(name).into()
     } else {

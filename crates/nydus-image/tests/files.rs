@@ -234,7 +234,6 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "--config",
         ),
         ("merge -B boot --chunk-dict x layer.tar", "--chunk-dict"),
-        ("unpack -B boot --output x", "unpack"),
         ("stat -B boot", "stat"),
     ] {
         run(dir.path(), words)

@@ -160,6 +160,18 @@ impl BlobInfo {
             .flatten()
     }
 
+    /// Describes the blob as a file that is its chunk data and nothing behind it: without chunk table, headers and
+    /// bootstrap.
+    pub fn cut_to_data(&mut self) {
+        self.compressed_size = self.data_size();
+        self.features -= BlobFeatures::HAS_TAR_HEADER;
+        (
+            self.meta_offset,
+            self.meta_compressed_size,
+            self.meta_uncompressed_size,
+        ) = (0, 0, 0);
+    }
+
     /// Length of the pure chunk data at the head of the blob file: the bound of every compressed offset.
     pub fn data_size(&self) -> u64 {
         let header = if self.features.contains(BlobFeatures::HAS_TAR_HEADER) {

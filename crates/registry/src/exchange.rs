@@ -16,6 +16,7 @@ use crate::blob::{self, Origin};
 use crate::client::{Core, Failure, Retry};
 use crate::error::Refusal;
 use crate::host::Host;
+use crate::range::Wanted;
 use crate::retry;
 use crate::transport::{Answer, Request, Target, is, peer};
 use crate::{BlobStream, Client, Error, Subject, range};
@@ -69,6 +70,8 @@ pub struct Exchange {
     pub make: Make,
     /// Which answers besides the usual may get better by themselves.
     pub again: fn(&Incoming) -> bool,
+    /// Whether status 200 to a range means that range, as some proxies have it, and not all of the object.
+    pub parts_as_whole: bool,
 }
 
 /// An [`Exchange`] that goes on by itself.
@@ -138,6 +141,10 @@ impl Client {
                         Failure::last(exchange.refuse(core, answer).await)
                     }
                     Ok(answer) => {
+                        let wanted = Wanted {
+                            range: wanted,
+                            parts_as_whole: exchange.parts_as_whole,
+                        };
                         let part =
                             range::take(core, answer, &exchange.subject, wanted, buf, &mut filled);
                         match part.await {

@@ -69,7 +69,11 @@ impl Repository {
             let call = self.blob_call(digest, Method::GET);
             return Err(Failure::last(self.core().refuse(&call, answer).await));
         }
-        take(self.core(), answer, &subject, range, buf, filled).await
+        let wanted = Wanted {
+            range,
+            parts_as_whole: false,
+        };
+        take(self.core(), answer, &subject, wanted, buf, filled).await
     }
 
     async fn connect(&self, digest: &Digest, range: (u64, u64)) -> Result<Answer, Failure> {
@@ -114,16 +118,27 @@ impl Repository {
     }
 }
 
+/// Which bytes of an object were asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// From the first one to before the last.
+    pub(crate) range: (u64, u64),
+    /// Whether an answer that does not call itself a part is one nevertheless.
+    pub(crate) parts_as_whole: bool,
+}
+
 /// Fills `buf` behind its first `filled` bytes as far as one answer goes, which is for these bytes of the object.
 pub(crate) async fn take(
     core: &Core,
     mut answer: Answer,
     subject: &Subject,
-    range: (u64, u64),
+    wanted: Wanted,
     buf: &mut [u8],
     filled: &mut usize,
 ) -> Result<(), Failure> {
+    let Wanted { range, .. } = wanted;
     let mut skip = match check(&answer, subject, Some(range), None) {
+        Checked::Good { skip: true } if wanted.parts_as_whole => 0,
         Checked::Good { skip: true } => range.0,
         Checked::Good { skip: false } => 0,
         Checked::WrongRange(failure) | Checked::Bad(failure) => return Err(failure),

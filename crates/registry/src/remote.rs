@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use image::{BlobSink, Descriptor, Digest, Manifest, Origin, Sink, Source, Store, Target};
 use progress::Cancel;
-use storage::BlobReader;
+use storage::{BlobReader, BlobSource};
 
 use crate::{Client, Error, Reference, Repository, Upload};
 
@@ -139,6 +139,28 @@ impl BlobReader for RemoteBlob {
     fn stream(self: Arc<Self>, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         let stream = self.repository.open_blob(&self.digest, self.size, offset);
         Ok(Box::new(stream.map_err(io::Error::other)?))
+    }
+}
+
+/// Blobs whose ids are the hexadecimal SHA-256 that the registry knows them by.
+impl BlobSource for Repository {
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
+        let digest = format!("sha256:{id}").parse::<Digest>();
+        let digest = digest.map_err(|_| {
+            let reason = format!("blob id {id:?} is no SHA-256, by which registries name blobs");
+            io::Error::new(io::ErrorKind::InvalidInput, reason)
+        })?;
+        let size = self.blob_size(&digest)?.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("blob {id} is missing from {self}"),
+            )
+        })?;
+        Ok(Arc::new(RemoteBlob {
+            repository: self.clone(),
+            digest,
+            size,
+        }))
     }
 }
 

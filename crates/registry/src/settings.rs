@@ -90,6 +90,8 @@ pub struct Settings {
     pub credentials: Credentials,
     /// Proxies.
     pub proxy: Proxy,
+    /// A socket that every request goes through, whatever host it names.
+    pub unix_socket: Option<PathBuf>,
     /// Size of an upload's segments in bytes; a registry may ask for larger ones.
     pub segment_size: usize,
     /// How long a connection may take to come about.
@@ -112,6 +114,7 @@ impl Default for Settings {
             retry_delay: Duration::from_secs(5),
             credentials: Credentials::default(),
             proxy: Proxy::default(),
+            unix_socket: None,
             segment_size: 8 << 20,
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),

@@ -139,7 +139,11 @@ impl Transport {
     pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
         let proxies = Proxies::new(&settings.proxy)?;
         let find = proxies.clone();
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder();
+        if let Some(path) = &settings.unix_socket {
+            builder = builder.unix_socket(path.as_path());
+        }
+        let http = builder
             .tls_backend_preconfigured(tls::config(settings)?)
             .no_proxy()
             .proxy(reqwest::Proxy::custom(move |url| find.find(url).cloned()))

@@ -27,4 +27,4 @@ pub use known::{KnownChunk, KnownChunks};
 pub use locate::find_chunk_table;
 pub use meta::{read_blob_meta, read_blob_meta_from, read_chunk_table};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
-pub use store::{ChunkStore, Stats, StoreOptions, complete_cache_files};
+pub use store::{ChunkStore, Sequence, Stats, StoreOptions, complete_cache_files};

@@ -12,6 +12,7 @@ mod fetch;
 mod flight;
 mod prefetch;
 mod recent;
+mod sequence;
 mod stats;
 
 use std::ops::Deref;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use rafs_format::{Bootstrap, ChunkPointer};
 
+pub use sequence::Sequence;
 pub use stats::Stats;
 
 use crate::cache::{BlobCache, CacheDir, State, boot_tag, running_boot};
@@ -233,6 +235,13 @@ impl ChunkStore {
     pub fn chunk(&self, chunk: ChunkPointer) -> Result<Arc<VerifiedChunk>, ReadError> {
         let (key, _, _) = self.inner.locate(chunk)?;
         self.inner.chunk(key, &[])
+    }
+
+    /// Reads chunks in this order, each once for every time that it is named, and brings in ahead what is next. Of what
+    /// is not in a cache directory so much is kept in memory as [`StoreOptions::recent`] says; a chunk that is named
+    /// again much later is fetched again. A blob is asked for one range after the other, never for two at once.
+    pub fn sequence(&self, chunks: Vec<ChunkPointer>) -> Sequence {
+        Sequence::start(&self.inner, chunks)
     }
 
     /// Brings chunks into the cache in the background, in that order, whenever no read has to wait for a blob. Without

@@ -6,3 +6,4 @@ mod damage;
 mod golden;
 mod support;
 mod tarfs;
+mod unpack;

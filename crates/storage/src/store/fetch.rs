@@ -62,7 +62,7 @@ impl Inner {
         }
     }
 
-    fn bring(self: &Arc<Self>, claim: Claim, want: &[Key], background: bool) -> Landing {
+    pub fn bring(self: &Arc<Self>, claim: Claim, want: &[Key], background: bool) -> Landing {
         // Whoever had the duty before may have landed since the caller looked.
         match self
             .recent
@@ -363,7 +363,7 @@ impl Inner {
         self.recent.insert(key, Arc::clone(chunk));
     }
 
-    fn is_absent(&self, key: Key) -> bool {
+    pub fn is_absent(&self, key: Key) -> bool {
         let absent = self
             .blobs
             .get(key.blob)

@@ -37,6 +37,12 @@ impl Recent {
         Some(Arc::clone(chunk))
     }
 
+    /// The chunk, without counting that as a use.
+    pub fn peek(&self, key: Key) -> Option<Arc<VerifiedChunk>> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.chunks.get(&key).map(|(_, chunk)| Arc::clone(chunk))
+    }
+
     pub fn contains(&self, key: Key) -> bool {
         self.inner
             .lock()

@@ -1,0 +1,177 @@
+//! Blobs behind an HTTP server that passes them on: `GET <addr>/<path>/<id>` with a range, and `HEAD` for the size.
+//!
+//! The server may listen on a Unix socket. Some answer a range with status 200 and no length, and go through a stream
+//! that only goes forward: so there is one request at a time, and 200 is taken as the range.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use registry::{Client, Exchange, Make, Outgoing, Settings, Subject};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap};
+use reqwest::{Method, StatusCode, Url};
+use storage::{BlobReader, BlobSource};
+
+use crate::Error;
+use crate::bucket::accept;
+use crate::config::Keys;
+use crate::sign::encode;
+
+/// Name of the type.
+pub(crate) const KIND: &str = "http-proxy";
+
+/// The server.
+pub(crate) struct Proxy {
+    client: Client,
+    /// With a slash at its end.
+    base: Url,
+    /// For messages.
+    name: String,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Proxy {
+    /// The server of a configuration. Nothing is asked for yet.
+    pub(crate) fn open(json: &str, settings: &Settings) -> Result<Self, Error> {
+        let keys = Keys::parse(KIND, json)?;
+        let address = keys.needed("addr")?;
+        let socket = address.starts_with('/').then(|| PathBuf::from(address));
+        let url = match &socket {
+            Some(_) => "http://localhost",
+            None => address,
+        };
+        let wrong = || keys.wrong("addr", "is neither a URL of HTTP nor the path of a socket");
+        let mut base = Url::parse(url).map_err(|_| wrong())?;
+        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
+            return Err(wrong());
+        }
+        let path = keys.text("path")?.unwrap_or_default();
+        let path = format!(
+            "{}/{}",
+            base.path().trim_matches('/'),
+            path.trim_matches('/')
+        );
+        base.set_path(&match path.trim_matches('/') {
+            "" => "/".to_owned(),
+            path => format!("/{path}/"),
+        });
+        let client = Client::new(Settings {
+            insecure: keys.switch("skip_verify"),
+            unix_socket: socket,
+            ..settings.clone()
+        })?;
+        Ok(Self {
+            client,
+            base,
+            name: address.to_owned(),
+            turn: Arc::default(),
+        })
+    }
+
+    fn exchange(&self, method: Method, id: &str) -> Exchange {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}{}", url.path(), encode(id, b"")));
+        let make: Make = Arc::new(move |_| Outgoing {
+            method: method.clone(),
+            url: url.clone(),
+            headers: HeaderMap::new(),
+            authorization: None,
+            body: Default::default(),
+        });
+        Exchange {
+            subject: Subject {
+                host: self.name.clone(),
+                repository: String::new(),
+                object: format!("blob {id}"),
+            },
+            action: "read",
+            make,
+            again: |_| false,
+            parts_as_whole: true,
+        }
+    }
+
+    /// The size of a blob; `None` if there is no such blob.
+    fn size(&self, id: &str) -> Result<Option<u64>, Error> {
+        let exchange = self.exchange(Method::HEAD, id);
+        let incoming = self.client.exchange(exchange.clone())?;
+        if incoming.status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let incoming = accept(&exchange, incoming)?;
+        let length = incoming.headers.get(CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+        length.map(Some).ok_or_else(|| Error::Answer {
+            object: exchange.subject.to_string(),
+            action: "HEAD",
+            missing: "size",
+        })
+    }
+}
+
+impl BlobSource for Proxy {
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
+        let size = self.size(id)?.ok_or_else(|| {
+            let reason = format!("blob {id} is missing from {}", self.name);
+            io::Error::new(io::ErrorKind::NotFound, reason)
+        })?;
+        Ok(Arc::new(Passed {
+            client: self.client.clone(),
+            exchange: self.exchange(Method::GET, id),
+            size,
+            turn: Arc::clone(&self.turn),
+        }))
+    }
+}
+
+/// A blob that is passed on.
+struct Passed {
+    client: Client,
+    exchange: Exchange,
+    size: u64,
+    turn: Arc<Mutex<()>>,
+}
+
+impl BlobReader for Passed {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(self.client.read_object(&self.exchange, offset, buf)?)
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(json: &str) -> Result<String, Error> {
+        let proxy = Proxy::open(json, &Settings::default())?;
+        let exchange = proxy.exchange(Method::GET, "abc");
+        Ok((exchange.make)(None).url.to_string())
+    }
+
+    #[test]
+    fn blobs_lie_below_the_path() {
+        for (json, wanted) in [
+            (r#"{"addr":"/run/x.sock"}"#, "http://localhost/abc"),
+            (r#"{"addr":"http://h:1"}"#, "http://h:1/abc"),
+            (r#"{"addr":"https://h/a/","path":"b"}"#, "https://h/a/b/abc"),
+            (
+                r#"{"addr":"/run/x.sock","path":"/b/c/"}"#,
+                "http://localhost/b/c/abc",
+            ),
+        ] {
+            assert_eq!(address(json).unwrap(), wanted, "{json}");
+        }
+        for json in ["{}", r#"{"addr":"ftp://h"}"#, r#"{"addr":"h:80"}"#, "[]"] {
+            assert!(address(json).is_err(), "{json}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Every type of backend, for reading.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use registry::{Client, Credentials, Reference, Secret, Settings};
+use storage::BlobSource;
+
+use crate::config::Keys;
+use crate::proxy::{self, Proxy};
+use crate::{Backend, Config, Error, Kind};
+
+/// Opens a backend to read blobs from. `settings` is how to speak to hosts; what the configuration says of
+/// certificates, credentials and sockets goes before it. Nothing is asked for yet.
+///
+/// # Errors
+/// [`Error::Source`] for a type that there is not; [`Error::Json`] and [`Error::Key`] for a configuration that is
+/// wrong; [`Error::Store`] if no connections can be set up.
+pub fn open_source(
+    kind: &str,
+    json: &str,
+    settings: &Settings,
+) -> Result<Arc<dyn BlobSource>, Error> {
+    match kind {
+        proxy::KIND => Ok(Arc::new(Proxy::open(json, settings)?)),
+        REGISTRY => registry(json, settings),
+        _ => {
+            let kind: Kind = kind.parse().map_err(|_| Error::Source(kind.to_owned()))?;
+            let config = Config::parse(kind, json)?;
+            let client = Client::new(Settings {
+                insecure: config.skip_verify(),
+                ..settings.clone()
+            })?;
+            Ok(Arc::new(Backend::open(&config, &client)?))
+        }
+    }
+}
+
+const REGISTRY: &str = "registry";
+
+/// The repository of a configuration.
+fn registry(json: &str, settings: &Settings) -> Result<Arc<dyn BlobSource>, Error> {
+    let keys = Keys::parse(REGISTRY, json)?;
+    let (host, repository) = (keys.needed("host")?, keys.needed("repo")?);
+    let reference: Reference = format!("{host}/{repository}")
+        .parse()
+        .map_err(|_| keys.wrong("repo", "makes no name in the registry with \"host\""))?;
+    let credentials = match keys.text("auth")? {
+        Some(auth) => {
+            fixed(auth).ok_or_else(|| keys.wrong("auth", "is not USER:PASSWORD in base64"))?
+        }
+        None => settings.credentials.clone(),
+    };
+    let client = Client::new(Settings {
+        insecure: keys.switch("skip_verify"),
+        plain_http: keys.text("scheme")? == Some("http"),
+        credentials,
+        ..settings.clone()
+    })?;
+    Ok(Arc::new(client.repository(&reference)))
+}
+
+/// Credentials as docker writes them.
+fn fixed(auth: &str) -> Option<Credentials> {
+    let text = String::from_utf8(STANDARD.decode(auth).ok()?).ok()?;
+    let (username, password) = text.split_once(':')?;
+    Some(Credentials::Fixed {
+        username: username.to_owned(),
+        password: Secret::new(password),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_opened_and_what_is_wrong_is_named() {
+        let settings = Settings::default();
+        for (kind, json) in [
+            ("localfs", r#"{"dir":"/d"}"#),
+            ("s3", r#"{"region":"r","bucket_name":"b"}"#),
+            ("oss", r#"{"endpoint":"e","bucket_name":"b"}"#),
+            ("registry", r#"{"host":"h:1","repo":"a/b","auth":"dTpw"}"#),
+            ("http-proxy", r#"{"addr":"/run/x.sock"}"#),
+        ] {
+            assert!(open_source(kind, json, &settings).is_ok(), "{kind}");
+        }
+        for (kind, json, word) in [
+            ("ftp", "{}", "ftp"),
+            ("registry", r#"{"host":"h"}"#, "repo"),
+            ("registry", r#"{"host":"h","repo":"A B"}"#, "repo"),
+            (
+                "registry",
+                r#"{"host":"h","repo":"r","auth":"sesame"}"#,
+                "auth",
+            ),
+            ("http-proxy", "{}", "addr"),
+        ] {
+            let error = open_source(kind, json, &settings).err().unwrap();
+            let text = error.to_string();
+            assert!(text.contains(word) && !text.contains("sesame"), "{text}");
+        }
+    }
+}

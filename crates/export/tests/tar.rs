@@ -1,0 +1,282 @@
+//! Layers as tar streams: built, written out again and read back they are the same trees with the same data.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex};
+
+use builder::{Budget, BuildOptions, Dedup, build_tar, load_image};
+use export::{Error, TarSummary, write_tar};
+use progress::Cancel;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use rafs_format::Bootstrap;
+use storage::{BlobReader, ChunkStore, NamedSource, StoreOptions, extract_bootstrap};
+use testkit::tar::{Entry, Tar, flag};
+use testkit::{noise, prose, shared_or_skip};
+use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
+
+/// Gives equal contents equal numbers.
+#[derive(Default)]
+struct Contents(HashMap<Vec<u8>, u32>);
+
+impl layer::DataSink for Contents {
+    fn file(&mut self, _: layer::FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+        let mut content = Vec::new();
+        data.read_to_end(&mut content)?;
+        let next = self.0.len() as u32;
+        Ok([ChunkId(*self.0.entry(content).or_insert(next))].into())
+    }
+}
+
+/// The trees of tar streams, numbered canonically, with contents that can be compared.
+fn trees<const N: usize>(tars: [&[u8]; N]) -> [Tree; N] {
+    let mut contents = Contents::default();
+    tars.map(|tar| {
+        let mut tree = layer::read_tree(tar, &mut contents, &layer::Options::default()).unwrap();
+        tree.compact();
+        tree
+    })
+}
+
+fn options() -> BuildOptions {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+    BuildOptions {
+        chunk_size: 0x1_0000,
+        ..BuildOptions::new(Arc::new(pool.unwrap()), Budget::new(8 << 20))
+    }
+}
+
+fn build(tar: &[u8]) -> Vec<u8> {
+    let mut blob = Vec::new();
+    build_tar(tar, &mut blob, &options(), Dedup::Layer).unwrap();
+    blob
+}
+
+/// The native layer `blob` as a tar stream; `reader` serves its chunks.
+fn unpack(blob: &[u8], reader: Arc<dyn BlobReader>) -> Result<(Vec<u8>, TarSummary), Error> {
+    let mut bootstrap = Bootstrap::parse(extract_bootstrap(&blob.to_vec()).unwrap()).unwrap();
+    let image = load_image(&bootstrap).unwrap();
+    let mut source = NamedSource::new(None);
+    for info in bootstrap.blobs_mut() {
+        if reader.size() == info.data_size() {
+            info.cut_to_data();
+        }
+        source.insert(info.id.as_str(), Arc::clone(&reader));
+    }
+    let options = StoreOptions {
+        recent: 1 << 20,
+        ..StoreOptions::default()
+    };
+    let store = ChunkStore::open(&bootstrap, Arc::new(source), options).unwrap();
+    let mut out = Vec::new();
+    let summary = write_tar(&image, &store, &mut out, &Cancel::default())?;
+    Ok((out, summary))
+}
+
+fn unpack_whole(blob: &[u8]) -> Vec<u8> {
+    unpack(blob, Arc::new(blob.to_vec())).unwrap().0
+}
+
+#[test]
+fn layers_of_corner_cases_come_out_as_they_went_in() {
+    for (number, tar) in testkit::corner::image().layers.iter().enumerate() {
+        let out = unpack_whole(&build(tar));
+        let [before, after] = trees([tar, &out]);
+        assert!(before == after, "layer {number} differs");
+        let again = unpack_whole(&build(&out));
+        assert!(
+            again == out,
+            "layer {number}: the stream depends on its source's order"
+        );
+    }
+}
+
+#[test]
+fn golden_layers_come_out_as_their_sources() {
+    let Some(shared) = shared_or_skip("golden_layers_come_out_as_their_sources") else {
+        return;
+    };
+    let golden = shared.join("golden");
+    for (name, source) in [
+        ("v6-zstd", "lower"),
+        ("v6-none", "lower"),
+        ("v6-lz4-sha256", "lower"),
+        ("v6-zstd-64k", "lower"),
+        ("v6-batch", "lower"),
+        ("v6-encrypt", "lower"),
+        ("v6-upper", "upper"),
+    ] {
+        let out = unpack_whole(&std::fs::read(golden.join(format!("{name}.blob"))).unwrap());
+        let tar = std::fs::read(golden.join(format!("{source}.tar"))).unwrap();
+        let [mut before, after] = trees([&tar, &out]);
+        // The deployed builder knows no implied directories: they have entries of their own.
+        for id in 1..before.len() as u32 {
+            before.inode_mut(InodeId(id)).implied = false;
+        }
+        assert!(before == after, "{name} differs from {source}.tar");
+    }
+}
+
+/// A blob that notes where it is read.
+struct Noting(Vec<u8>, Mutex<Vec<(u64, usize)>>);
+
+impl BlobReader for Noting {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.1.lock().unwrap().push((offset, buf.len()));
+        self.0.read_exact_at(buf, offset)
+    }
+
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+}
+
+#[test]
+fn a_blob_is_read_once_and_front_to_back() {
+    let mut tar = Tar::new();
+    // Stored in an order that is not that of the names.
+    for number in (0..60_u64).rev() {
+        let size = 5000 * number as usize;
+        tar.add(Entry::file(
+            format!("{}/{number}", number % 7),
+            noise(number, size),
+        ));
+    }
+    let blob = build(&tar.finish());
+    let reader = Arc::new(Noting(blob.clone(), Mutex::default()));
+    unpack(&blob, Arc::clone(&reader) as Arc<dyn BlobReader>).unwrap();
+    let reads = reader.1.lock().unwrap().clone();
+    // The first read is that of the chunk table at the end.
+    let mut end = 0;
+    for &(offset, len) in &reads[1..] {
+        assert!(offset >= end, "{offset} after {end}: {reads:?}");
+        end = offset + len as u64;
+    }
+    assert!(reads.len() < 60, "{} reads", reads.len());
+}
+
+#[test]
+fn the_chunk_data_alone_will_do() {
+    let mut tar = Tar::new();
+    tar.add(Entry::file("a", prose(1, 300_000)));
+    tar.add(Entry::file("b", noise(2, 70_000)));
+    let blob = build(&tar.finish());
+    let bootstrap = Bootstrap::parse(extract_bootstrap(&blob).unwrap()).unwrap();
+    let size = bootstrap.blobs()[0].data_size() as usize;
+    let (out, _) = unpack(&blob, Arc::new(blob[..size].to_vec())).unwrap();
+    assert!(out == unpack_whole(&blob));
+}
+
+#[test]
+fn a_damaged_chunk_names_its_file() {
+    let mut tar = Tar::new();
+    tar.add(Entry::file("dir/whole", noise(1, 100_000)));
+    tar.add(Entry::file("dir/broken", noise(2, 200_000)));
+    let blob = build(&tar.finish());
+    let mut damaged = blob.clone();
+    damaged[150_000] ^= 1;
+    let error = unpack(&blob, Arc::new(damaged)).unwrap_err();
+    assert!(
+        matches!(&error, Error::Read { path, .. } if path == b"dir/broken"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_large_file_of_one_chunk_repeated_reads_it_once() {
+    let mut tar = Tar::new();
+    tar.add(Entry::file("zeros", vec![0; 40 << 20]));
+    tar.add(Entry::file("end", "x"));
+    let blob = build(&tar.finish());
+    let reader = Arc::new(Noting(blob.clone(), Mutex::default()));
+    let (out, summary) = unpack(&blob, Arc::clone(&reader) as Arc<dyn BlobReader>).unwrap();
+    assert_eq!(summary.data, (40 << 20) + 1);
+    assert!(out.len() > 40 << 20);
+    assert!(reader.1.lock().unwrap().len() <= 3);
+}
+
+#[test]
+fn sockets_are_left_out_and_told() {
+    let blob = build(&Tar::new().finish());
+    let bootstrap = Bootstrap::parse(extract_bootstrap(&blob).unwrap()).unwrap();
+    let mut image = load_image(&bootstrap).unwrap();
+    let id = image.tree.add(Inode {
+        mode: mode::SOCKET | 0o600,
+        content: Content::Special,
+        ..Inode::implied_directory()
+    });
+    let root = image.tree.entries_mut(InodeId::ROOT).unwrap();
+    root.insert((*b"sock").into(), id);
+    let store = ChunkStore::open(
+        &bootstrap,
+        Arc::new(NamedSource::new(None)),
+        StoreOptions::default(),
+    );
+    let mut out = Vec::new();
+    let summary = write_tar(&image, &store.unwrap(), &mut out, &Cancel::default()).unwrap();
+    assert_eq!(summary.sockets, [b"sock".to_vec()]);
+    assert_eq!(out.len(), 1024);
+}
+
+/// A random entry: a name, what it is, its size or another number, and metadata.
+fn entry() -> impl Strategy<Value = (Vec<u8>, u8, u32, i64, u32)> {
+    let name = vec(
+        prop_oneof![Just(b'a'), Just(0xff), Just(b' '), Just(b'-')],
+        1..130,
+    );
+    (
+        name,
+        0..8_u8,
+        any::<u32>(),
+        -5_000_000_000..5_000_000_000_i64,
+        0..1_000_000_000_u32,
+    )
+}
+
+fn random_tar(entries: Vec<(Vec<u8>, u8, u32, i64, u32)>) -> Vec<u8> {
+    let mut tar = Tar::new();
+    let mut last: Option<Vec<u8>> = None;
+    for (name, kind, number, seconds, nanos) in entries {
+        let below = |dir: &str| [dir.as_bytes(), b"/", &name].concat();
+        let small = number % 150_000;
+        let mut entry = match kind {
+            0 => Entry::directory(below("d")),
+            1 => Entry::symlink(below("l"), vec![b'x'; small as usize % 300 + 1]),
+            2 => Entry::device(below("c"), flag::CHARACTER, number % 4096, number >> 12),
+            3 => Entry::fifo(below("p")),
+            4 if last.is_some() => Entry::hard(below("h"), last.clone().unwrap()),
+            5 => Entry::file(below("d"), prose(u64::from(number % 5), small as usize)),
+            _ => Entry::file(below("f/g"), noise(number.into(), small as usize)),
+        };
+        entry = entry
+            .mode(number % 0o10000)
+            .owner(number.into(), (!number).into());
+        let sign = if seconds < 0 { "-" } else { "" };
+        let mtime = format!("{sign}{}.{nanos:09}", seconds.unsigned_abs());
+        entry = entry.pax("mtime", mtime.as_bytes());
+        if number % 3 == 0 && kind != 4 {
+            entry = entry.xattr("user.a", noise(number.into(), small as usize % 99));
+            entry = entry.xattr("security.b", b"");
+        }
+        if kind != 0 && kind != 4 {
+            last = Some(entry.path.clone());
+        }
+        tar.add(entry);
+    }
+    tar.finish()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn random_layers_come_out_as_they_went_in(entries in vec(entry(), 0..25)) {
+        let tar = random_tar(entries);
+        // A name over another may make a link's target a directory: then there is no such layer.
+        let mut contents = Contents::default();
+        prop_assume!(layer::read_tree(&tar[..], &mut contents, &layer::Options::default()).is_ok());
+        let out = unpack_whole(&build(&tar));
+        let [before, after] = trees([&tar, &out]);
+        prop_assert_eq!(before, after);
+    }
+}
