@@ -51,6 +51,7 @@ impl Budget {
             budget: Arc::clone(self),
             most,
             held: Arc::default(),
+            kept: Arc::default(),
             waits: Arc::default(),
         }
     }
@@ -91,6 +92,8 @@ pub(crate) struct Lane {
     most: usize,
     /// Bytes this lane holds; changed under the budget's lock only.
     held: Arc<AtomicUsize>,
+    /// How many of these a stage keeps until it has seen what follows them.
+    kept: Arc<AtomicUsize>,
     /// The lane can't commit before another one has: it leaves half of the budget to the others.
     waits: Arc<AtomicBool>,
 }
@@ -110,7 +113,8 @@ impl Lane {
                 self.budget.limit
             };
             let held = self.held.load(Ordering::Relaxed);
-            if held == 0 || (held + size <= self.most && state.used + size <= limit) {
+            let kept = self.kept.load(Ordering::Relaxed);
+            if held <= kept || (held + size <= self.most && state.used + size <= limit) {
                 self.held.fetch_add(size, Ordering::Relaxed);
                 let bytes = state.take(size, self.budget.limit);
                 return Ok(Buffer {
@@ -133,6 +137,16 @@ impl Lane {
     pub(crate) fn set_waiting(&self, waits: bool) {
         self.waits.store(waits, Ordering::Relaxed);
         self.budget.freed.notify_all();
+    }
+
+    /// Says how many of the lane's bytes a stage keeps until it has seen what follows them: nothing else frees them,
+    /// so they don't count when the lane asks for the next buffer.
+    pub(crate) fn set_kept(&self, bytes: usize) {
+        if self.kept.swap(bytes, Ordering::Relaxed) < bytes {
+            // Under the lock, so that nobody between looking and waiting misses it.
+            drop(self.budget.lock());
+            self.budget.freed.notify_all();
+        }
     }
 
     fn release(&self, size: usize, bytes: Vec<u8>) {
@@ -162,6 +176,11 @@ impl Buffer {
     /// Bytes that can still be added.
     pub(crate) fn room(&self) -> usize {
         self.size - self.used
+    }
+
+    /// What it counts for in the budget, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.size
     }
 
     /// Bytes added so far.
@@ -214,6 +233,18 @@ impl Drop for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_stage_keeps_does_not_keep_the_next_buffer_away() {
+        let budget = Budget::new(1);
+        let (lane, cancel) = (budget.lane(usize::MAX), Cancel::default());
+        let kept = lane.acquire(1 << 20, &cancel).unwrap();
+        lane.set_kept(kept.size());
+        let next = lane.acquire(1 << 20, &cancel).unwrap();
+        cancel.cancel();
+        assert!(lane.acquire(1 << 20, &cancel).is_err());
+        drop((kept, next));
+    }
 
     #[test]
     fn a_lane_that_holds_nothing_is_always_admitted() {

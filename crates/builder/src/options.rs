@@ -1,6 +1,7 @@
 //! What a build is asked for.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use chunkdict::Dictionary;
@@ -42,6 +43,10 @@ pub struct BuildOptions {
     pub layer: layer::Options,
     /// Chunks of other images that need not be stored again.
     pub dictionary: Option<Arc<Dictionary>>,
+    /// How many chunks in a row must be in one blob of the dictionary, one behind the other, to be taken from there; a
+    /// run of [`BuildOptions::RUN_ENOUGH`] bytes is long enough, too. Of several places of a run the one in which it is
+    /// longest is taken, then the one in the blob with the lowest id. `None`: the first place of each chunk.
+    pub dictionary_run: Option<NonZeroU32>,
     /// Where digests are computed and chunks are compressed.
     pub pool: Arc<rayon::ThreadPool>,
     /// What bounds the memory for file data.
@@ -51,6 +56,9 @@ pub struct BuildOptions {
 }
 
 impl BuildOptions {
+    /// Uncompressed bytes for which a request is worth it however few chunks they are.
+    pub const RUN_ENOUGH: u64 = 1 << 20;
+
     /// The options of the deployed builder: zstd at level 3, BLAKE3, chunks of 1 MiB, a native layer with a table of
     /// contents.
     pub fn new(pool: Arc<rayon::ThreadPool>, budget: Arc<Budget>) -> Self {
@@ -68,6 +76,7 @@ impl BuildOptions {
             prefetch: Vec::new(),
             layer: layer::Options::default(),
             dictionary: None,
+            dictionary_run: None,
             pool,
             budget,
             cancel: Cancel::default(),
@@ -115,6 +124,7 @@ impl fmt::Debug for BuildOptions {
             .field("inline_meta", &self.inline_meta)
             .field("blob_id", &self.blob_id)
             .field("explicit_owners", &self.explicit_owners)
+            .field("dictionary_run", &self.dictionary_run)
             .finish_non_exhaustive()
     }
 }

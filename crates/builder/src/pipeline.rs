@@ -13,6 +13,7 @@
 mod commit;
 mod cut;
 mod dedup;
+mod runs;
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};

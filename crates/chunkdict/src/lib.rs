@@ -74,31 +74,94 @@ impl<V: Copy> ChunkTable<V> {
 pub struct Dictionary {
     blobs: Vec<BlobInfo>,
     chunks: ChunkTable<ChunkRecord>,
+    /// Further places of chunks that `chunks` has, in the order in which they came.
+    further: HashMap<ChunkKey, Vec<ChunkRecord>>,
 }
 
 impl Dictionary {
     /// A dictionary of `chunks`, whose blob indexes point into `blobs`; chunks of no such blob are left out.
     pub fn new(blobs: Vec<BlobInfo>, chunks: impl IntoIterator<Item = ChunkRecord>) -> Self {
         let mut table = ChunkTable::default();
+        let mut further: HashMap<ChunkKey, Vec<ChunkRecord>> = HashMap::new();
         for chunk in chunks {
             if (chunk.blob_index as usize) < blobs.len() {
-                table.insert(ChunkKey::from(&chunk), chunk);
+                let key = ChunkKey::from(&chunk);
+                if !table.insert(key, chunk) {
+                    further.entry(key).or_default().push(chunk);
+                }
             }
         }
         Self {
             blobs,
             chunks: table,
+            further,
         }
     }
 
-    /// The record of a chunk with that content.
+    /// The record of a chunk with that content: the first one if there are several.
     pub fn find(&self, key: &ChunkKey) -> Option<ChunkRecord> {
         self.chunks.find(key)
+    }
+
+    /// Every place of a chunk with that content.
+    pub fn places(&self, key: &ChunkKey) -> impl Iterator<Item = ChunkRecord> {
+        let further = self.further.get(key).into_iter().flatten().copied();
+        self.chunks.find(key).into_iter().chain(further)
+    }
+
+    /// The record of a chunk with that content at a row of a blob's chunk table, if it is there.
+    pub fn at(&self, key: &ChunkKey, blob_index: u32, index: u32) -> Option<ChunkRecord> {
+        self.places(key)
+            .find(|record| (record.blob_index, record.index) == (blob_index, index))
     }
 
     /// The blob that a record of this dictionary points to.
     pub fn blob(&self, index: u32) -> Option<&BlobInfo> {
         self.blobs.get(index as usize)
+    }
+
+    /// All blobs; records have their positions here.
+    pub fn blobs(&self) -> &[BlobInfo] {
+        &self.blobs
+    }
+
+    /// Uncompressed bytes of the chunks that are known in each blob, by its position.
+    pub fn sizes(&self) -> Vec<u64> {
+        let mut sizes = vec![0_u64; self.blobs.len()];
+        for record in self.records() {
+            sizes[record.blob_index as usize] += u64::from(record.uncompressed_size);
+        }
+        sizes
+    }
+
+    /// The dictionary with those blobs alone that `keep` is true for. The order of the others stays.
+    #[must_use]
+    pub fn retain(&self, keep: impl Fn(&BlobInfo) -> bool) -> Self {
+        let mut blobs = Vec::new();
+        let mut positions = HashMap::new();
+        for (old, blob) in (0_u32..).zip(&self.blobs) {
+            if keep(blob) {
+                positions.insert(old, blobs.len() as u32);
+                blobs.push(blob.clone());
+            }
+        }
+        let mut records: Vec<ChunkRecord> = self
+            .records()
+            .filter_map(|record| {
+                let blob_index = *positions.get(&record.blob_index)?;
+                Some(ChunkRecord {
+                    blob_index,
+                    ..*record
+                })
+            })
+            .collect();
+        records.sort_unstable_by_key(|record| (record.blob_index, record.index));
+        Self::new(blobs, records)
+    }
+
+    fn records(&self) -> impl Iterator<Item = &ChunkRecord> {
+        let further = self.further.values().flatten();
+        self.chunks.known.values().chain(further)
     }
 
     /// Number of chunks.

@@ -1,5 +1,6 @@
 //! Second stage: in input order, which chunks are new and where they go.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use rafs_format::{ChunkFlags, ChunkRecord, Compressor};
 use tree::ChunkId;
 
 use super::cut::Hashed;
+use super::runs::{Member, Run};
 use super::{CHUNKS_PER_BLOB_MAX, Pending, Piece, StoredSize, UNCOMPRESSED_MAX};
 use crate::budget::{Buffer, Lane};
 use crate::turn::{Dedup, Finish, Place, Shared};
@@ -66,20 +68,39 @@ pub(super) fn run(
         options: (options.compressor, options.level),
         idle: Mutex::default(),
     });
+    let send = |job: Entered| {
+        let Entered { hashed, new } = job;
+        if !new.iter().any(|&new| new) {
+            return Ok(());
+        }
+        let encoders = Arc::clone(&encoders);
+        let job = Pending::spawn(&options.pool, move || {
+            encoders.compress(hashed.buffer, &hashed.pieces, &new)
+        });
+        commit.send(job).map_err(|_| Error::Stopped)
+    };
     for job in jobs {
-        let Hashed { buffer, pieces } = job
+        let hashed = job
             .wait()
             .map_err(|_| Error::Panicked { stage: "digest" })?;
-        let new = chunks.enter(&pieces)?;
-        if new.iter().any(|&new| new) {
-            let encoders = Arc::clone(&encoders);
-            let job = Pending::spawn(&options.pool, move || {
-                encoders.compress(buffer, &pieces, &new)
-            });
-            commit.send(job).map_err(|_| Error::Stopped)?;
+        chunks.enter(hashed)?;
+        while let Some(job) = chunks.decided() {
+            send(job)?;
         }
+        lane.set_kept(chunks.kept());
+    }
+    chunks.end_run()?;
+    while let Some(job) = chunks.decided() {
+        send(job)?;
     }
     Ok(chunks.finish())
+}
+
+/// A job whose chunks were looked up.
+struct Entered {
+    hashed: Hashed,
+    /// Which chunks are to be stored.
+    new: Vec<bool>,
 }
 
 /// The chunks of the layer, known by content.
@@ -93,6 +114,11 @@ struct Chunks<'a> {
     count: u32,
     end: u64,
     duplicates: (u64, u64),
+    /// Chunks in a row that the dictionary has in a row, too.
+    run: Option<Run>,
+    /// Jobs that have not gone on their way, and the number of the first one.
+    jobs: VecDeque<Entered>,
+    first_job: usize,
 }
 
 impl<'a> Chunks<'a> {
@@ -106,58 +132,146 @@ impl<'a> Chunks<'a> {
             count: 0,
             end: 0,
             duplicates: (0, 0),
+            run: None,
+            jobs: VecDeque::new(),
+            first_job: 0,
         }
     }
 
-    /// Enters the chunks of a job in order; says of each whether it has to be stored.
-    fn enter(&mut self, pieces: &[Piece]) -> Result<Vec<bool>, Error> {
-        let mut new = Vec::with_capacity(pieces.len());
-        for piece in pieces {
+    /// Enters the chunks of a job in order.
+    fn enter(&mut self, hashed: Hashed) -> Result<(), Error> {
+        let pieces = hashed.pieces.clone();
+        let new = vec![false; pieces.len()];
+        self.jobs.push_back(Entered { hashed, new });
+        let job = self.first_job + self.jobs.len() - 1;
+        for (position, piece) in pieces.into_iter().enumerate() {
             let key = ChunkKey {
                 digest: piece.digest,
                 size: piece.len,
             };
-            let (id, is_new) = match self.known.find(&key) {
-                Some(id) => (id, false),
-                None => self.first_use(key, piece)?,
+            let id = match self.known.find(&key) {
+                Some(id) => {
+                    self.count_duplicate(&piece);
+                    id
+                }
+                None => {
+                    let id = ChunkId(self.chunks.len() as u32);
+                    self.known.insert(key, id);
+                    self.first_use(Member {
+                        id,
+                        key,
+                        piece,
+                        job,
+                        position,
+                    })?;
+                    id
+                }
             };
-            if !is_new {
-                self.duplicates.0 += 1;
-                self.duplicates.1 += u64::from(piece.len);
-            }
             self.ids.push(id);
-            new.push(is_new);
         }
-        Ok(new)
+        Ok(())
+    }
+
+    /// The first job if it is known of all its chunks whether they are stored.
+    fn decided(&mut self) -> Option<Entered> {
+        let open = self.run.as_ref().and_then(|run| run.first_open(self.least()));
+        if open.is_some_and(|job| job <= self.first_job) {
+            return None;
+        }
+        let job = self.jobs.pop_front()?;
+        self.first_job += 1;
+        Some(job)
+    }
+
+    /// Bytes of the jobs that wait for what follows them.
+    fn kept(&self) -> usize {
+        self.jobs.iter().map(|job| job.hashed.buffer.size()).sum()
+    }
+
+    /// Chunks that make a run.
+    fn least(&self) -> u32 {
+        self.options.dictionary_run.map_or(1, u32::from)
+    }
+
+    fn count_duplicate(&mut self, piece: &Piece) {
+        self.duplicates.0 += 1;
+        self.duplicates.1 += u64::from(piece.len);
     }
 
     /// The first use of a chunk in this layer.
-    fn first_use(&mut self, key: ChunkKey, piece: &Piece) -> Result<(ChunkId, bool), Error> {
-        let id = ChunkId(self.chunks.len() as u32);
-        self.known.insert(key, id);
-        let found = match self
-            .options
-            .dictionary
+    fn first_use(&mut self, member: Member) -> Result<(), Error> {
+        let Some(dictionary) = &self.options.dictionary else {
+            return self.enter_own(&member, None);
+        };
+        if self.options.dictionary_run.is_none() {
+            return match dictionary.find(&member.key) {
+                Some(record) => {
+                    self.count_duplicate(&member.piece);
+                    self.chunks.push((Home::Dictionary, record));
+                    Ok(())
+                }
+                None => self.enter_own(&member, None),
+            };
+        }
+        let continued = match &mut self.run {
+            Some(run) => run.extend(dictionary, &member),
+            None => false,
+        };
+        if !continued {
+            self.end_run()?;
+            self.run = Run::start(dictionary, &member);
+            if self.run.is_none() {
+                return self.enter_own(&member, None);
+            }
+        }
+        // Until the run has ended and its place is known.
+        let open = record(&member.piece, 0, 0);
+        self.chunks.push((Home::Dictionary, open));
+        Ok(())
+    }
+
+    /// Decides where the chunks of the run come from.
+    fn end_run(&mut self) -> Result<(), Error> {
+        let (Some(run), Some(dictionary)) = (self.run.take(), &self.options.dictionary) else {
+            return Ok(());
+        };
+        if !run.is_long_enough(self.least()) {
+            for member in run.members() {
+                self.enter_own(member, Some(member.id))?;
+            }
+            return Ok(());
+        }
+        for (member, record) in run.places(dictionary) {
+            let record = record.ok_or(Error::Stopped)?;
+            self.chunks[member.id.0 as usize] = (Home::Dictionary, record);
+            self.count_duplicate(&member.piece);
+        }
+        Ok(())
+    }
+
+    /// A chunk that does not come from the dictionary: of a lower layer, or to be stored. It takes the place of the
+    /// entry `at`, or is a new one.
+    fn enter_own(&mut self, member: &Member, at: Option<ChunkId>) -> Result<(), Error> {
+        let lower = self
+            .shared
             .as_ref()
-            .and_then(|dictionary| dictionary.find(&key))
-        {
-            Some(record) => Some((Home::Dictionary, record)),
-            None => self
-                .shared
-                .as_ref()
-                .and_then(|shared| shared.find(&key))
-                .map(|place| {
-                    // Only complete once the lower layer is; see `Finish`.
-                    (Home::Lower(place), record(piece, 0, 0))
-                }),
+            .and_then(|shared| shared.find(&member.key));
+        let entry = match lower {
+            Some(place) => {
+                self.count_duplicate(&member.piece);
+                // Only complete once the lower layer is; see `Finish`.
+                (Home::Lower(place), record(&member.piece, 0, 0))
+            }
+            None => {
+                self.jobs[member.job - self.first_job].new[member.position] = true;
+                (Home::Own, self.store(member.key, &member.piece)?)
+            }
         };
-        let is_new = found.is_none();
-        let entry = match found {
-            Some(found) => found,
-            None => (Home::Own, self.store(key, piece)?),
-        };
-        self.chunks.push(entry);
-        Ok((id, is_new))
+        match at {
+            Some(id) => self.chunks[id.0 as usize] = entry,
+            None => self.chunks.push(entry),
+        }
+        Ok(())
     }
 
     /// Gives a new chunk its place in the blob.
