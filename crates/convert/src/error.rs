@@ -89,6 +89,22 @@ pub enum Error {
         /// What differs.
         report: Box<verify::Report>,
     },
+    /// The chunk dictionary cannot be used.
+    #[error(transparent)]
+    Dictionary(#[from] crate::DictionaryError),
+    /// Blobs of the chunk dictionary that the image refers to are gone.
+    #[error("blobs of the chunk dictionary are gone: {}", crate::dictionary::names(.0))]
+    DictionaryGone(std::collections::BTreeSet<rafs_format::BlobId>),
+    /// An image would have more blobs than the format has room for; with the stored bytes that it has of each.
+    #[error("the image would use {count} blobs with the chunk dictionary")]
+    TooManyBlobs {
+        /// Blobs.
+        count: usize,
+        /// Blobs of its own.
+        own: usize,
+        /// Bytes in each blob.
+        worth: std::collections::HashMap<rafs_format::BlobId, u64>,
+    },
     /// No threads could be started.
     #[error("cannot start threads")]
     Threads(#[source] Box<dyn std::error::Error + Send + Sync>),

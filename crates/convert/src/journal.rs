@@ -92,10 +92,18 @@ impl Journal {
 pub(crate) struct Key(Digest);
 
 impl Key {
-    pub(crate) fn new(layer: &Descriptor, diff_id: Digest, options: &BuildOptions) -> Self {
+    pub(crate) fn new(
+        layer: &Descriptor,
+        diff_id: Digest,
+        options: &BuildOptions,
+        dictionary: Option<Digest>,
+    ) -> Self {
         let mut text = format!("{BUILDER}\n{}\n{diff_id}\n{options:?}\n", layer.digest);
         write!(text, "{:?}\n{:?}", options.layer, options.prefetch)
             .expect("writing to a string cannot fail");
+        if let Some(dictionary) = dictionary {
+            write!(text, "\n{dictionary}").expect("writing to a string cannot fail");
+        }
         Self(Digest::of(text.as_bytes()))
     }
 }

@@ -9,7 +9,7 @@ use progress::Progress;
 use rafs_format::BlobId;
 use tree::Image;
 
-use crate::TOTAL;
+use crate::{ChunkDictionary, TOTAL};
 use crate::error::LayerError;
 use crate::journal::{Journal, Key, Record};
 use crate::stream;
@@ -40,12 +40,14 @@ pub(crate) struct Blob {
 }
 
 /// Where layers come from and go to.
+#[derive(Clone, Copy)]
 pub(crate) struct Places<'a> {
     pub source: &'a Source,
     pub target: &'a Target,
     /// Where blobs go instead of the target, if they do.
     pub backend: Option<&'a Target>,
     pub journal: Option<&'a Journal>,
+    pub dictionary: Option<&'a ChunkDictionary>,
     pub progress: &'a dyn Progress,
 }
 
@@ -70,7 +72,11 @@ pub(crate) fn convert(
     let journal = places
         .journal
         .filter(|_| matches!(dedup, Dedup::Layer))
-        .map(|journal| (journal, Key::new(descriptor, diff_id, options)));
+        .map(|journal| {
+            let dictionary = places.dictionary.map(ChunkDictionary::id);
+            let key = Key::new(descriptor, diff_id, options, dictionary);
+            (journal, key)
+        });
     if let Some(layer) = journal
         .as_ref()
         .and_then(|(journal, key)| reuse(places.blobs(), &journal.find(key)?))

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod copy;
+mod dictionary;
 mod error;
 mod journal;
 mod layer;
@@ -23,17 +24,21 @@ mod merged;
 mod options;
 mod piece;
 mod report;
+mod savings;
 mod stream;
 
 use std::time::Instant;
 
-use image::{Descriptor, Index, Location, Node, Source, Target, media};
+use image::{Descriptor, Index, Location, Node, Selected, Source, Target, media};
 use progress::{Cancel, Progress};
+use rafs_format::BLOBS_MAX;
 
 pub use copy::{CopyOptions, CopyReport, copy_image, open_archive};
+pub use dictionary::{ChunkDictionary, DictionaryError};
 pub use error::Error;
 pub use options::{ConvertOptions, DedupScope};
 pub use report::ConvertReport;
+pub use savings::{Amount, Savings};
 
 /// Name of the task that is the sum of all others, in bytes of compressed layers.
 pub const TOTAL: &str = "total";
@@ -75,23 +80,44 @@ pub fn convert_image(
     let pulled = begun.elapsed();
 
     let journal = options.journal.as_deref().map(journal::Journal::open);
-    let places = layer::Places {
-        source,
-        target: &target,
-        backend,
-        journal: journal.as_ref(),
-        progress,
-    };
-    let context = manifest::Context::new(places, options, cancel)?;
-    let images = context.convert_all(&selected)?;
-    let root = match (&images[..], source.node(source.root())?) {
-        _ if options.merge => {
-            let pairs = (&selected[..], &images[..]);
-            merged::put_index(source, &target, pairs, options, progress, cancel)?
+    let blobs = backend.unwrap_or(&target);
+    let mut dictionary = match &options.dictionary {
+        None => None,
+        Some(dictionary) => {
+            dictionary.check(options)?;
+            let present = dictionary.present(blobs, cancel)?;
+            Some(present.limited(BLOBS_MAX - 1, &present.sizes()))
         }
-        ([one], _) => unplaced(&one.descriptor),
-        (_, Node::Index(index)) => put_index(&target, index, &images, options)?,
-        (_, Node::Manifest(_)) => return Err(Error::NoImage),
+    };
+    let (images, root) = loop {
+        let places = layer::Places {
+            source,
+            target: &target,
+            backend,
+            journal: journal.as_ref(),
+            dictionary: dictionary.as_ref(),
+            progress,
+        };
+        let error = match attempt(places, &selected, options, cancel) {
+            Ok(done) => break done,
+            Err(error) => error,
+        };
+        let Some(before) = dictionary.take() else {
+            return Err(error);
+        };
+        let after = match &error {
+            Error::DictionaryGone(gone) => before.without(gone),
+            Error::TooManyBlobs { own, worth, .. } => {
+                before.limited(BLOBS_MAX.saturating_sub(*own), worth)
+            }
+            _ => return Err(error),
+        };
+        if after.chunks().blobs().len() == before.chunks().blobs().len() {
+            return Err(error);
+        }
+        tracing::warn!("converting again with less of the chunk dictionary: {error}");
+        dictionary = Some(after);
+        target.forget_documents();
     };
     let converted = begun.elapsed();
     cancel.check()?;
@@ -103,6 +129,30 @@ pub fn convert_image(
         converted,
         begun.elapsed(),
     ))
+}
+
+/// Converts everything and writes the root document; nothing but the commit is left then.
+fn attempt(
+    places: layer::Places<'_>,
+    selected: &[Selected],
+    options: &ConvertOptions,
+    cancel: &Cancel,
+) -> Result<(Vec<manifest::Converted>, Descriptor), Error> {
+    let (source, target) = (places.source, places.target);
+    let images = manifest::Context::new(places, options, cancel)?.convert_all(selected)?;
+    let root = match (&images[..], source.node(source.root())?) {
+        _ if options.merge => {
+            let pairs = (selected, &images[..]);
+            merged::put_index(source, target, pairs, options, places.progress, cancel)?
+        }
+        ([one], _) => unplaced(&one.descriptor),
+        (_, Node::Index(index)) => put_index(target, index, &images, options)?,
+        (_, Node::Manifest(_)) => return Err(Error::NoImage),
+    };
+    for image in &images {
+        dictionary::look_again(&image.dictionary, places.blobs(), cancel)?;
+    }
+    Ok((images, root))
 }
 
 /// A descriptor without what only says something in an index.

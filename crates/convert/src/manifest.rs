@@ -1,5 +1,6 @@
 //! One image: its layers, then bootstrap, configuration and manifest.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -7,12 +8,14 @@ use builder::{Budget, BuildOptions, ChunkTable};
 use image::nydus::{self, BootstrapLayer};
 use image::{Descriptor, Digest, Manifest, Platform, Selected, Source, Target, media};
 use progress::Cancel;
-use rafs_format::Version;
+use rafs_format::{BLOBS_MAX, BlobId, Version};
 use serde_json::Value;
 use tree::{Image, Tree};
 
 use crate::layer::{Blob, Places};
-use crate::{ConvertOptions, Error, TOTAL, layers, unplaced};
+use crate::{
+    ChunkDictionary, ConvertOptions, Error, Savings, TOTAL, dictionary, layers, savings, unplaced,
+};
 
 /// Layers that are inflated at the same time, at least: one often waits for the pool.
 const LANES_MIN: usize = 2;
@@ -39,6 +42,10 @@ pub(crate) struct Converted {
     pub converted: bool,
     /// Layers that an earlier run had converted, and the size of their blobs in bytes.
     pub reused: (usize, u64),
+    /// Blobs of the dictionary that it uses.
+    pub dictionary: Vec<Descriptor>,
+    /// What deduplication saved.
+    pub savings: Savings,
 }
 
 impl<'a> Context<'a> {
@@ -69,6 +76,9 @@ impl<'a> Context<'a> {
         build.chunk_size = options.chunk_size;
         build.prefetch.clone_from(&options.prefetch);
         build.cancel = cancel.clone();
+        if let Some(dictionary) = places.dictionary {
+            dictionary.apply(&mut build);
+        }
         Ok(Self {
             places,
             options,
@@ -101,15 +111,21 @@ impl<'a> Context<'a> {
             converted.push(result.map_err(|error| self.about(image, selected, error))?);
         }
         let size: u64 = converted.iter().map(|image| image.target_size).sum();
-        self.places
-            .progress
-            .finished(TOTAL, &format!("{size} bytes"));
+        let mut summary = format!("{size} bytes");
+        let mut savings = Savings::default();
+        for image in &converted {
+            savings += image.savings.clone();
+        }
+        if !savings.is_empty() {
+            summary = format!("{summary}; {savings}");
+        }
+        self.places.progress.finished(TOTAL, &summary);
         Ok(converted)
     }
 
     /// Says which image of an index an error is about.
     fn about(&self, image: &Selected, selected: &[Selected], error: Error) -> Error {
-        if selected.len() == 1 || matches!(error, Error::Cancelled) {
+        if selected.len() == 1 || is_about_all(&error) {
             return error;
         }
         let platform = image.descriptor.platform.as_ref();
@@ -146,6 +162,8 @@ impl<'a> Context<'a> {
             target_size: size,
             converted: false,
             reused: (0, 0),
+            dictionary: Vec::new(),
+            savings: Savings::default(),
         })
     }
 
@@ -162,7 +180,15 @@ impl<'a> Context<'a> {
             });
         }
         let layers = self.convert_layers(source, &diff_ids)?;
-        let bootstrap = self.bootstrap(layers.images, &layers.blobs, digest)?;
+        let merged = self.merge(layers.images, digest)?;
+        let foreign = foreign(&merged, &layers.blobs);
+        let mut savings = layers.savings;
+        savings.note_cost(&merged, &foreign);
+        let dictionary = match self.places.dictionary {
+            Some(dictionary) => dictionary.secure(&foreign, self.places.blobs(), self.cancel)?,
+            None => Vec::new(),
+        };
+        let bootstrap = self.bootstrap(merged, &layers.blobs, digest)?;
         self.cancel.check()?;
         let blobs = layers
             .positions
@@ -171,7 +197,8 @@ impl<'a> Context<'a> {
         let blobs = blobs
             .map(|blob| nydus::blob_descriptor(blob.digest, blob.size))
             .collect();
-        let manifest = self.put_documents(image, &config, blobs, &bootstrap)?;
+        dictionary::look_again(&dictionary, self.places.blobs(), self.cancel)?;
+        let manifest = self.put_documents(image, &config, (blobs, &dictionary), &bootstrap)?;
         let bytes = manifest.to_json();
         let put = self
             .places
@@ -193,6 +220,8 @@ impl<'a> Context<'a> {
             target_size,
             converted: true,
             reused: layers.reused,
+            dictionary,
+            savings,
         })
     }
 
@@ -209,12 +238,21 @@ impl<'a> Context<'a> {
         let reused = reused.fold((0, 0), |(count, size), layer| {
             (count + 1, size + layer.blob.size)
         });
+        let mut savings = Savings::default();
+        let chunks = self.places.dictionary.map(ChunkDictionary::chunks);
+        for layer in &converted {
+            savings += Savings::of_layer(&layer.image, &layer.blob.digest.hex(), chunks);
+        }
         let (images, blobs): (Vec<Image>, Vec<Blob>) = converted
             .into_iter()
             .map(|layer| (layer.image, layer.blob))
             .unzip();
+        if chunks.is_some() {
+            limit_blobs(&images, blobs.len())?;
+        }
         let images = topmost(images, &distinct.positions);
         Ok(Layers {
+            savings,
             images,
             blobs,
             reused,
@@ -222,24 +260,31 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// The bootstrap of all layers laid over each other, packed as a layer.
-    fn bootstrap(
-        &self,
-        images: Vec<Image>,
-        blobs: &[Blob],
-        manifest: Digest,
-    ) -> Result<BootstrapLayer, Error> {
-        let failed = |source| Error::Merge {
-            manifest,
-            source: Box::new(source),
-        };
+    /// All layers laid over each other.
+    fn merge(&self, images: Vec<Image>, manifest: Digest) -> Result<Image, Error> {
         let mut merged = if images.is_empty() {
             self.empty_image()
         } else {
-            builder::merge(images).map_err(failed)?
+            builder::merge(images).map_err(|source| Error::Merge {
+                manifest,
+                source: Box::new(source),
+            })?
         };
         merged.prefetch = builder::resolve_prefetch(&merged.tree, &self.options.prefetch);
-        let bootstrap = builder::encode(&merged).map_err(|error| failed(error.into()))?;
+        Ok(merged)
+    }
+
+    /// The bootstrap of an image, packed as a layer.
+    fn bootstrap(
+        &self,
+        merged: Image,
+        blobs: &[Blob],
+        manifest: Digest,
+    ) -> Result<BootstrapLayer, Error> {
+        let bootstrap = builder::encode(&merged).map_err(|error| Error::Merge {
+            manifest,
+            source: Box::new(error.into()),
+        })?;
         drop(merged);
         let mut tables: Vec<nydus::Table> = Vec::new();
         for blob in blobs {
@@ -278,9 +323,10 @@ impl<'a> Context<'a> {
         &self,
         image: &Selected,
         config: &Value,
-        mut layers: Vec<Descriptor>,
+        (mut layers, dictionary): (Vec<Descriptor>, &[Descriptor]),
         bootstrap: &BootstrapLayer,
     ) -> Result<Manifest, Error> {
+        layers.extend_from_slice(dictionary);
         let mut source = image.manifest.clone();
         if self.options.oci {
             nydus::to_oci(&mut source);
@@ -310,7 +356,9 @@ impl<'a> Context<'a> {
         let config = if external {
             nydus::external_config(config, bootstrap.diff_id, &what)?
         } else {
-            nydus::target_config(config, &diff_ids, &what)?
+            let mut config = nydus::target_config(config, &diff_ids, &what)?;
+            nydus::note_dictionary(&mut config, dictionary.len());
+            config
         };
         let config = serde_json::to_vec(&config).expect("a JSON value always serialises");
         let kind = match self.options.merge {
@@ -390,6 +438,38 @@ struct Layers {
     positions: Vec<usize>,
     /// Layers that an earlier run had converted, and the size of their blobs in bytes.
     reused: (usize, u64),
+    /// What deduplication saved in each of them, together.
+    savings: Savings,
+}
+
+/// Whether an error is about the whole conversion, not about one image of an index.
+fn is_about_all(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Cancelled | Error::DictionaryGone(_) | Error::TooManyBlobs { .. }
+    )
+}
+
+/// The blobs of an image that none of its layers is, by id.
+fn foreign(image: &Image, own: &[Blob]) -> Vec<BlobId> {
+    let own: HashSet<String> = own.iter().map(|blob| blob.digest.hex()).collect();
+    let mut ids: Vec<BlobId> = image.blobs.iter().map(|blob| blob.id.clone()).collect();
+    ids.retain(|id| !own.contains(id.as_str()));
+    ids.sort_unstable();
+    ids
+}
+
+/// Sees to it that layers together use no more blobs than the format has room for.
+fn limit_blobs(layers: &[Image], own: usize) -> Result<(), Error> {
+    let worth = savings::worth(layers);
+    if worth.len() <= BLOBS_MAX {
+        return Ok(());
+    }
+    Err(Error::TooManyBlobs {
+        count: worth.len(),
+        own,
+        worth,
+    })
 }
 
 /// Each image once, where it occurs last: whatever a layer shows or hides, it does when it comes again, so what it

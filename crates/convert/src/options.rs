@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use image::PlatformChoice;
+use crate::ChunkDictionary;
 use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor, Version};
 
 /// Where a chunk is looked for before it is stored.
@@ -33,6 +34,8 @@ pub struct ConvertOptions {
     pub chunk_size: u32,
     /// Where chunks are shared.
     pub dedup: DedupScope,
+    /// Chunks of other images that need not be stored again.
+    pub dictionary: Option<ChunkDictionary>,
     /// Absolute paths of files and directories to fetch first when the image is mounted.
     pub prefetch: Vec<Vec<u8>>,
     /// Docker's media types become OCI's.
@@ -69,6 +72,7 @@ impl ConvertOptions {
             level: codec::Encoder::ZSTD_LEVEL_DEFAULT,
             chunk_size: CHUNK_SIZE_DEFAULT,
             dedup: DedupScope::Layer,
+            dictionary: None,
             prefetch: vec![b"/".to_vec()],
             oci: false,
             threads,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use image::{Descriptor, Digest};
 use serde::Serialize;
 
+use crate::Savings;
 use crate::manifest::Converted;
 
 /// What a conversion did. As JSON it has the keys of the deployed tool, and some more.
@@ -46,6 +47,9 @@ pub struct ConvertReport {
     /// Size of their blobs in bytes.
     #[serde(rename = "ReusedBytes")]
     pub reused_size: u64,
+    /// What deduplication saved.
+    #[serde(rename = "Deduplication")]
+    pub savings: Savings,
 }
 
 /// Layout of [`ConvertReport`] as JSON.
@@ -73,6 +77,10 @@ impl ConvertReport {
             converted: count,
             copied: images.len() - count,
             reused_layers: images.iter().map(|image| image.reused.0).sum(),
+            savings: images.iter().fold(Savings::default(), |mut sum, image| {
+                sum += image.savings.clone();
+                sum
+            }),
             reused_size: images.iter().map(|image| image.reused.1).sum(),
         }
     }

@@ -120,6 +120,15 @@ pub fn target_config(source: &Value, diff_ids: &[Digest], what: &str) -> Result<
     })
 }
 
+/// Notes in a configuration's history the blobs of a chunk dictionary, which precede the bootstrap: a line for each.
+pub fn note_dictionary(config: &mut Value, blobs: usize) {
+    if let Some(Value::Array(history)) = config.get_mut("history") {
+        let line = json!({"created_by": "Nydus Converter", "comment": "Nydus Dictionary Blob"});
+        let bootstrap = history.len().saturating_sub(1);
+        history.splice(bootstrap..bootstrap, vec![line; blobs]);
+    }
+}
+
 /// The configuration of a plain image in an index with its Nydus image: that of its source with an empty layer of this
 /// diff id below all others.
 ///

@@ -57,6 +57,9 @@ pub trait Sink: Send + Sync {
     /// If the place cannot be written.
     fn commit(&self, root: &Descriptor) -> Result<(), Error>;
 
+    /// Forgets the documents that nobody else has seen: they are not part of the image after all.
+    fn forget_documents(&self) {}
+
     /// Whether blobs have to be written one after another.
     fn is_sequential(&self) -> bool {
         false
@@ -175,6 +178,23 @@ impl Target {
         let descriptor = Descriptor::new(media_type, Digest::of(bytes), bytes.len() as u64);
         Arc::clone(&self.sink).put_document(bytes, &descriptor)?;
         Ok(descriptor)
+    }
+
+    /// Forgets the manifests and indexes written so far: others take their place.
+    pub fn forget_documents(&self) {
+        self.sink.forget_documents();
+    }
+
+    /// The size of a blob in bytes if it is in place at this moment, whatever was known of it before.
+    ///
+    /// # Errors
+    /// If the target cannot say.
+    pub fn look_for(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        match self.store().blob(digest, None) {
+            Ok(blob) => Ok(Some(blob.size())),
+            Err(Error::MissingBlob { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether a blob is in place already.

@@ -1,12 +1,13 @@
 //! `nydusify convert`: arguments, and what becomes of them.
 
 use std::io::Read as _;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use convert::{ConvertOptions, DedupScope, Error};
+use convert::{ChunkDictionary, ConvertOptions, DedupScope, Error};
+use image::nydus::BOOTSTRAP_SIZE_MAX;
 use image::{Location, Platform, PlatformChoice, Source};
 use indicatif::MultiProgress;
 use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor};
@@ -130,6 +131,21 @@ pub struct ConvertArgs {
     #[arg(long, value_enum, value_name = "SCOPE", default_value_t = Scope::Layer)]
     dedup: Scope,
 
+    /// Take chunks of another image instead of storing them again: bootstrap:registry:IMAGE (a Nydus image in any place)
+    /// or bootstrap:local:FILE (a bootstrap whose blobs are in the target)
+    #[arg(long, env = "CHUNK_DICT", value_name = "DICT")]
+    chunk_dict: Option<String>,
+
+    /// Do not check the certificate of the dictionary's registry
+    #[arg(long, env = "CHUNK_DICT_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
+          value_parser = switch)]
+    chunk_dict_insecure: bool,
+
+    /// Chunks in a row that make a request into a blob of the dictionary worth it; 1 MiB always does
+    #[arg(long, value_name = "N", default_value_t = ChunkDictionary::MIN_RUN)]
+    dict_min_run: NonZeroU32,
+
     /// Directory to fetch first when the image is mounted
     #[arg(long, env = "PREFETCH_DIR", value_name = "DIR")]
     prefetch_dir: Option<String>,
@@ -214,8 +230,6 @@ impl Table for Unbuilt {
         Flag::value("build-cache-version", "BUILD_CACHE_VERSION"),
         Flag::switch("build-cache-insecure", "BUILD_CACHE_INSECURE"),
         Flag::value("build-cache-max-records", "BUILD_CACHE_MAX_RECORDS"),
-        Flag::value("chunk-dict", "CHUNK_DICT"),
-        Flag::switch("chunk-dict-insecure", "CHUNK_DICT_INSECURE"),
         Flag::switch("oci-ref", "OCI_REF"),
         Flag::switch("reverse", "REVERSE"),
         Flag::value("batch-size", "BATCH_SIZE").harmless(&["", "0", "0x0"]),
@@ -244,7 +258,9 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
             &args.source,
         )?,
     };
+    let dictionary = dictionary(args, &places, &options)?;
     let options = ConvertOptions {
+        dictionary,
         source_name: source_name(args, &source),
         ..options
     };
@@ -262,6 +278,9 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
                     report.reused_layers,
                     report.reused_size
                 );
+            }
+            if options.dictionary.is_some() {
+                tracing::info!("{}", report.savings);
             }
             tracing::debug!("wrote {} as {target}", report.digest);
             Ok(ExitCode::SUCCESS)
@@ -358,6 +377,49 @@ fn source_name(args: &ConvertArgs, source: &Source) -> Option<String> {
         Some(_) => Some(args.source.clone()),
         None => source.name().map(str::to_owned),
     }
+}
+
+/// The chunk dictionary, looked at before any work.
+fn dictionary(
+    args: &ConvertArgs,
+    places: &Places,
+    options: &ConvertOptions,
+) -> Result<Option<ChunkDictionary>> {
+    let Some(text) = args.chunk_dict.as_deref().filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let wrong = || {
+        Usage(format!(
+            "--chunk-dict {text:?} is neither bootstrap:registry:IMAGE nor bootstrap:local:FILE"
+        ))
+    };
+    let rest = text.strip_prefix("bootstrap:").ok_or_else(wrong)?;
+    let dictionary = match rest.split_once(':') {
+        Some(("registry", name)) if !name.is_empty() => {
+            let source = places.source(&name.parse()?, args.chunk_dict_insecure)?;
+            ChunkDictionary::from_image(name, &source, &options.platform)?
+        }
+        Some(("local", path)) if !path.is_empty() => {
+            let bootstrap = read_bootstrap(Path::new(path))?;
+            ChunkDictionary::from_bootstrap(path, bootstrap)?
+        }
+        _ => return Err(wrong().into()),
+    };
+    dictionary.check(options)?;
+    Ok(Some(dictionary.with_min_run(args.dict_min_run)))
+}
+
+fn read_bootstrap(path: &Path) -> Result<Vec<u8>> {
+    let failed = || format!("cannot read the chunk dictionary {}", path.display());
+    let file = std::fs::File::open(path).with_context(failed)?;
+    let mut bytes = Vec::new();
+    file.take(BOOTSTRAP_SIZE_MAX + 1)
+        .read_to_end(&mut bytes)
+        .with_context(failed)?;
+    if bytes.len() as u64 > BOOTSTRAP_SIZE_MAX {
+        anyhow::bail!("{}: it has more than {BOOTSTRAP_SIZE_MAX} bytes", failed());
+    }
+    Ok(bytes)
 }
 
 fn options(args: &ConvertArgs) -> Result<ConvertOptions> {

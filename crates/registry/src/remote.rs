@@ -268,6 +268,10 @@ impl Sink for Pushing {
         Ok(mounted)
     }
 
+    fn forget_documents(&self) {
+        self.state().documents.clear();
+    }
+
     fn store(self: Arc<Self>) -> Arc<dyn Store> {
         Arc::clone(&self.images) as Arc<dyn Store>
     }
