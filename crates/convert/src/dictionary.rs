@@ -35,7 +35,9 @@ const UNUSABLE: BlobFeatures = BlobFeatures::ZRAN
 #[non_exhaustive]
 pub enum DictionaryError {
     /// It is made of other chunks than the conversion makes.
-    #[error("chunk dictionary {name} has {what} {theirs}, the conversion {ours}: convert with {theirs}, or without it")]
+    #[error(
+        "chunk dictionary {name} has {what} {theirs}, the conversion {ours}: convert with {theirs}, or without it"
+    )]
     Other {
         /// The dictionary.
         name: String,
@@ -145,7 +147,12 @@ impl ChunkDictionary {
                 continue;
             }
             bootstraps.push(nydus::read_bootstrap(source, manifest).map_err(failed)?);
-            sizes.extend(manifest.layers.iter().map(|layer| (layer.digest, layer.size)));
+            sizes.extend(
+                manifest
+                    .layers
+                    .iter()
+                    .map(|layer| (layer.digest, layer.size)),
+            );
         }
         Self::new(name, bootstraps, Some(source.clone()), sizes)
     }
@@ -382,7 +389,9 @@ pub(crate) fn look_again(
         if target.look_for(&blob.digest)? != Some(blob.size)
             && let Some(id) = BlobId::new(blob.digest.hex())
         {
-            gone.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+            gone.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id);
         }
         Ok(())
     })?;
@@ -415,7 +424,10 @@ fn each<T: Send>(
         while !cancel.is_cancelled() {
             let next = items.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(item) = next else { return };
-            let failed = failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            let failed = failure
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_some();
             if failed {
                 return;
             }

@@ -9,10 +9,10 @@ use progress::Progress;
 use rafs_format::BlobId;
 use tree::Image;
 
-use crate::{ChunkDictionary, TOTAL};
 use crate::error::LayerError;
 use crate::journal::{Journal, Key, Record};
 use crate::stream;
+use crate::{ChunkDictionary, TOTAL};
 
 /// How often a layer is converted again when the target loses what was written of its blob.
 const AGAIN: u32 = 2;

@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use image::PlatformChoice;
 use crate::ChunkDictionary;
+use image::PlatformChoice;
 use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor, Version};
 
 /// Where a chunk is looked for before it is stored.

@@ -1,6 +1,8 @@
 //! Conversions from layout to layout, all in temporary directories.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "it/dictionary.rs"]
+mod dictionary;
 #[path = "it/good.rs"]
 mod good;
 #[path = "it/journal.rs"]

@@ -174,7 +174,10 @@ impl<'a> Chunks<'a> {
 
     /// The first job if it is known of all its chunks whether they are stored.
     fn decided(&mut self) -> Option<Entered> {
-        let open = self.run.as_ref().and_then(|run| run.first_open(self.least()));
+        let open = self
+            .run
+            .as_ref()
+            .and_then(|run| run.first_open(self.least()));
         if open.is_some_and(|job| job <= self.first_job) {
             return None;
         }

@@ -22,10 +22,9 @@ fn help_and_messages() {
 #[test]
 fn flags_that_are_not_built_are_refused_before_any_work() {
     let place = Place::new();
-    let flags: [&[&str]; 7] = [
+    let flags: [&[&str]; 6] = [
         &["--oci-ref"],
         &["--reverse"],
-        &["--chunk-dict", "x"],
         &["--build-cache", "x"],
         &["--build-cache-tag", "x"],
         &["--batch-size", "0x1000"],

@@ -8,6 +8,7 @@ mod cli;
 mod convert;
 mod copy;
 mod damage;
+mod dictionary;
 mod dump;
 mod images;
 mod merged;
