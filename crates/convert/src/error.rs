@@ -1,5 +1,8 @@
+use std::collections::{BTreeSet, HashMap};
+
 use image::Digest;
 use progress::Cancelled;
+use rafs_format::BlobId;
 
 /// Why an image cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -91,19 +94,17 @@ pub enum Error {
     },
     /// The chunk dictionary cannot be used.
     #[error(transparent)]
-    Dictionary(#[from] crate::DictionaryError),
+    Dictionary(Box<crate::DictionaryError>),
     /// Blobs of the chunk dictionary that the image refers to are gone.
     #[error("blobs of the chunk dictionary are gone: {}", crate::dictionary::names(.0))]
-    DictionaryGone(std::collections::BTreeSet<rafs_format::BlobId>),
-    /// An image would have more blobs than the format has room for; with the stored bytes that it has of each.
-    #[error("the image would use {count} blobs with the chunk dictionary")]
+    DictionaryGone(BTreeSet<BlobId>),
+    /// An image would have more blobs than the format has room for.
+    #[error("the image would use {} blobs with the chunk dictionary", .worth.len())]
     TooManyBlobs {
-        /// Blobs.
-        count: usize,
         /// Blobs of its own.
         own: usize,
-        /// Bytes in each blob.
-        worth: std::collections::HashMap<rafs_format::BlobId, u64>,
+        /// Stored bytes that it has of each blob.
+        worth: Box<HashMap<BlobId, u64>>,
     },
     /// No threads could be started.
     #[error("cannot start threads")]
@@ -166,6 +167,12 @@ impl Error {
             ),
             _ => false,
         }
+    }
+}
+
+impl From<crate::DictionaryError> for Error {
+    fn from(error: crate::DictionaryError) -> Self {
+        Self::Dictionary(Box::new(error))
     }
 }
 

@@ -466,9 +466,8 @@ fn limit_blobs(layers: &[Image], own: usize) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::TooManyBlobs {
-        count: worth.len(),
         own,
-        worth,
+        worth: Box::new(worth),
     })
 }
 

@@ -3,9 +3,10 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use crate::ChunkDictionary;
 use image::PlatformChoice;
 use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor, Version};
+
+use crate::ChunkDictionary;
 
 /// Where a chunk is looked for before it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

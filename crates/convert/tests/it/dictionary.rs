@@ -349,10 +349,10 @@ fn a_dictionary_of_other_chunks_is_refused_before_any_work() {
     for (options, what) in cases {
         let error = world.convert(&options).unwrap_err();
         assert!(chain(&error).contains(what), "{}", chain(&error));
-        assert!(matches!(
-            error,
-            Error::Dictionary(DictionaryError::Other { .. })
-        ));
+        let Error::Dictionary(error) = error else {
+            panic!("{error}");
+        };
+        assert!(matches!(*error, DictionaryError::Other { .. }));
         // Opening the target makes a layout, but nothing is in it.
         let blobs = snapshot(&world.target().join("blobs"));
         assert!(blobs.is_empty());
