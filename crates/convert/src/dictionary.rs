@@ -60,7 +60,7 @@ pub enum DictionaryError {
         /// The dictionary.
         name: String,
         /// Why not.
-        source: image::Error,
+        source: Box<image::Error>,
     },
     /// The bootstrap is malformed.
     #[error("chunk dictionary {name} is no RAFS bootstrap")]
@@ -76,7 +76,7 @@ pub enum DictionaryError {
         /// The dictionary.
         name: String,
         /// What is wrong.
-        source: bootstrap::Error,
+        source: Box<bootstrap::Error>,
     },
 }
 
@@ -138,7 +138,7 @@ impl ChunkDictionary {
     ) -> Result<Self, DictionaryError> {
         let failed = |source| DictionaryError::Image {
             name: name.to_owned(),
-            source,
+            source: Box::new(source),
         };
         let (mut bootstraps, mut sizes) = (Vec::new(), HashMap::new());
         for selected in source.select(choice).map_err(failed)? {
@@ -177,7 +177,7 @@ impl ChunkDictionary {
             })?;
             images.push(parsed.load().map_err(|source| DictionaryError::Decode {
                 name: name.to_owned(),
-                source,
+                source: Box::new(source),
             })?);
         }
         let kinds = images.iter().map(Kind::of).collect();
