@@ -133,3 +133,42 @@ fn certificates_are_checked_unless_told_otherwise() {
         .exits(1)
         .fails_with(&["certificate", "not trusted"]);
 }
+
+/// An image never points into nothing: blobs of the dictionary are mounted or copied into its repository.
+#[test]
+fn blobs_of_a_dictionary_come_into_the_repository() {
+    let (registry, other, home) = (Registry::new(), Registry::new(), Home::new());
+    small().put(&registry, "image", "1");
+    let name = |registry: &Registry, rest: &str| format!("{}/{rest}", registry.host());
+    let (source, first) = (name(&registry, "image:1"), name(&registry, "first:1"));
+    home.convert(&source, &first, &[]).ok();
+    let dictionary = format!("bootstrap:registry:{first}");
+    let more = [
+        "--chunk-dict",
+        &dictionary,
+        "--dict-min-run",
+        "1",
+        "--no-journal",
+        "--check",
+    ];
+    for (place, repository) in [(&registry, "second"), (&other, "far/away")] {
+        let target = name(place, &format!("{repository}:1"));
+        home.convert(&source, &target, &more).ok();
+        assert_eq!(place.missing_from(repository, "1"), [""; 0]);
+        let (_, manifest) = place.manifest(repository, "1").unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        // Where all chunks are known there is nothing but the dictionary's blobs and the bootstrap.
+        let layers = manifest["layers"].as_array().unwrap();
+        let (_, of_first) = registry.manifest("first", "1").unwrap();
+        let of_first: serde_json::Value = serde_json::from_slice(&of_first).unwrap();
+        let known = of_first["layers"].as_array().unwrap();
+        let digest = |layer: &serde_json::Value| layer["digest"].clone();
+        let known: Vec<_> = known.iter().map(digest).collect();
+        let (_, blobs) = layers.split_last().unwrap();
+        let from_first = blobs.iter().filter(|layer| known.contains(&digest(layer)));
+        assert!(from_first.count() >= 1, "{manifest}");
+        home.check(&source, &target, &[]).ok();
+        assert_well_behaved(place);
+        assert_eq!(place.counters().open_uploads, 0);
+    }
+}
