@@ -39,7 +39,7 @@ pub struct BuiltLayer {
 pub struct Stats {
     /// Chunks in the new blob.
     pub chunks: u64,
-    /// End of the new blob's uncompressed address space, in bytes.
+    /// Bytes of these chunks, without what aligns them.
     pub uncompressed_size: u64,
     /// Chunks that were not stored since they were known.
     pub duplicate_chunks: u64,
@@ -76,13 +76,11 @@ pub(crate) fn build(
         .take()
         .map(|finish| finish.wait(&options.cancel))
         .transpose()?;
+    let own = output.chunks.iter().filter(|(home, _)| *home == Home::Own);
+    let sizes = own.map(|(_, chunk)| u64::from(chunk.uncompressed_size));
     let stats = Stats {
-        chunks: output
-            .chunks
-            .iter()
-            .filter(|(home, _)| *home == Home::Own)
-            .count() as u64,
-        uncompressed_size: output.uncompressed_size,
+        chunks: sizes.clone().count() as u64,
+        uncompressed_size: sizes.sum(),
         duplicate_chunks: output.duplicates.0,
         duplicate_size: output.duplicates.1,
     };

@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Usage;
 use crate::args::{Create, PrefetchPolicy, SourceType, WhiteoutSpec};
+use crate::dictionary;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Output};
 use crate::prefetch;
@@ -36,7 +37,10 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     check_supported(args)?;
     check_paths(args)?;
     let start = Instant::now();
-    let options = options(args, interrupt)?;
+    let mut options = options(args, interrupt)?;
+    if let Some(value) = &args.chunk_dict {
+        options.dictionary = dictionary::load(value, &options)?;
+    }
     let mut blob = create_blob(args, interrupt)?;
     let layer = build(args, blob.as_mut(), &options)?;
     let built = start.elapsed().as_secs_f64();
@@ -148,7 +152,6 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
         .is_some_and(|path| !path.is_empty());
     let flags = [
         ("--encrypt", args.encrypt),
-        ("--chunk-dict", args.chunk_dict.is_some()),
         ("--parent-bootstrap", parent),
         ("--blob-cache-dir", args.blob_cache_dir.is_some()),
         ("--external-blob", args.external_blob.is_some()),

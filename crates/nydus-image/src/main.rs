@@ -5,6 +5,7 @@ mod args;
 mod blobs;
 mod check;
 mod create;
+mod dictionary;
 mod inspect;
 mod interrupt;
 mod logging;

@@ -1,5 +1,6 @@
 //! `merge`: the bootstraps of layers into that of an image.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tree::Image;
 
 use crate::args::{Merge, PrefetchPolicy};
+use crate::dictionary;
 use crate::interrupt::Interrupt;
 use crate::report;
 use crate::unsupported::Unsupported;
@@ -20,6 +22,10 @@ use crate::{Usage, output, prefetch};
 pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     check_supported(args)?;
     let facts = Facts::new(args)?;
+    let dictionary = match &args.chunk_dict {
+        Some(value) => dictionary::blobs(value)?,
+        None => BTreeSet::new(),
+    };
     [&args.bootstrap, &args.output_json]
         .into_iter()
         .flatten()
@@ -39,7 +45,7 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     for (number, source) in args.sources.iter().enumerate() {
         interrupt.cancel.check()?;
         let mut layer = load(source)?;
-        facts.apply(number, source, &mut layer)?;
+        facts.apply(number, source, &mut layer, &dictionary)?;
         layers.push(layer);
     }
     let loaded = start.elapsed().as_secs_f64();
@@ -68,10 +74,9 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
 }
 
 fn check_supported(args: &Merge) -> Result<(), Unsupported> {
-    match (&args.chunk_dict, &args.config) {
-        (Some(_), _) => Err(Unsupported::flag("--chunk-dict")),
-        (_, Some(_)) => Err(Unsupported::flag("--config")),
-        _ => Ok(()),
+    match &args.config {
+        Some(_) => Err(Unsupported::flag("--config")),
+        None => Ok(()),
     }
 }
 
@@ -108,12 +113,19 @@ impl Facts {
     }
 
     /// Enters them, or what the file name of the bootstrap says, into the layer's own blob.
-    fn apply(&self, number: usize, source: &Path, layer: &mut Image) -> anyhow::Result<()> {
+    /// Blobs of the dictionary stay what they are.
+    fn apply(
+        &self,
+        number: usize,
+        source: &Path,
+        layer: &mut Image,
+        dictionary: &BTreeSet<BlobId>,
+    ) -> anyhow::Result<()> {
         // The tar has the name that it was given when the layer was built.
         if layer.tarfs {
             return Ok(());
         }
-        let Some(blob) = own_blob(source, layer)? else {
+        let Some(blob) = own_blob(source, layer, dictionary)? else {
             return Ok(());
         };
         let separate = blob.features.contains(BlobFeatures::SEPARATE);
@@ -171,21 +183,30 @@ fn digest(text: &String) -> Option<Digest> {
     hex::decode(text).ok()?.try_into().ok()
 }
 
-/// The blob that belongs to the layer: its only one, or else the one that holds the bootstrap.
-fn own_blob<'a>(source: &Path, layer: &'a mut Image) -> anyhow::Result<Option<&'a mut BlobInfo>> {
-    let inlined = |blob: &BlobInfo| blob.features.contains(BlobFeatures::INLINED_FS_META);
-    if layer.blobs.len() <= 1 {
-        return Ok(layer.blobs.first_mut());
+/// The blob that belongs to the layer: the only one that is not of the dictionary, or else the one that holds the
+/// bootstrap.
+fn own_blob<'a>(
+    source: &Path,
+    layer: &'a mut Image,
+    dictionary: &BTreeSet<BlobId>,
+) -> anyhow::Result<Option<&'a mut BlobInfo>> {
+    let mut own: Vec<&mut BlobInfo> = layer
+        .blobs
+        .iter_mut()
+        .filter(|blob| !dictionary.contains(&blob.id))
+        .collect();
+    let inlined = |blob: &&mut BlobInfo| blob.features.contains(BlobFeatures::INLINED_FS_META);
+    let count = own.len();
+    if count > 1 {
+        own.retain(inlined);
     }
-    let position = layer.blobs.iter().position(inlined);
-    match position {
-        Some(own) => Ok(layer.blobs.get_mut(own)),
-        None => bail!(
-            "{} is no layer: it names {} blobs",
-            source.display(),
-            layer.blobs.len()
-        ),
+    if count > 0 && own.is_empty() {
+        bail!(
+            "{} is no layer: it names {count} blobs; if they are of a chunk dictionary, give --chunk-dict",
+            source.display()
+        );
     }
+    Ok(own.into_iter().next())
 }
 
 /// A blob is called as its bootstrap's file is, up to the first dot.

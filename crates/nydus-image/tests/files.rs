@@ -214,10 +214,6 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "--encrypt",
         ),
         (
-            "create -t tar-rafs -b blob -B boot --chunk-dict bootstrap=x layer.tar",
-            "--chunk-dict",
-        ),
-        (
             "create -t tar-rafs -b blob -B boot --parent-bootstrap x layer.tar",
             "--parent-bootstrap",
         ),
@@ -233,7 +229,6 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "create -t tar-rafs -b blob -B boot --config x layer.tar",
             "--config",
         ),
-        ("merge -B boot --chunk-dict x layer.tar", "--chunk-dict"),
         ("stat -B boot", "stat"),
     ] {
         run(dir.path(), words)

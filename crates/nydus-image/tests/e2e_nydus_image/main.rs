@@ -3,6 +3,7 @@
 
 mod consumer;
 mod damage;
+mod dictionary;
 mod golden;
 mod support;
 mod tarfs;
