@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 
-use rafs_format::{Bootstrap, ChunkFlags, ChunkPointer, ChunkRecord, Nid};
+use rafs_format::{Bootstrap, ChunkRecord, Nid, Xattr};
 use tree::{ChunkId, Content, Image, InodeId, Tree, Xattrs, mode};
 
 use crate::Error;
@@ -63,20 +63,13 @@ pub fn load_image<D: Deref<Target = [u8]>>(bootstrap: &Bootstrap<D>) -> Result<I
     })
 }
 
-/// A chunk of a tarfs image, of which the bootstrap tells no more than the place.
-fn tarfs_chunk(pointer: ChunkPointer, file_offset: u64, size: u32) -> ChunkRecord {
-    ChunkRecord {
-        digest: [0; 32],
-        blob_index: pointer.blob_index,
-        flags: ChunkFlags::empty(),
-        compressed_size: size,
-        uncompressed_size: size,
-        compressed_offset: pointer.uncompressed_offset,
-        uncompressed_offset: pointer.uncompressed_offset,
-        file_offset,
-        index: pointer.index,
-        crc32: 0,
-    }
+/// Extended attributes as a tree has them.
+pub(crate) fn attributes(xattrs: Vec<Xattr<'_>>) -> Option<Box<Xattrs>> {
+    let pairs = xattrs
+        .into_iter()
+        .map(|xattr| (xattr.name.into(), xattr.value.into()));
+    let all: Xattrs = pairs.collect();
+    (!all.is_empty()).then(|| Box::new(all))
 }
 
 fn damaged(path: impl Into<String>, what: impl Into<String>) -> Error {
@@ -241,23 +234,19 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
             ),
             _ => Content::Special,
         };
-        let xattrs: Xattrs = self
+        let xattrs = self
             .bootstrap
             .xattrs(inode)
-            .map_err(|source| self.failed(place, source))?
-            .into_iter()
-            .map(|xattr| (xattr.name.into(), xattr.value.into()))
-            .collect();
-        let device = matches!(inode.mode & mode::TYPE_MASK, mode::CHARACTER | mode::BLOCK);
+            .map_err(|source| self.failed(place, source))?;
         Ok(tree::Inode {
             mode: inode.mode,
             uid: inode.uid,
             gid: inode.gid,
-            rdev: if device { inode.rdev } else { 0 },
+            rdev: mode::device_number(inode.mode, inode.rdev),
             mtime: inode.mtime,
             mtime_nsec: inode.mtime_nsec,
             implied: inode.implied && inode.is_dir(),
-            xattrs: (!xattrs.is_empty()).then(|| Box::new(xattrs)),
+            xattrs: attributes(xattrs),
             content,
         })
     }
@@ -277,7 +266,9 @@ impl<D: Deref<Target = [u8]>> Loader<'_, D> {
                 let pointer = pointer.map_err(|source| self.failed(place, source))?;
                 if bootstrap.is_tarfs() {
                     let size = left.min(chunk_size);
-                    let chunk = tarfs_chunk(pointer, inode.size - left, size as u32);
+                    let place = (pointer.blob_index, pointer.index);
+                    let start = pointer.uncompressed_offset;
+                    let chunk = ChunkRecord::in_tar(place, start, inode.size - left, size as u32);
                     left -= size;
                     self.chunks.push(chunk);
                     return Ok(ChunkId(self.chunks.len() as u32 - 1));

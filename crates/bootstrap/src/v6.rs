@@ -319,17 +319,13 @@ impl Data {
             Content::Directory(_) => Self::flat(image, directory(image, plan, step)?, step, meta),
             Content::Symlink(target) => Self::flat(image, target.to_vec(), step, meta),
             Content::Regular { size, chunks } => Self::chunks(image, *size, chunks)?,
-            Content::Special => {
-                let device = matches!(inode.mode & mode::TYPE_MASK, mode::CHARACTER | mode::BLOCK);
-                let word = if device { inode.rdev } else { 0 };
-                Self {
-                    layout: Layout::FlatPlain,
-                    size: 0,
-                    word,
-                    inline: Vec::new(),
-                    blocks: Vec::new(),
-                }
-            }
+            Content::Special => Self {
+                layout: Layout::FlatPlain,
+                size: 0,
+                word: mode::device_number(inode.mode, inode.rdev),
+                inline: Vec::new(),
+                blocks: Vec::new(),
+            },
         })
     }
 

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 
-use rafs_format::{
-    BlobFeatures, BlobId, BlobInfo, ChunkRecord, Cipher, Compressor, Digest, Version,
-};
+use rafs_format::{BlobFeatures, BlobId, BlobInfo, ChunkRecord, Digest, Version};
 use tree::{Content, Image, InodeId, Tree};
 
 use crate::pipeline::{self, Cutter, Home, Output};
@@ -216,26 +214,14 @@ pub(crate) fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
             | BlobFeatures::INLINED_CHUNK_DIGEST;
     }
     BlobInfo {
-        id: BlobId::placeholder(),
         index,
-        chunk_size: options.chunk_size,
-        chunk_count: 0,
-        compressor: options.compressor,
-        digester: options.digester,
         features,
-        compressed_size: 0,
-        uncompressed_size: 0,
-        toc_size: 0,
-        toc_digest: [0; 32],
-        meta_compressor: Compressor::None,
-        meta_offset: 0,
-        meta_compressed_size: 0,
-        meta_uncompressed_size: 0,
-        meta_digest: [0; 32],
-        meta_size: 0,
-        cipher_iv: [0; 8],
-        cipher: Cipher::None,
-        readahead_size: 0,
+        ..BlobInfo::new(
+            BlobId::placeholder(),
+            options.chunk_size,
+            options.compressor,
+            options.digester,
+        )
     }
 }
 

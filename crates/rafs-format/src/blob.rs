@@ -4,7 +4,7 @@ use std::fmt;
 
 use bitflags::bitflags;
 
-use crate::{Cipher, Compressor, Digest, Digester};
+use crate::{Cipher, Compressor, Digest, Digester, toc};
 
 bitflags! {
     /// Features of a blob, in the blob table and in the blob meta header.
@@ -134,6 +134,32 @@ pub struct BlobInfo {
 }
 
 impl BlobInfo {
+    /// A blob of which nothing more is known: without chunks, features and chunk table.
+    pub fn new(id: BlobId, chunk_size: u32, compressor: Compressor, digester: Digester) -> Self {
+        Self {
+            id,
+            index: 0,
+            chunk_size,
+            chunk_count: 0,
+            compressor,
+            digester,
+            features: BlobFeatures::empty(),
+            compressed_size: 0,
+            uncompressed_size: 0,
+            toc_size: 0,
+            toc_digest: [0; 32],
+            meta_compressor: Compressor::None,
+            meta_offset: 0,
+            meta_compressed_size: 0,
+            meta_uncompressed_size: 0,
+            meta_digest: [0; 32],
+            meta_size: 0,
+            cipher_iv: [0; 8],
+            cipher: Cipher::None,
+            readahead_size: 0,
+        }
+    }
+
     /// Key (two AES-128 halves) and tweak of an encrypted blob; `None` if the blob is not encrypted.
     pub fn cipher_key(&self) -> Option<([u8; 32], [u8; 16])> {
         if self.cipher == Cipher::None {
@@ -175,7 +201,7 @@ impl BlobInfo {
     /// Length of the pure chunk data at the head of the blob file: the bound of every compressed offset.
     pub fn data_size(&self) -> u64 {
         let header = if self.features.contains(BlobFeatures::HAS_TAR_HEADER) {
-            512
+            toc::TAR_HEADER_SIZE as u64
         } else {
             0
         };

@@ -5,7 +5,7 @@
 //! table, the alignment of device addresses.
 
 pub(crate) mod extents;
-mod file;
+pub(crate) mod file;
 pub(crate) mod tables;
 mod walk;
 

@@ -59,3 +59,27 @@ pub struct ChunkRecord {
     /// CRC-32C of the uncompressed bytes, if [`ChunkFlags::HAS_CRC32`].
     pub crc32: u32,
 }
+
+impl ChunkRecord {
+    /// A chunk of a tarfs image, which is nothing but a place: `size` bytes of a file that lie at `offset` of the tar, and
+    /// there as they are.
+    pub fn in_tar(
+        (blob_index, index): (u32, u32),
+        offset: u64,
+        file_offset: u64,
+        size: u32,
+    ) -> Self {
+        Self {
+            digest: [0; 32],
+            blob_index,
+            flags: ChunkFlags::empty(),
+            compressed_size: size,
+            uncompressed_size: size,
+            compressed_offset: offset,
+            uncompressed_offset: offset,
+            file_offset,
+            index,
+            crc32: 0,
+        }
+    }
+}

@@ -34,6 +34,19 @@ pub(crate) fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     })
 }
 
+/// Checks that no name stands twice; says which does.
+pub(crate) fn check_names(xattrs: &[Xattr<'_>]) -> Result<(), String> {
+    let mut names: Vec<_> = xattrs.iter().map(|xattr| xattr.name.as_slice()).collect();
+    names.sort_unstable();
+    match names.array_windows().find(|[a, b]| a == b) {
+        Some([name, _]) => Err(format!(
+            "has the extended attribute {} twice",
+            name.escape_ascii()
+        )),
+        None => Ok(()),
+    }
+}
+
 fn join(number: u8, suffix: &[u8]) -> Option<Vec<u8>> {
     let &(_, prefix, complete) = PREFIXES.iter().find(|p| p.0 == number)?;
     (suffix.is_empty() == complete).then(|| [prefix, suffix].concat())

@@ -7,8 +7,8 @@ use rafs_format::blob_meta::{
 use rafs_format::encode;
 use rafs_format::toc::{self, TocEntry};
 use rafs_format::{
-    BlobFeatures, BlobId, BlobInfo, ChunkPointer, Cipher, Compressor, Digester, DirEntry, Error,
-    FileType, Layout, Nid,
+    BlobFeatures, BlobId, BlobInfo, ChunkPointer, Compressor, Digester, DirEntry, Error, FileType,
+    Layout, Nid,
 };
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -17,26 +17,19 @@ fn bytes(hex: &str) -> Vec<u8> {
 
 fn info(features: BlobFeatures, chunk_count: u32, table: u64) -> BlobInfo {
     BlobInfo {
-        id: BlobId::placeholder(),
-        index: 0,
-        chunk_size: 0x100_0000,
         chunk_count,
-        compressor: Compressor::Zstd,
-        digester: Digester::Blake3,
         features: features | BlobFeatures::ALIGNED | BlobFeatures::CAP_TAR_TOC,
         compressed_size: 1 << 24,
         uncompressed_size: 1 << 24,
-        toc_size: 0,
-        toc_digest: [0; 32],
-        meta_compressor: Compressor::None,
         meta_offset: 1 << 23,
         meta_compressed_size: table,
         meta_uncompressed_size: table,
-        meta_digest: [0; 32],
-        meta_size: 0,
-        cipher_iv: [0; 8],
-        cipher: Cipher::None,
-        readahead_size: 0,
+        ..BlobInfo::new(
+            BlobId::placeholder(),
+            0x100_0000,
+            Compressor::Zstd,
+            Digester::Blake3,
+        )
     }
 }
 

@@ -37,6 +37,14 @@ pub mod mode {
     pub const SYMLINK: u32 = 0o120_000;
     /// Socket.
     pub const SOCKET: u32 = 0o140_000;
+
+    /// The device number of an inode with this mode: what stands in its place means nothing for other types.
+    pub fn device_number(mode: u32, rdev: u32) -> u32 {
+        match mode & TYPE_MASK {
+            CHARACTER | BLOCK => rdev,
+            _ => 0,
+        }
+    }
 }
 
 /// Position of an inode in its [`Tree`]. The root is [`InodeId::ROOT`].

@@ -2,33 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use rafs_format::{
-    BlobFeatures, BlobId, BlobInfo, ChunkFlags, ChunkRecord, Cipher, Compressor, Digester,
-};
+use rafs_format::{BlobId, BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digester};
 use tree::{ChunkId, Content, Error, Image, Inode, InodeId, Tree, mode, overlay};
 
 fn blob(id: &str, index: u32) -> BlobInfo {
     BlobInfo {
-        id: BlobId::new(id).expect("an id"),
         index,
-        chunk_size: 0x10_0000,
         chunk_count: 10,
-        compressor: Compressor::Zstd,
-        digester: Digester::Blake3,
-        features: BlobFeatures::empty(),
-        compressed_size: 0,
-        uncompressed_size: 0,
-        toc_size: 0,
-        toc_digest: [0; 32],
-        meta_compressor: Compressor::None,
-        meta_offset: 0,
-        meta_compressed_size: 0,
-        meta_uncompressed_size: 0,
-        meta_digest: [0; 32],
-        meta_size: 0,
-        cipher_iv: [0; 8],
-        cipher: Cipher::None,
-        readahead_size: 0,
+        ..BlobInfo::new(
+            BlobId::new(id).expect("an id"),
+            0x10_0000,
+            Compressor::Zstd,
+            Digester::Blake3,
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 use rafs_format::v5::encode::{self, InodeFields};
 use rafs_format::v5::{SUPERBLOCK_SIZE, Superblock};
-use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Compressor, Digest, SuperFlags};
+use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Compressor, Digest, SuperFlags, toc};
 use tree::{ChunkId, Content, Image, Inode, InodeId, mode};
 
 use crate::Error;
@@ -24,7 +24,6 @@ const FOREIGN: [(BlobFeatures, &str); 6] = [
     (BlobFeatures::ENCRYPTED, "encrypted"),
     (BlobFeatures::EXTERNAL, "in an external backend"),
 ];
-const BLOB_HEADER: u64 = 512;
 
 /// Encodes the bootstrap of an image in RAFS v5 layout, record for record as the deployed builder does it. Extended
 /// attributes are written in bytewise order of their names, and for every name of a hard-linked file.
@@ -105,7 +104,7 @@ fn blobs(image: &Image) -> Result<Vec<BlobInfo>, Error> {
         // Readers tell the end of the chunks from the size; in a v6 blob a chunk table may come between the two.
         let header = if features.contains(BlobFeatures::HAS_TAR_HEADER | BlobFeatures::CAP_TAR_TOC)
         {
-            BLOB_HEADER
+            toc::TAR_HEADER_SIZE as u64
         } else {
             0
         };
@@ -266,7 +265,6 @@ fn put(
     let inode = image.tree.inode(id);
     let at = id.0 as usize;
     let owner = |id| if image.explicit_owners { id } else { 0 };
-    let device = matches!(inode.mode & mode::TYPE_MASK, mode::CHARACTER | mode::BLOCK);
     let mut fields = InodeFields {
         digest,
         parent,
@@ -278,7 +276,7 @@ fn put(
         nlink: plan.links[at],
         child_index: 0,
         child_count: 0,
-        rdev: if device { inode.rdev } else { 0 },
+        rdev: mode::device_number(inode.mode, inode.rdev),
         mtime: inode.mtime,
         mtime_nsec: inode.mtime_nsec,
         implied: inode.implied && inode.is_directory(),

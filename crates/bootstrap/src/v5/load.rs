@@ -3,9 +3,10 @@ use std::ops::Deref;
 
 use rafs_format::v5::{Bootstrap, Inode};
 use rafs_format::{ChunkRecord, FileType, SuperFlags, Version};
-use tree::{ChunkId, Content, Image, InodeId, Tree, Xattrs, mode};
+use tree::{ChunkId, Content, Image, InodeId, Tree, mode};
 
 use crate::Error;
+use crate::load::attributes;
 
 /// Decodes a whole v5 bootstrap. The names of a hard-linked file share one inode again, that of the first. Chunks lie
 /// where the bootstrap says: packed, in most images.
@@ -152,22 +153,18 @@ impl<'a, D: Deref<Target = [u8]>> Loader<'a, D> {
             FileType::Symlink => Content::Symlink(inode.target.into()),
             _ => Content::Special,
         };
-        let xattrs: Xattrs = inode
+        let xattrs = inode
             .xattrs()
-            .map_err(|source| self.failed(inode.index, source))?
-            .into_iter()
-            .map(|xattr| (xattr.name.into(), xattr.value.into()))
-            .collect();
-        let device = matches!(inode.mode & mode::TYPE_MASK, mode::CHARACTER | mode::BLOCK);
+            .map_err(|source| self.failed(inode.index, source))?;
         Ok(tree::Inode {
             mode: inode.mode,
             uid: inode.uid,
             gid: inode.gid,
-            rdev: if device { inode.rdev } else { 0 },
+            rdev: mode::device_number(inode.mode, inode.rdev),
             mtime: inode.mtime,
             mtime_nsec: inode.mtime_nsec,
             implied: inode.implied,
-            xattrs: (!xattrs.is_empty()).then(|| Box::new(xattrs)),
+            xattrs: attributes(xattrs),
             content,
         })
     }

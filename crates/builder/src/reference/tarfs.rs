@@ -7,7 +7,7 @@ use std::io::{self, Read};
 
 use layer::{DataSink, FileInfo};
 use rafs_format::{
-    BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord, Compressor, Digester,
+    BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkRecord, Compressor, Digester,
     TARFS_BLOCK_SIZE, Version,
 };
 use tree::{ChunkId, Image};
@@ -96,27 +96,12 @@ impl DataSink for Places<'_> {
         }
         for (index, start) in (first..).zip((0..count).map(|i| i * chunk_size)) {
             let size = (file.size - start).min(chunk_size) as u32;
+            let place = (0, index as u32);
             self.chunks
-                .push(chunk(index as u32, offset + start, start, size));
+                .push(ChunkRecord::in_tar(place, offset + start, start, size));
         }
         Ok((first..first + count)
             .map(|id| ChunkId(id as u32))
             .collect())
-    }
-}
-
-/// A chunk of a tarfs image, which is nothing but a place.
-fn chunk(index: u32, offset: u64, file_offset: u64, size: u32) -> ChunkRecord {
-    ChunkRecord {
-        digest: [0; 32],
-        blob_index: 0,
-        flags: ChunkFlags::empty(),
-        compressed_size: size,
-        uncompressed_size: size,
-        compressed_offset: offset,
-        uncompressed_offset: offset,
-        file_offset,
-        index,
-        crc32: 0,
     }
 }

@@ -7,8 +7,8 @@ use builder::{encode_v5, encode_v6, load_image};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use rafs_format::{
-    BlobFeatures, BlobId, BlobInfo, Bootstrap, ChunkFlags, ChunkRecord, Cipher, Compressor,
-    Digester, Version, v5,
+    BlobFeatures, BlobId, BlobInfo, Bootstrap, ChunkFlags, ChunkRecord, Compressor, Digester,
+    Version, v5,
 };
 use tree::{ChunkId, Content, Image, Inode, InodeId, Tree, mode};
 
@@ -98,26 +98,19 @@ impl State {
             Version::V6 => u64::from(count) * 16,
         };
         let blob = BlobInfo {
-            id: BlobId::new("b".repeat(64)).unwrap(),
-            index: 0,
-            chunk_size: CHUNK_SIZE,
             chunk_count: count,
-            compressor: Compressor::Zstd,
-            digester: Digester::Blake3,
             features,
             compressed_size: self.stored + table,
             uncompressed_size: self.end,
-            toc_size: 0,
-            toc_digest: [0; 32],
-            meta_compressor: Compressor::None,
             meta_offset: if table == 0 { 0 } else { self.stored },
             meta_compressed_size: table,
             meta_uncompressed_size: table,
-            meta_digest: [0; 32],
-            meta_size: 0,
-            cipher_iv: [0; 8],
-            cipher: Cipher::None,
-            readahead_size: 0,
+            ..BlobInfo::new(
+                BlobId::new("b".repeat(64)).unwrap(),
+                CHUNK_SIZE,
+                Compressor::Zstd,
+                Digester::Blake3,
+            )
         };
         Image {
             version,

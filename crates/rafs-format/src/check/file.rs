@@ -4,10 +4,10 @@ use std::ops::Deref;
 
 use super::tables::{ChunkIndex, check_index, check_place};
 use crate::bootstrap::SYMLINK_MAX;
-use crate::{Bootstrap, Error, Inode, Layout, SuperFlags};
+use crate::{Bootstrap, Error, Inode, Layout, SuperFlags, xattr};
 
 /// What is wrong with a file: words, and the cause where something could not be decoded.
-pub(super) struct Fault(pub(super) String, pub(super) Option<Error>);
+pub(crate) struct Fault(pub(crate) String, pub(crate) Option<Error>);
 
 impl From<String> for Fault {
     fn from(what: String) -> Self {
@@ -16,7 +16,7 @@ impl From<String> for Fault {
 }
 
 impl Fault {
-    pub(super) fn undecodable(what: &str) -> impl FnOnce(Error) -> Self {
+    pub(crate) fn undecodable(what: &str) -> impl FnOnce(Error) -> Self {
         let what = what.to_owned();
         move |error| Self(what, Some(error))
     }
@@ -63,14 +63,7 @@ fn check_xattrs<D: Deref<Target = [u8]>>(
     let xattrs = bootstrap
         .xattrs(inode)
         .map_err(Fault::undecodable("the extended attributes are damaged"))?;
-    let mut names: Vec<_> = xattrs.iter().map(|xattr| xattr.name.as_slice()).collect();
-    names.sort_unstable();
-    match names.array_windows().find(|[a, b]| a == b) {
-        Some([name, _]) => {
-            Err(format!("has the extended attribute {} twice", name.escape_ascii()).into())
-        }
-        None => Ok(()),
-    }
+    Ok(xattr::check_names(&xattrs)?)
 }
 
 /// Checks the target of a symbolic link.

@@ -7,28 +7,17 @@ use std::ops::Deref;
 use super::{Bootstrap, Inode, InodeFlags, Region};
 use crate::bootstrap::SYMLINK_MAX;
 use crate::check::extents::{Extents, Owner};
+use crate::check::file::Fault;
 use crate::check::tables::{Entry, check_apart, check_record};
-use crate::{CheckError, ChunkRecord, Digest, Digester, Error, FileType, Nid, Summary, SuperFlags};
+use crate::{
+    CheckError, ChunkRecord, Digest, Digester, Error, FileType, Nid, Summary, SuperFlags, xattr,
+};
 
 /// Digests bytes.
 type Hash = fn(Digester, &[u8]) -> Digest;
 
-/// What is wrong with a name: words, and the cause where something could not be decoded.
-struct Fault(String, Option<Error>);
-
-impl From<String> for Fault {
-    fn from(what: String) -> Self {
-        Self(what, None)
-    }
-}
-
-fn undecodable(index: u32) -> impl FnOnce(Error) -> Fault {
-    move |error| {
-        Fault(
-            format!("the inode with index {index} is damaged"),
-            Some(error),
-        )
-    }
+fn undecodable(index: u32, error: Error) -> Fault {
+    Fault::undecodable(&format!("the inode with index {index} is damaged"))(error)
 }
 
 /// An inode with several names, as its first name has it.
@@ -91,7 +80,7 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
         for index in 1..=bootstrap.names() {
             let inode = bootstrap
                 .inode(index)
-                .map_err(|error| self.fault(index, undecodable(index)(error)))?;
+                .map_err(|error| self.fault(index, undecodable(index, error)))?;
             let parent = self.parent(index);
             if index > 1 && parent == 0 {
                 return Err(self.fault(index, "is in no directory".to_owned().into()));
@@ -197,25 +186,15 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
                 .to_owned()
                 .into());
         }
-        let xattrs = inode.xattrs().map_err(|error| {
-            Fault(
-                "the extended attributes are damaged".to_owned(),
-                Some(error),
-            )
-        })?;
+        let xattrs = inode
+            .xattrs()
+            .map_err(Fault::undecodable("the extended attributes are damaged"))?;
         let flags = self.bootstrap.superblock.flags;
         if !xattrs.is_empty() && !flags.contains(SuperFlags::HAS_XATTR) {
             let what = "has extended attributes, but the superblock says that there are none";
             return Err(what.to_owned().into());
         }
-        let mut names: Vec<_> = xattrs.iter().map(|xattr| xattr.name.as_slice()).collect();
-        names.sort_unstable();
-        match names.array_windows().find(|[a, b]| a == b) {
-            Some([name, _]) => {
-                Err(format!("has the extended attribute {} twice", name.escape_ascii()).into())
-            }
-            None => Ok(()),
-        }
+        Ok(xattr::check_names(&xattrs)?)
     }
 
     fn check_content(&mut self, inode: &Inode<'_>) -> Result<(), Fault> {
@@ -282,8 +261,7 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
         }
         let mut digests = Vec::with_capacity(inode.child_count as usize * 32);
         for (record, number) in inode.chunks().zip(0_u64..) {
-            let record = record
-                .map_err(|error| Fault("a chunk record is damaged".to_owned(), Some(error)))?;
+            let record = record.map_err(Fault::undecodable("a chunk record is damaged"))?;
             let offset = number * chunk_size;
             let size = chunk_size.min(inode.size - offset);
             let problem = if record.file_offset != offset {
@@ -331,7 +309,7 @@ impl<D: Deref<Target = [u8]>> Check<'_, D> {
             let inode = self
                 .bootstrap
                 .inode(index)
-                .map_err(|error| self.fault(index, undecodable(index)(error)))?;
+                .map_err(|error| self.fault(index, undecodable(index, error)))?;
             let children = inode.children();
             let range = children.start as usize..children.end as usize;
             // Empty directories may have any first child.

@@ -8,9 +8,7 @@ use crate::blob_table::{
 };
 use crate::error::expect_equal;
 use crate::raw::{self, ExtBlobV5Raw};
-use crate::{
-    BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, Cipher, Compressor, Digester, Error,
-};
+use crate::{BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, Compressor, Digester, Error};
 
 /// Ranges of bytes to fetch first, before the id: two numbers of 32 bits.
 const HEAD_SIZE: usize = 8;
@@ -139,25 +137,11 @@ fn extended(
         COMPRESSED_SIZE_MAX,
     )?;
     Ok(BlobInfo {
-        id,
         index,
-        chunk_size: superblock.chunk_size,
         chunk_count: chunks,
-        compressor,
-        digester,
         features,
         compressed_size: stored,
         uncompressed_size: full,
-        toc_size: 0,
-        toc_digest: [0; 32],
-        meta_compressor: Compressor::None,
-        meta_offset: 0,
-        meta_compressed_size: 0,
-        meta_uncompressed_size: 0,
-        meta_digest: [0; 32],
-        meta_size: 0,
-        cipher_iv: [0; 8],
-        cipher: Cipher::None,
-        readahead_size: 0,
+        ..BlobInfo::new(id, superblock.chunk_size, compressor, digester)
     })
 }

@@ -4,8 +4,8 @@
 use rafs_format::encode::{self, InodeFields};
 use rafs_format::layout::{Allocator, Placement, Regions, chunk_format, map_devices};
 use rafs_format::{
-    BlobFeatures, BlobId, BlobInfo, ChunkFlags, ChunkPointer, ChunkRecord, Cipher, Compressor,
-    DeviceSlot, Digester, DirEntry, FileType, Layout, Nid, SuperFlags, Superblock,
+    BlobFeatures, BlobId, BlobInfo, ChunkFlags, ChunkPointer, ChunkRecord, Compressor, DeviceSlot,
+    Digester, DirEntry, FileType, Layout, Nid, SuperFlags, Superblock,
 };
 
 pub const CHUNK_SIZE: u32 = 0x1000;
@@ -157,26 +157,19 @@ fn record(index: u32) -> ChunkRecord {
 
 fn blob() -> BlobInfo {
     BlobInfo {
-        id: BlobId::new("b".repeat(64)).unwrap(),
-        index: 0,
-        chunk_size: CHUNK_SIZE,
         chunk_count: CHUNKS,
-        compressor: Compressor::Zstd,
-        digester: Digester::Blake3,
         features: BlobFeatures::ALIGNED | BlobFeatures::CAP_TAR_TOC,
         compressed_size: 30000,
         uncompressed_size: 6 * 4096,
-        toc_size: 0,
-        toc_digest: [0; 32],
-        meta_compressor: Compressor::None,
         meta_offset: 25000,
         meta_compressed_size: 96,
         meta_uncompressed_size: 96,
-        meta_digest: [0; 32],
-        meta_size: 0,
-        cipher_iv: [0; 8],
-        cipher: Cipher::None,
-        readahead_size: 0,
+        ..BlobInfo::new(
+            BlobId::new("b".repeat(64)).unwrap(),
+            CHUNK_SIZE,
+            Compressor::Zstd,
+            Digester::Blake3,
+        )
     }
 }
 

@@ -15,7 +15,7 @@
 use rafs_format::v5::encode::{self, InodeFields};
 use rafs_format::v5::{SUPERBLOCK_SIZE, Superblock};
 use rafs_format::{
-    BlobFeatures, BlobId, BlobInfo, ChunkFlags, ChunkRecord, Cipher, Compressor, Digest, Digester,
+    BlobFeatures, BlobId, BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digest, Digester,
     SuperFlags,
 };
 
@@ -36,26 +36,18 @@ pub fn hash(_: Digester, bytes: &[u8]) -> Digest {
 
 pub fn blob(id: &str, index: u32, chunk_count: u32, sizes: (u64, u64)) -> BlobInfo {
     BlobInfo {
-        id: BlobId::new(id).unwrap(),
         index,
-        chunk_size: CHUNK_SIZE,
         chunk_count,
-        compressor: Compressor::Zstd,
-        digester: Digester::Blake3,
         features: BlobFeatures::CAP_TAR_TOC | BlobFeatures::HAS_TAR_HEADER,
         compressed_size: sizes.0,
         uncompressed_size: sizes.1,
-        toc_size: 0,
-        toc_digest: [0; 32],
-        meta_compressor: Compressor::None,
-        meta_offset: 0,
-        meta_compressed_size: 0,
-        meta_uncompressed_size: 0,
-        meta_digest: [0; 32],
-        meta_size: 0,
-        cipher_iv: [0; 8],
-        cipher: Cipher::None,
         readahead_size: index * 100,
+        ..BlobInfo::new(
+            BlobId::new(id).unwrap(),
+            CHUNK_SIZE,
+            Compressor::Zstd,
+            Digester::Blake3,
+        )
     }
 }
 
