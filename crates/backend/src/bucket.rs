@@ -185,18 +185,7 @@ impl Bucket {
     /// The size of an object; `None` if there is none.
     pub(crate) fn size(&self, object: &str) -> Result<Option<u64>, Error> {
         let exchange = self.exchange("read", Ask::new(Method::HEAD, object));
-        let incoming = self.client.exchange(exchange.clone())?;
-        if incoming.status == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let incoming = accept(&exchange, incoming)?;
-        let length = incoming.headers.get(CONTENT_LENGTH);
-        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
-        length.map(Some).ok_or_else(|| Error::Answer {
-            object: exchange.subject.to_string(),
-            action: "HEAD",
-            missing: "size",
-        })
+        size(&self.client, &exchange)
     }
 
     /// Whether an object is there and has this size. Who may not ask is told that it is not.
@@ -241,6 +230,22 @@ impl Bucket {
             tracing::warn!("{self}: cannot give the upload of {object} up");
         }
     }
+}
+
+/// The size of an object, by the answer to a HEAD; `None` if there is none.
+pub(crate) fn size(client: &Client, exchange: &Exchange) -> Result<Option<u64>, Error> {
+    let incoming = client.exchange(exchange.clone())?;
+    if incoming.status == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    let incoming = accept(exchange, incoming)?;
+    let length = incoming.headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+    length.map(Some).ok_or_else(|| Error::Answer {
+        object: exchange.subject.to_string(),
+        action: "HEAD",
+        missing: "size",
+    })
 }
 
 /// The answer, if it is a success.

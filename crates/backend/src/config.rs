@@ -1,12 +1,17 @@
 //! What the user says about a backend.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
 use crate::Error;
+
+/// Largest configuration that is read from a file, in bytes.
+const CONFIG_SIZE_MAX: u64 = 1 << 20;
 
 /// Types of backends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +128,7 @@ impl Config {
     ///
     /// # Errors
     /// If the working directory cannot be found out.
-    pub fn absolute(mut self) -> std::io::Result<Self> {
+    pub fn absolute(mut self) -> io::Result<Self> {
         if let Place::Local(local) = &mut self.place {
             let paths = local.dir.iter_mut().chain(&mut local.file);
             for path in paths.chain(&mut local.others) {
@@ -132,6 +137,18 @@ impl Config {
         }
         Ok(self)
     }
+}
+
+/// Reads a configuration from a file.
+///
+/// # Errors
+/// If the file cannot be read, or is no text.
+pub fn read_config(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(CONFIG_SIZE_MAX)
+        .read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The keys of a configuration.

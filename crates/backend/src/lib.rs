@@ -34,7 +34,7 @@ mod sign;
 mod source;
 mod upload;
 
-pub use config::{Config, Kind};
+pub use config::{Config, Kind, read_config};
 pub use error::Error;
 pub use place::Backend;
 pub use source::open_source;

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use registry::{Client, Exchange, Make, Outgoing, Settings, Subject};
-use reqwest::header::{CONTENT_LENGTH, HeaderMap};
-use reqwest::{Method, StatusCode, Url};
+use reqwest::header::HeaderMap;
+use reqwest::{Method, Url};
 use storage::{BlobReader, BlobSource};
 
 use crate::Error;
-use crate::bucket::accept;
+use crate::bucket;
 use crate::config::Keys;
 use crate::sign::encode;
 
@@ -93,19 +93,7 @@ impl Proxy {
 
     /// The size of a blob; `None` if there is no such blob.
     fn size(&self, id: &str) -> Result<Option<u64>, Error> {
-        let exchange = self.exchange(Method::HEAD, id);
-        let incoming = self.client.exchange(exchange.clone())?;
-        if incoming.status == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let incoming = accept(&exchange, incoming)?;
-        let length = incoming.headers.get(CONTENT_LENGTH);
-        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
-        length.map(Some).ok_or_else(|| Error::Answer {
-            object: exchange.subject.to_string(),
-            action: "HEAD",
-            missing: "size",
-        })
+        bucket::size(&self.client, &self.exchange(Method::HEAD, id))
     }
 }
 

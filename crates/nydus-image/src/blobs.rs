@@ -1,8 +1,6 @@
 //! Where the blobs of an image are read from.
 
-use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,29 +8,10 @@ use anyhow::Context as _;
 use clap::Args;
 use progress::Cancel;
 use rafs_format::{BlobFeatures, BlobInfo};
-use registry::{Credentials, Proxy, Settings};
+use registry::{Credentials, Proxy, Secret, Settings};
 use storage::{BlobReader, BlobSource, ChunkStore, DirSource, FileBlob, LoadedBootstrap};
 
 use crate::Usage;
-
-/// Largest configuration that is read from a file, in bytes.
-const CONFIG_SIZE_MAX: u64 = 1 << 20;
-
-/// A text with secrets in it: never shown.
-#[derive(Clone)]
-struct Hidden(String);
-
-impl From<String> for Hidden {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Hidden {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<hidden>")
-    }
-}
 
 /// Options about a storage backend.
 #[derive(Debug, Args)]
@@ -47,7 +26,7 @@ pub struct BackendArgs {
         requires = "backend_type",
         conflicts_with = "backend_config_file"
     )]
-    backend_config: Option<Hidden>,
+    backend_config: Option<Secret>,
     /// File with the configuration of the --backend-type
     #[arg(long, value_name = "FILE", requires = "backend_type")]
     backend_config_file: Option<PathBuf>,
@@ -60,8 +39,9 @@ impl BackendArgs {
             return Ok(None);
         };
         let config = match (&self.backend_config, &self.backend_config_file) {
-            (Some(text), _) => text.0.clone(),
-            (None, Some(path)) => read(path)?,
+            (Some(text), _) => text.reveal().to_owned(),
+            (None, Some(path)) => backend::read_config(path)
+                .with_context(|| format!("cannot read {}", path.display()))?,
             (None, None) => String::new(),
         };
         if config.trim().is_empty() {
@@ -69,37 +49,14 @@ impl BackendArgs {
                 format!("--backend-type {kind} needs --backend-config or --backend-config-file");
             return Err(Usage(reason).into());
         }
-        let opened = backend::open_source(kind, &config, &settings(cancel));
+        let settings = Settings {
+            credentials: Credentials::from_environment(),
+            proxy: Proxy::from_environment(),
+            cancel: cancel.clone(),
+            ..Settings::default()
+        };
+        let opened = backend::open_source(kind, &config, &settings);
         Ok(Some(opened.context("cannot use the backend")?))
-    }
-}
-
-fn read(path: &Path) -> anyhow::Result<String> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(CONFIG_SIZE_MAX).read_to_string(&mut text))
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(text)
-}
-
-/// How to speak to hosts: with docker's credentials and the usual proxies.
-fn settings(cancel: &Cancel) -> Settings {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let either = |name: &str| variable(&name.to_ascii_lowercase()).or_else(|| variable(name));
-    let home = || variable("HOME").map(|home| PathBuf::from(home).join(".docker"));
-    let directory = variable("DOCKER_CONFIG").map(PathBuf::from).or_else(home);
-    Settings {
-        credentials: match directory {
-            Some(directory) => Credentials::Docker { directory },
-            None => Credentials::Anonymous,
-        },
-        proxy: Proxy {
-            http: either("HTTP_PROXY"),
-            https: either("HTTPS_PROXY"),
-            exceptions: either("NO_PROXY"),
-        },
-        cancel: cancel.clone(),
-        ..Settings::default()
     }
 }
 

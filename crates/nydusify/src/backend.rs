@@ -1,34 +1,13 @@
 //! Options about backends: where blobs lie that an image's manifest does not list.
 
-use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use backend::{Backend, Config, Kind};
+use registry::Secret;
 
 use crate::args::{Usage, any_path, given};
 use crate::place::Places;
-
-/// Largest configuration that is read from a file, in bytes.
-const CONFIG_SIZE_MAX: u64 = 1 << 20;
-
-/// A text with secrets in it: never shown.
-#[derive(Clone)]
-struct Hidden(String);
-
-impl From<String> for Hidden {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Hidden {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<hidden>")
-    }
-}
 
 /// What the options of one backend say.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +15,7 @@ pub struct Choice<'a> {
     /// What comes before `backend-type` in the names of the options, with both dashes.
     prefix: &'static str,
     kind: Option<&'a str>,
-    config: Option<&'a Hidden>,
+    config: Option<&'a Secret>,
     file: Option<&'a Path>,
 }
 
@@ -54,7 +33,7 @@ macro_rules! options {
             #[arg(help = concat!("Configuration of the --", $prefix, "backend-type"),
                   id = concat!($prefix, "backend-config"), long = concat!($prefix, "backend-config"),
                   env = "BACKEND_CONFIG", value_name = "JSON", hide_env_values = true)]
-            config: Option<Hidden>,
+            config: Option<Secret>,
 
             #[arg(help = concat!("File with the configuration of the --", $prefix, "backend-type"),
                   id = concat!($prefix, "backend-config-file"), long = concat!($prefix, "backend-config-file"),
@@ -68,7 +47,7 @@ macro_rules! options {
                 Choice {
                     prefix: concat!("--", $prefix),
                     kind: self.kind.as_deref().filter(|kind| !kind.is_empty()),
-                    config: self.config.as_ref().filter(|text| !text.0.is_empty()),
+                    config: self.config.as_ref().filter(|text| !text.is_empty()),
                     file: given(self.file.as_ref()),
                 }
             }
@@ -138,8 +117,9 @@ impl Choice<'_> {
             .parse()
             .map_err(|error| Usage(format!("{prefix}backend-type: {error}")))?;
         let text = match (self.config, self.file) {
-            (Some(text), _) => text.0.clone(),
-            (None, Some(path)) => read(path)?,
+            (Some(text), _) => text.reveal().to_owned(),
+            (None, Some(path)) => backend::read_config(path)
+                .with_context(|| format!("cannot read {}", path.display()))?,
             (None, None) => String::new(),
         };
         if text.trim().is_empty() {
@@ -157,20 +137,12 @@ impl Choice<'_> {
     }
 }
 
-fn read(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(CONFIG_SIZE_MAX).read_to_string(&mut text))
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn config(kind: Option<&str>, config: Option<&str>, file: Option<&Path>) -> Result<bool> {
-        let config = config.map(|text| Hidden(text.to_owned()));
+        let config = config.map(|text| Secret::new(text));
         let choice = Choice {
             prefix: "--source-",
             kind,

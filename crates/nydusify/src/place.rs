@@ -80,8 +80,8 @@ impl Places {
         let mut settings = Settings {
             plain_http: registry.plain_http,
             ca_files: registry.ca_file.clone(),
-            credentials: credentials(),
-            proxy: proxy(),
+            credentials: Credentials::from_environment(),
+            proxy: Proxy::from_environment(),
             cancel: cancel.clone(),
             ..Settings::default()
         };
@@ -152,30 +152,6 @@ impl Places {
 pub fn reference(name: &str) -> Result<Reference> {
     name.parse()
         .with_context(|| format!("{name:?} is neither a local image nor a name in a registry"))
-}
-
-/// Docker's, as the docker client finds them.
-fn credentials() -> Credentials {
-    let directory = variable("DOCKER_CONFIG").map(PathBuf::from);
-    let home = || variable("HOME").map(|home| PathBuf::from(home).join(".docker"));
-    match directory.or_else(home) {
-        Some(directory) => Credentials::Docker { directory },
-        None => Credentials::Anonymous,
-    }
-}
-
-/// The usual variables; those in lower case count first, as with most programs.
-fn proxy() -> Proxy {
-    let either = |name: &str| variable(&name.to_ascii_lowercase()).or_else(|| variable(name));
-    Proxy {
-        http: either("HTTP_PROXY"),
-        https: either("HTTPS_PROXY"),
-        exceptions: either("NO_PROXY"),
-    }
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Reads a duration as Go writes it: numbers, each with a unit.

@@ -145,8 +145,7 @@ impl BlobReader for RemoteBlob {
 /// Blobs whose ids are the hexadecimal SHA-256 that the registry knows them by.
 impl BlobSource for Repository {
     fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
-        let digest = format!("sha256:{id}").parse::<Digest>();
-        let digest = digest.map_err(|_| {
+        let digest = Digest::from_hex(id).ok_or_else(|| {
             let reason = format!("blob id {id:?} is no SHA-256, by which registries name blobs");
             io::Error::new(io::ErrorKind::InvalidInput, reason)
         })?;

@@ -15,13 +15,19 @@ impl Secret {
     }
 
     /// The secret itself, for the wire only.
-    pub(crate) fn reveal(&self) -> &str {
+    pub fn reveal(&self) -> &str {
         &self.0
     }
 
     /// Whether there is nothing in it.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
     }
 }
 
@@ -51,6 +57,21 @@ pub enum Credentials {
     },
 }
 
+impl Credentials {
+    /// Docker's, as the docker client finds them: in `$DOCKER_CONFIG`, else in `~/.docker`.
+    pub fn from_environment() -> Self {
+        let home = || variable("HOME").map(|home| PathBuf::from(home).join(".docker"));
+        match variable("DOCKER_CONFIG").map(PathBuf::from).or_else(home) {
+            Some(directory) => Self::Docker { directory },
+            None => Self::Anonymous,
+        }
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// Proxies, as the usual environment variables name them. Empty strings are none.
 #[derive(Clone, Default)]
 pub struct Proxy {
@@ -60,6 +81,18 @@ pub struct Proxy {
     pub https: Option<String>,
     /// `NO_PROXY`: names, domains, addresses and networks, separated by commas, or `*`.
     pub exceptions: Option<String>,
+}
+
+impl Proxy {
+    /// What the variables say; those in lower case count first, as with most programs.
+    pub fn from_environment() -> Self {
+        let either = |name: &str| variable(&name.to_ascii_lowercase()).or_else(|| variable(name));
+        Self {
+            http: either("HTTP_PROXY"),
+            https: either("HTTPS_PROXY"),
+            exceptions: either("NO_PROXY"),
+        }
+    }
 }
 
 impl fmt::Debug for Proxy {
