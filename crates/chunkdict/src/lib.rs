@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use rafs_format::{BlobInfo, ChunkRecord, Digest};
+use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Digest};
 
 /// What makes two chunks the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,6 +76,20 @@ pub struct Dictionary {
     chunks: ChunkTable<ChunkRecord>,
     /// Further places of chunks that `chunks` has, in the order in which they came.
     further: HashMap<ChunkKey, Vec<ChunkRecord>>,
+}
+
+/// Blobs whose chunks can't be read without more than their own record says, or that lie in files of another kind.
+const UNUSABLE: BlobFeatures = BlobFeatures::ZRAN
+    .union(BlobFeatures::SEPARATE)
+    .union(BlobFeatures::TARFS)
+    .union(BlobFeatures::BATCH)
+    .union(BlobFeatures::ENCRYPTED)
+    .union(BlobFeatures::SEPARATED_WITH_PREFETCH_FILES)
+    .union(BlobFeatures::EXTERNAL);
+
+/// Whether chunks of a blob can be chunks of other images, too.
+pub fn is_usable(blob: &BlobInfo) -> bool {
+    !blob.id.is_placeholder() && !blob.features.intersects(UNUSABLE)
 }
 
 impl Dictionary {

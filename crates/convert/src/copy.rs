@@ -10,7 +10,9 @@ use std::ops::Add;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use image::{Arrival, Descriptor, Digest, Index, Node, PlatformChoice, Source, Target, media};
+use image::{
+    Arrival, Descriptor, Digest, Index, Node, PlatformChoice, Selected, Source, Target, media,
+};
 use progress::{Cancel, Progress};
 
 use crate::{Error, TOTAL, unplaced};
@@ -63,7 +65,7 @@ fn copy(
 ) -> Result<CopyReport, Error> {
     let begun = Instant::now();
     let selected = source.select(&options.platform)?;
-    let mut gathered = selected
+    let gathered = selected
         .iter()
         .map(|image| gather::gather(source, image))
         .collect::<Result<Vec<_>, _>>()?;
@@ -95,19 +97,21 @@ fn copy(
         };
         moved = moved + work.copy_blobs(&outside, options.lanes)?;
     }
-    let mut entries = Vec::with_capacity(selected.len());
-    for (image, gathered) in selected.iter().zip(&mut gathered) {
-        entries.push(match gathered.take() {
+    let entry = |(image, gathered): (&Selected, Option<gather::Gathered>)| {
+        let before = image.descriptor.clone();
+        Ok::<_, Error>(match gathered {
             Some(new) => Entry {
-                descriptor: new.put(&image.descriptor, &target)?,
+                descriptor: new.put(before, &target)?,
                 new: true,
             },
             None => Entry {
-                descriptor: image.descriptor.clone(),
+                descriptor: before,
                 new: false,
             },
-        });
-    }
+        })
+    };
+    let entries = selected.iter().zip(gathered).map(entry);
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
     let plan = Plan::new(source, &options.platform, &entries)?;
     for document in &plan.documents {
         cancel.check()?;

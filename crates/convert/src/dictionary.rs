@@ -11,25 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bootstrap::Parsed;
 use builder::BuildOptions;
-use chunkdict::Dictionary;
+use chunkdict::{Dictionary, is_usable};
 use image::{Descriptor, Digest, PlatformChoice, Source, Target, nydus};
 use progress::Cancel;
-use rafs_format::{BlobFeatures, BlobId, Compressor, Digester, Version};
+use rafs_format::{BlobId, Compressor, Digester, Version};
 use tree::Image;
 
 use crate::{ConvertOptions, Error};
 
 /// Blobs that are asked for at the same time.
 const LANES: usize = 8;
-/// Blobs whose chunks can't be read without more than their own record says.
-const UNUSABLE: BlobFeatures = BlobFeatures::ZRAN
-    .union(BlobFeatures::SEPARATE)
-    .union(BlobFeatures::TARFS)
-    .union(BlobFeatures::BATCH)
-    .union(BlobFeatures::ENCRYPTED)
-    .union(BlobFeatures::SEPARATED_WITH_PREFETCH_FILES)
-    .union(BlobFeatures::EXTERNAL);
-
 /// Why a dictionary cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -461,10 +452,6 @@ impl Kind {
             compressors,
         }
     }
-}
-
-fn is_usable(blob: &rafs_format::BlobInfo) -> bool {
-    !blob.id.is_placeholder() && !blob.features.intersects(UNUSABLE)
 }
 
 /// The chunks of images that may share blobs.

@@ -1,7 +1,7 @@
 //! `create`: one source into one blob and one bootstrap.
 
 use std::fs::{self, File};
-use std::io::{Read, Write as _};
+use std::io::Read;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -262,24 +262,19 @@ fn build(
     options: &BuildOptions,
 ) -> anyhow::Result<BuiltLayer> {
     let failed = || format!("cannot build {}", args.source.display());
-    let Some(blob) = blob else {
-        let mut layer = build_tarfs(open_plain_tar(&args.source)?, options).with_context(failed)?;
-        if args.prefetch_policy != PrefetchPolicy::Fs {
-            layer.image.prefetch.clear();
+    let built = match blob {
+        None => build_tarfs(open_plain_tar(&args.source)?, options),
+        Some(blob) if is_directory(args.source_type) => {
+            let whiteouts = match args.whiteout_spec {
+                WhiteoutSpec::Oci => Whiteouts::Oci,
+                WhiteoutSpec::Overlayfs => Whiteouts::Overlayfs,
+                WhiteoutSpec::None => Whiteouts::None,
+            };
+            build_directory(&args.source, whiteouts, blob, options, Dedup::Layer)
         }
-        return Ok(layer);
+        Some(blob) => build_tar(open_tar(&args.source)?, blob, options, Dedup::Layer),
     };
-    let mut layer = if is_directory(args.source_type) {
-        let whiteouts = match args.whiteout_spec {
-            WhiteoutSpec::Oci => Whiteouts::Oci,
-            WhiteoutSpec::Overlayfs => Whiteouts::Overlayfs,
-            WhiteoutSpec::None => Whiteouts::None,
-        };
-        build_directory(&args.source, whiteouts, blob, options, Dedup::Layer)
-            .with_context(failed)?
-    } else {
-        build_tar(open_tar(&args.source)?, blob, options, Dedup::Layer).with_context(failed)?
-    };
+    let mut layer = built.with_context(failed)?;
     if args.prefetch_policy != PrefetchPolicy::Fs {
         layer.image.prefetch.clear();
     }
@@ -288,23 +283,27 @@ fn build(
 
 /// The tar stream of a file or FIFO, which is opened once and read front to back.
 fn open_tar(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
-    let failed = || format!("cannot read {}", path.display());
-    let file = File::open(path).with_context(failed)?;
-    let (compression, stream) = layer::detecting(file).with_context(failed)?;
-    layer::decompress(stream, compression).with_context(failed)
+    let (compression, stream) = open_stream(path)?;
+    layer::decompress(stream, compression)
+        .with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The tar stream of a file or FIFO that is to be used as it is.
 fn open_plain_tar(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
-    let failed = || format!("cannot read {}", path.display());
-    let file = File::open(path).with_context(failed)?;
-    let (compression, stream) = layer::detecting(file).with_context(failed)?;
+    let (compression, stream) = open_stream(path)?;
     ensure!(
         compression == Compression::None,
         "{} is compressed: the kernel reads files straight from a tarfs layer, so it has to be a plain tar",
         path.display()
     );
-    layer::decompress(stream, compression).with_context(failed)
+    Ok(stream)
+}
+
+/// The bytes of a file or FIFO, and how they are compressed.
+fn open_stream(path: &Path) -> anyhow::Result<(Compression, Box<dyn Read + Send>)> {
+    let failed = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(failed)?;
+    layer::detecting(file).with_context(failed)
 }
 
 /// Gives the blob its name, or drops it if nothing was stored.
@@ -341,10 +340,7 @@ fn write_bootstrap(
         (None, Some(dir)) => dir.join(hex::encode(Sha256::digest(&bootstrap))),
         (None, None) => bail!("there is no place for the bootstrap"),
     };
-    let mut output = Output::create(&path, &interrupt.unfinished)?;
-    output
-        .write_all(&bootstrap)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    let output = output::begin(&path, &bootstrap, &interrupt.unfinished)?;
     Ok((output, path))
 }
 

@@ -6,19 +6,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use builder::BuildOptions;
-use chunkdict::Dictionary;
-use rafs_format::{BlobFeatures, BlobId};
+use chunkdict::{Dictionary, is_usable};
+use rafs_format::BlobId;
 use storage::{LoadedBootstrap, load_bootstrap};
 
 use crate::Usage;
-
-/// Blobs whose chunks cannot be had by the records of the bootstrap alone, or lie in files of another kind.
-const UNUSABLE: BlobFeatures = BlobFeatures::ZRAN
-    .union(BlobFeatures::SEPARATE)
-    .union(BlobFeatures::TARFS)
-    .union(BlobFeatures::BATCH)
-    .union(BlobFeatures::ENCRYPTED)
-    .union(BlobFeatures::EXTERNAL);
 
 /// The path in the value of the option: `PATH` or `bootstrap=PATH`.
 pub fn path(value: &str) -> Result<PathBuf, Usage> {
@@ -59,7 +51,7 @@ pub fn load(value: &str, options: &BuildOptions) -> anyhow::Result<Option<Arc<Di
     }
     let usable = |record: &rafs_format::ChunkRecord| {
         let blob = image.blobs.get(record.blob_index as usize);
-        blob.is_some_and(|blob| !blob.features.intersects(UNUSABLE))
+        blob.is_some_and(is_usable)
     };
     let chunks: Vec<_> = image.chunks.iter().copied().filter(usable).collect();
     tracing::info!("chunk dictionary {shown}: {} chunks", chunks.len());

@@ -120,13 +120,18 @@ impl Drop for Output {
     }
 }
 
-/// Writes a whole file that appears complete or not at all.
-pub fn write(path: &Path, content: &[u8], unfinished: &Unfinished) -> anyhow::Result<()> {
+/// Writes a whole file that has no name until it is committed.
+pub fn begin(path: &Path, content: &[u8], unfinished: &Unfinished) -> anyhow::Result<Output> {
     let mut output = Output::create(path, unfinished)?;
     output
         .write_all(content)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    output.commit(path)
+    Ok(output)
+}
+
+/// Writes a whole file that appears complete or not at all.
+pub fn write(path: &Path, content: &[u8], unfinished: &Unfinished) -> anyhow::Result<()> {
+    begin(path, content, unfinished)?.commit(path)
 }
 
 /// Refuses a path that could not be written later, before the work instead of after it.

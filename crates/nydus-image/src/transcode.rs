@@ -1,6 +1,5 @@
 //! `transcode`: the bootstrap of an image in the other version.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use serde_json::Map;
 use storage::{BlobSource, DirSource};
 
 use crate::interrupt::Interrupt;
-use crate::output::{self, Output};
+use crate::output;
 use crate::report;
 
 #[derive(Debug, Args)]
@@ -58,13 +57,13 @@ pub fn run(args: &Transcode, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut outputs = Vec::new();
     for table in &tables {
         let dir = args.blob_dir.as_deref().unwrap_or(Path::new("."));
-        outputs.push(begin(
-            &dir.join(table.id.as_str()),
-            &table.bytes,
-            interrupt,
-        )?);
+        let path = dir.join(table.id.as_str());
+        let output = output::begin(&path, &table.bytes, &interrupt.unfinished)?;
+        outputs.push((output, path));
     }
-    outputs.push(begin(&args.output_bootstrap, &bootstrap, interrupt)?);
+    let path = args.output_bootstrap.clone();
+    let output = output::begin(&path, &bootstrap, &interrupt.unfinished)?;
+    outputs.push((output, path));
     for (output, path) in outputs {
         output.commit(&path)?;
     }
@@ -83,13 +82,4 @@ pub fn run(args: &Transcode, interrupt: &Interrupt) -> anyhow::Result<()> {
         report::write(&report, json, &interrupt.unfinished)?;
     }
     Ok(())
-}
-
-/// Writes a file that has no name yet.
-fn begin(path: &Path, bytes: &[u8], interrupt: &Interrupt) -> anyhow::Result<(Output, PathBuf)> {
-    let mut output = Output::create(path, &interrupt.unfinished)?;
-    output
-        .write_all(bytes)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok((output, path.to_owned()))
 }

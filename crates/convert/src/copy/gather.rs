@@ -65,11 +65,14 @@ pub(super) fn gather(source: &Source, image: &Selected) -> Result<Option<Gathere
 impl Gathered {
     /// Writes configuration and manifest; gives the image's entry in the index, which was `entry`, as it is now. The
     /// layers are in place.
-    pub(super) fn put(mut self, entry: &Descriptor, target: &Target) -> Result<Descriptor, Error> {
+    pub(super) fn put(
+        mut self,
+        mut entry: Descriptor,
+        target: &Target,
+    ) -> Result<Descriptor, Error> {
         let kind = self.manifest.config.media_type.clone();
         self.manifest.config = target.put(&self.config, &kind)?;
         let put = target.put_document(&self.manifest.to_json(), &self.manifest.media_type)?;
-        let mut entry = entry.clone();
         (entry.media_type, entry.digest, entry.size) = (put.media_type, put.digest, put.size);
         Ok(entry)
     }
