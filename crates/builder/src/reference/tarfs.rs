@@ -83,9 +83,11 @@ struct Places<'a> {
 }
 
 impl DataSink for Places<'_> {
-    fn file(&mut self, file: FileInfo<'_>, _: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
         self.options.cancel.check().map_err(io::Error::other)?;
         let offset = file.offset.ok_or_else(sparse)?;
+        // Only a file that is there may take memory for its chunks, whatever its header says.
+        io::copy(data, &mut io::sink())?;
         let chunk_size = u64::from(self.options.chunk_size);
         let count = file.size.div_ceil(chunk_size);
         let first = self.chunks.len() as u64;
