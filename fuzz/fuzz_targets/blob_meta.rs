@@ -21,29 +21,24 @@ fuzz_target!(|data: &[u8]| {
     let contexts_offset = u64::from(entries) * record;
     let size = table.len() as u64;
     let info = BlobInfo {
-        id: BlobId::placeholder(),
-        index: 0,
-        chunk_size: 0x10_0000,
         chunk_count: entries,
-        compressor: Compressor::Zstd,
-        digester: Digester::Blake3,
         features,
         compressed_size: u64::from(u16::from_le_bytes([head[5], head[6]])) << 8,
         uncompressed_size: u64::from(u16::from_le_bytes([head[7], head[8]])) << 12,
-        toc_size: 0,
-        toc_digest: [0; 32],
-        meta_compressor: Compressor::None,
         meta_offset: 0xff_ffff,
         meta_compressed_size: size,
         meta_uncompressed_size: size,
-        meta_digest: [0; 32],
-        meta_size: 0,
-        cipher_iv: [0; 8],
         cipher: if head[9] & 1 == 1 {
             Cipher::Aes128Xts
         } else {
             Cipher::None
         },
+        ..BlobInfo::new(
+            BlobId::placeholder(),
+            0x10_0000,
+            Compressor::Zstd,
+            Digester::Blake3,
+        )
     };
     let header = Header {
         features,
