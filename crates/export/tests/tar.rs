@@ -1,8 +1,10 @@
 //! Layers as tar streams: built, written out again and read back they are the same trees with the same data.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
-use std::io::{self, Read};
+#[path = "common/trees.rs"]
+mod trees;
+
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use builder::{Budget, BuildOptions, Dedup, build_tar, load_image};
@@ -14,30 +16,9 @@ use rafs_format::Bootstrap;
 use storage::{BlobReader, ChunkStore, NamedSource, StoreOptions, extract_bootstrap};
 use testkit::tar::{Entry, Tar, flag};
 use testkit::{noise, prose, shared_or_skip};
-use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
+use tree::{Content, Inode, InodeId, mode};
 
-/// Gives equal contents equal numbers.
-#[derive(Default)]
-struct Contents(HashMap<Vec<u8>, u32>);
-
-impl layer::DataSink for Contents {
-    fn file(&mut self, _: layer::FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
-        let mut content = Vec::new();
-        data.read_to_end(&mut content)?;
-        let next = self.0.len() as u32;
-        Ok([ChunkId(*self.0.entry(content).or_insert(next))].into())
-    }
-}
-
-/// The trees of tar streams, numbered canonically, with contents that can be compared.
-fn trees<const N: usize>(tars: [&[u8]; N]) -> [Tree; N] {
-    let mut contents = Contents::default();
-    tars.map(|tar| {
-        let mut tree = layer::read_tree(tar, &mut contents, &layer::Options::default()).unwrap();
-        tree.compact();
-        tree
-    })
-}
+use trees::{Contents, trees};
 
 fn options() -> BuildOptions {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();

@@ -10,7 +10,8 @@ use std::time::Duration;
 use rafs_format::Bootstrap;
 use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
-use testkit::run::{Ran, code, output};
+use testkit::run::{Ran, code, make_fifo, run_in};
+use testkit::scan::names;
 use testkit::tar::{Entry, Tar};
 
 const NYDUS_IMAGE: &str = env!("CARGO_BIN_EXE_nydus-image");
@@ -27,21 +28,9 @@ fn workplace() -> tempfile::TempDir {
     dir
 }
 
+#[track_caller]
 fn run(dir: &Path, words: &str) -> Ran {
-    output(
-        Command::new(NYDUS_IMAGE)
-            .args(words.split_whitespace())
-            .current_dir(dir),
-    )
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
+    run_in(dir, NYDUS_IMAGE, words)
 }
 
 fn sha256(path: PathBuf) -> String {
@@ -298,15 +287,7 @@ fn a_bootstrap_that_cannot_be_written_leaves_no_blob_either() {
 fn a_signal_ends_it_and_leaves_nothing_even_while_the_source_is_silent() {
     let dir = workplace();
     let source = dir.path().join("fifo");
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &source,
-        rustix::fs::FileType::Fifo,
-        mode,
-        0,
-    )
-    .unwrap();
+    make_fifo(&source);
     for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let mut child = Command::new(NYDUS_IMAGE)
             .args("create -t tar-rafs -b out/blob --blob-inline-meta fifo".split_whitespace())

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use bootstrap::Parsed;
 use rafs_format::{BlobFeatures, Bootstrap, Version};
-use testkit::run::{Ran, output};
+use testkit::run::{Ran, run_in};
+use testkit::scan::names;
 use testkit::tar::{Entry, Tar};
 
 const NYDUS_IMAGE: &str = env!("CARGO_BIN_EXE_nydus-image");
@@ -38,20 +39,7 @@ fn workplace() -> tempfile::TempDir {
 
 #[track_caller]
 fn run(dir: &Path, words: &str) -> Ran {
-    output(
-        Command::new(NYDUS_IMAGE)
-            .args(words.split_whitespace())
-            .current_dir(dir),
-    )
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
+    run_in(dir, NYDUS_IMAGE, words)
 }
 
 fn parsed(path: &Path) -> Parsed {

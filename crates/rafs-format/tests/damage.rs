@@ -3,9 +3,12 @@
 
 #[path = "damage/sample.rs"]
 mod sample;
+#[path = "damage/says.rs"]
+mod says;
 
 use proptest::prelude::*;
 use rafs_format::{Bootstrap, CheckError, FileType, Inode, Nid, Summary};
+use says::assert_says;
 
 fn parse(bytes: &[u8]) -> Bootstrap<&[u8]> {
     Bootstrap::parse(bytes).unwrap()
@@ -226,20 +229,6 @@ fn verdict(offset: u64, bytes: &[u8]) -> CheckError {
 fn offset_of(path: &str) -> u64 {
     let bytes = sample::bootstrap();
     find(&parse(&bytes), path).offset()
-}
-
-#[track_caller]
-fn assert_says(error: &CheckError, path: Option<&str>, what: &str) {
-    assert_eq!(error.path.as_deref(), path.map(str::as_bytes), "{error}");
-    let source = error
-        .source
-        .as_ref()
-        .map(|s| s.to_string())
-        .unwrap_or_default();
-    assert!(
-        format!("{error}: {source}").contains(what),
-        "{error}: {source}"
-    );
 }
 
 #[test]

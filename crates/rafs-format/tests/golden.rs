@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use rafs_format::blob_meta::{self, BlobMeta, Header, Placement};
 use rafs_format::layout::{Allocator, Regions, map_devices};
@@ -12,6 +11,7 @@ use rafs_format::{
     BlobFeatures, Bootstrap, Compressor, Error, FileType, Inode, Layout, Nid, SuperFlags, toc,
 };
 use serde_json::Value;
+use testkit::rafsdump::{self, text};
 
 /// The bootstrap at the tail of a blob, if there is one.
 fn inlined(blob: &[u8]) -> Option<Vec<u8>> {
@@ -89,49 +89,13 @@ fn says_what_the_independent_decoder_says() {
     let Some(shared) = testkit::shared_or_skip("says_what_the_independent_decoder_says") else {
         return;
     };
-    if Command::new("python3").arg("--version").output().is_err() {
-        testkit::skip("says_what_the_independent_decoder_says", "no python3");
-        return;
+    if let Some(why) = rafsdump::no_python() {
+        return testkit::skip("says_what_the_independent_decoder_says", why);
     }
-    let dir = tempfile_dir();
     for (name, bytes) in bootstraps(&shared) {
-        let file = dir.join(format!("{name}.boot"));
-        fs::write(&file, &bytes).unwrap();
-        let output = Command::new("python3")
-            .arg(shared.join("tools/rafsdump.py"))
-            .arg("boot")
-            .arg(&file)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{name}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        // Bytes that are not UTF-8 are printed as lone surrogates, which JSON readers refuse.
-        let printed = String::from_utf8(output.stdout)
-            .unwrap()
-            .replace("\\udc", "\\u00");
-        let expected: Value = serde_json::from_str(&printed).unwrap();
+        let expected = rafsdump::dump(&shared, &bytes);
         compare(&name, &Bootstrap::parse(bytes).unwrap(), &expected);
     }
-    fs::remove_dir_all(dir).unwrap();
-}
-
-fn tempfile_dir() -> std::path::PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("golden-dump");
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
-/// Text as the decoder prints it: what is not UTF-8 byte by byte.
-fn text(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        text.extend(chunk.invalid().iter().map(|&b| char::from(b)));
-    }
-    text
 }
 
 fn number(value: &Value, key: &str) -> u64 {

@@ -89,6 +89,17 @@ pub fn compare_trees_but(left: &Path, right: &Path, forget: impl Fn(&mut Found))
     out
 }
 
+/// Compares a mounted image with its unpacked layers, stacked. These keep names below that upper layers hide, and the
+/// root is the scratch directory's.
+///
+/// # Panics
+/// When either cannot be read.
+pub fn compare_with_stack(stack: &Path, mounted: &Path) -> Vec<String> {
+    let mut differences = compare_trees_but(stack, mounted, |file| file.nlink = 0);
+    differences.retain(|line| !line.starts_with(':'));
+    differences
+}
+
 /// Replaces inode numbers by the rank of the first name in path order, which two equal trees share.
 fn name_inodes(tree: &mut BTreeMap<Vec<u8>, Found>) {
     let mut ranks = BTreeMap::new();

@@ -13,6 +13,7 @@ pub mod home;
 pub mod layout;
 mod maker;
 pub mod oracle;
+pub mod rafsdump;
 pub mod registry;
 pub mod run;
 pub mod scan;

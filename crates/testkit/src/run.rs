@@ -112,6 +112,29 @@ pub fn output(command: &mut Command) -> Ran {
     Ran::new(text, child.wait_with_output().expect("wait for a child"))
 }
 
+/// Runs a program in a directory, its arguments separated by blanks.
+///
+/// # Panics
+/// When it cannot be started.
+#[track_caller]
+pub fn run_in(dir: &Path, program: &str, words: &str) -> Ran {
+    output(
+        Command::new(program)
+            .args(words.split_whitespace())
+            .current_dir(dir),
+    )
+}
+
+/// Makes a FIFO with the mode that converters give theirs.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn make_fifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let mode = Mode::from_raw_mode(0o640);
+    mknodat(CWD, path, FileType::Fifo, mode, 0).expect("make a FIFO");
+}
+
 /// The exit code of a process; 128 + signal if a signal ended it.
 pub fn code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;

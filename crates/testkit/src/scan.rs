@@ -51,6 +51,22 @@ pub fn scan(root: &Path) -> io::Result<BTreeMap<Vec<u8>, Found>> {
     Ok(out)
 }
 
+/// The names in a directory, sorted.
+///
+/// # Panics
+/// When it cannot be listed.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries =
+        std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let name = |entry: io::Result<std::fs::DirEntry>| {
+        let name = entry.expect("read a directory").file_name();
+        name.into_string().expect("a name that is text")
+    };
+    let mut names: Vec<String> = entries.map(name).collect();
+    names.sort();
+    names
+}
+
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)

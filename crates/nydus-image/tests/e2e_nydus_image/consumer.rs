@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use testkit::layout::{Packing, pack};
-use testkit::run::{Ran, output};
+use testkit::run::{Ran, make_fifo, output};
 use testkit::tar::{Entry, Tar};
 use testkit::{noise, prose};
 
@@ -34,8 +34,7 @@ fn through_fifos(dir: &Path, tar: &[u8], behind: &[u8]) -> (Ran, Vec<u8>) {
     let (source, blob) = (dir.join("blob.targz"), dir.join("blob.rafs"));
     for path in [&source, &blob] {
         let _ = std::fs::remove_file(path);
-        let mode = rustix::fs::Mode::from_raw_mode(0o640);
-        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        make_fifo(path);
     }
     let mut child = Command::new(NYDUS_IMAGE)
         .args([

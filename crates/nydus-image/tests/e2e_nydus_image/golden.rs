@@ -1,25 +1,12 @@
 //! The same input as the deployed builder had gives the same tree and the same tables.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::{Value, json};
-use testkit::run::run;
+use testkit::rafsdump::dump;
 use testkit::shared_or_skip;
 
 use crate::support::*;
-
-/// What `rafsdump.py` finds in a bootstrap.
-fn dump(shared: &Path, bootstrap: &[u8], scratch: &Path) -> Value {
-    let path = scratch.join("dumped.boot");
-    std::fs::write(&path, bootstrap).unwrap();
-    let ran = run(
-        "python3",
-        [text(&shared.join("tools/rafsdump.py")), "boot", text(&path)],
-    )
-    .ok();
-    serde_json::from_str(&ran.stdout).unwrap()
-}
 
 /// Fields of an object.
 fn pick(value: &Value, fields: &[&str]) -> Value {
@@ -143,7 +130,7 @@ fn layers_agree_with_the_deployed_builder() {
         let ours =
             std::fs::read(create(&golden.join(tar), &dir.path().join(name), options)).unwrap();
         let theirs = std::fs::read(golden.join(format!("{name}.blob"))).unwrap();
-        let of = |blob: &[u8]| dump(&shared, &bootstrap(blob), dir.path());
+        let of = |blob: &[u8]| dump(&shared, &bootstrap(blob));
         assert_agree(name, &of(&ours), &of(&theirs));
         assert_eq!(
             section(&ours, "blob.digest"),
@@ -173,15 +160,10 @@ fn merged_bootstraps_agree_with_the_deployed_builder() {
         arguments.push(text(&path).to_owned());
     }
     nydus_image(arguments).ok();
-    let ours = dump(
-        &shared,
-        &std::fs::read(dir.path().join("merged")).unwrap(),
-        dir.path(),
-    );
+    let ours = dump(&shared, &std::fs::read(dir.path().join("merged")).unwrap());
     let theirs = dump(
         &shared,
         &std::fs::read(golden.join("merged/v6.boot")).unwrap(),
-        dir.path(),
     );
     assert_agree("merged", &ours, &theirs);
 }

@@ -7,4 +7,6 @@ mod dictionary;
 mod golden;
 mod support;
 mod tarfs;
+#[path = "../../../export/tests/common/trees.rs"]
+mod trees;
 mod unpack;

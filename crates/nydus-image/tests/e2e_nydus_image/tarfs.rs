@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use testkit::run::make_fifo;
 use testkit::shared_or_skip;
 use testkit::tar::{Entry, Tar};
 
@@ -14,8 +15,7 @@ use crate::support::*;
 fn create_tarfs(dir: &Path, tar: &[u8], name: &str) -> (PathBuf, String) {
     let (fifo, bootstrap) = (dir.join("fifo"), dir.join(name));
     let _ = std::fs::remove_file(&fifo);
-    let mode = rustix::fs::Mode::from_raw_mode(0o640);
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    make_fifo(&fifo);
     let id = testkit::sha256(tar);
     let child = Command::new(NYDUS_IMAGE)
         .args(["create", "--type", "tar-tarfs", "--bootstrap"])
@@ -92,11 +92,7 @@ fn layers_are_merged_under_the_names_of_their_tars() {
     }
     assert_eq!(blobs.stderr, "");
     // The tars are all the data that there is.
-    let mut files: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    files.sort();
+    let files = testkit::scan::names(dir.path());
     assert_eq!(files, ["fifo", "high.boot", "low.boot", "merged"]);
 }
 

@@ -1,45 +1,29 @@
 //! Unpacking as converters run it: the tree that comes out is the one that went in.
 
-use std::collections::HashMap;
-use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use layer::{DataSink, FileInfo};
+use testkit::run::make_fifo;
 use testkit::shared_or_skip;
 use testkit::tar::{Entry, Tar};
-use tree::{ChunkId, InodeId, Tree};
+use tree::InodeId;
 
 use crate::support::*;
-
-/// Gives equal contents equal numbers.
-#[derive(Default)]
-struct Contents(HashMap<Vec<u8>, u32>);
-
-impl DataSink for Contents {
-    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
-        let mut content = Vec::new();
-        data.read_to_end(&mut content)?;
-        let next = self.0.len() as u32;
-        Ok([ChunkId(*self.0.entry(content).or_insert(next))].into())
-    }
-}
+use crate::trees::trees;
 
 /// Both tars must be of the same tree.
 #[track_caller]
 fn assert_same(left: &[u8], right: &[u8], what: &str) {
-    let mut contents = Contents::default();
-    let mut tree = |tar: &[u8]| -> Tree {
-        let mut tree = layer::read_tree(tar, &mut contents, &Default::default()).unwrap();
-        tree.compact();
-        // The deployed builder knows no implied directories.
+    let [mut left, mut right] = trees([left, right]);
+    // The deployed builder knows no implied directories.
+    for tree in [&mut left, &mut right] {
         for id in 1..tree.len() as u32 {
             tree.inode_mut(InodeId(id)).implied = false;
         }
-        tree
-    };
-    assert!(tree(left) == tree(right), "{what} differs");
+    }
+    assert!(left == right, "{what} differs");
 }
 
 #[track_caller]
@@ -111,8 +95,7 @@ fn the_chunk_data_alone_or_the_whole_blob_through_a_fifo() {
     let dir = tempfile::tempdir().unwrap();
     let (blob, boot, data) = parts(dir.path());
     let fifo = dir.path().join("oci.tar");
-    let mode = rustix::fs::Mode::from_raw_mode(0o640);
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    make_fifo(&fifo);
     for given in [&blob, &data] {
         let child = Command::new(NYDUS_IMAGE)
             .args(["unpack", "--log-level", "warn", "--bootstrap", text(&boot)])

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use testkit::run::{Mount, run};
+use testkit::run::{Mount, Ran, run};
 use testkit::{oracle, skip};
 
 /// The program under test.
@@ -75,6 +75,28 @@ impl Place {
         command
     }
 
+    /// A directory in here with these blobs of the deployed builder under their ids.
+    pub fn golden_blobs(&self, golden: &Path, names: &[&str]) -> PathBuf {
+        let blobs = self.directory("blobs");
+        for name in names {
+            let file = golden.join(name);
+            let id = testkit::sha256(&std::fs::read(&file).unwrap());
+            std::os::unix::fs::symlink(&file, blobs.join(id)).unwrap();
+        }
+        blobs
+    }
+
+    /// Checks bare RAFS files and mounts them at `root` in here.
+    #[track_caller]
+    pub fn checked_bare(&self, bootstrap: &Path, blobs: &Path, cache: &str) -> Mount {
+        check_bare(bootstrap, blobs).ok();
+        let mut command = Command::new(NYDUSIFY);
+        command.arg("mount").args(bare(bootstrap, blobs));
+        command.arg("--mount-path").arg(self.directory("root"));
+        command.arg("--cache-dir").arg(self.path(cache));
+        Mount::start(&mut command, &self.path("root"))
+    }
+
     /// The merged bootstrap of the image in the layout `nydus`.
     pub fn bootstrap(&self) -> PathBuf {
         let layout = self.path("nydus");
@@ -109,6 +131,17 @@ impl Place {
             .map(|(id, _)| self.path("cache").join(format!("{id}.blob.data")))
             .collect()
     }
+}
+
+fn bare<'a>(bootstrap: &'a Path, blobs: &'a Path) -> [&'a str; 4] {
+    let (bootstrap, blobs) = (bootstrap.to_str().unwrap(), blobs.to_str().unwrap());
+    ["--bootstrap", bootstrap, "--blob-dir", blobs]
+}
+
+/// `nydusify check` of bare RAFS files.
+#[track_caller]
+pub fn check_bare(bootstrap: &Path, blobs: &Path) -> Ran {
+    run(NYDUSIFY, ["check"].iter().chain(&bare(bootstrap, blobs)))
 }
 
 /// The reference of the busybox fixture.

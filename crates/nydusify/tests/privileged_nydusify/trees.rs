@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use testkit::expect::{Expect, compare, compare_trees, compare_trees_but};
+use testkit::expect::{Expect, compare, compare_trees, compare_with_stack};
 use testkit::layout::{Flavour, Layer, Layout, Packing, layer_files};
 use testkit::oracle::{Stack, fsck, kernel_mount};
-use testkit::run::{Mount, run};
+use testkit::run::Mount;
 use testkit::{corner, fixture, shared_or_skip};
 
 use crate::support::*;
@@ -119,13 +119,7 @@ fn privileged_reference_images_equal_their_unpacked_layers() {
         let stack = Stack::new(&layer_files(&images, tag)).unwrap();
         let target = place.converted(&format!("oci:{}:{tag}", images.display()), &[]);
         let mount = place.mount(&target, &[]);
-        // Unpacked layers keep names below that upper layers hide, and the root is the scratch directory's.
-        let differences = compare_trees_but(stack.path(), mount.path(), |file| file.nlink = 0);
-        let differences: Vec<String> = differences
-            .into_iter()
-            .filter(|line| !line.starts_with(':'))
-            .collect();
-        assert_equal(&differences);
+        assert_equal(&compare_with_stack(stack.path(), mount.path()));
         the_kernel_agrees(&place, &mount);
         mount.stop().ok();
     }
@@ -141,13 +135,13 @@ fn privileged_golden_images_are_checked_and_mounted() {
     let Some(place) = Place::new(NAME) else {
         return;
     };
-    let blobs = place.directory("blobs");
-    for entry in std::fs::read_dir(&golden).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().ends_with(".blob") {
-            let id = testkit::sha256(&std::fs::read(entry.path()).unwrap());
-            std::os::unix::fs::symlink(entry.path(), blobs.join(id)).unwrap();
-        }
-    }
+    let blobs = std::fs::read_dir(&golden).unwrap().flatten();
+    let blobs: Vec<String> = blobs
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".blob"))
+        .collect();
+    let blobs: Vec<&str> = blobs.iter().map(String::as_str).collect();
+    let blobs = place.golden_blobs(&golden, &blobs);
     let cases = [
         ("v6-zstd.blob", "lower.tar.expect.json"),
         ("v6-separate.boot", "lower.tar.expect.json"),
@@ -169,23 +163,8 @@ fn privileged_golden_images_are_checked_and_mounted() {
         } else {
             own
         };
-        let bare = [
-            "--bootstrap",
-            bootstrap.to_str().unwrap(),
-            "--blob-dir",
-            blobs.to_str().unwrap(),
-        ];
-        run(NYDUSIFY, ["check"].iter().chain(&bare)).ok();
-        let cache = place.path(&format!("cache-{}", name.replace('/', "-")));
-        let mut command = std::process::Command::new(NYDUSIFY);
-        command
-            .arg("mount")
-            .args(bare)
-            .arg("--mount-path")
-            .arg(place.directory("root"))
-            .arg("--cache-dir")
-            .arg(cache);
-        let mount = Mount::start(&mut command, &place.path("root"));
+        let cache = format!("cache-{}", name.replace('/', "-"));
+        let mount = place.checked_bare(&bootstrap, &blobs, &cache);
         let mut expect = Expect::load(&golden.join(expect)).unwrap();
         if name.contains("upper") {
             layer_as_it_is(&mut expect, mount.path());

@@ -1,11 +1,8 @@
 //! Images of RAFS v5, mounted through FUSE. The kernel knows nothing of it.
 
-use std::process::Command;
-
-use testkit::expect::{Expect, compare, compare_trees_but};
+use testkit::expect::{Expect, compare, compare_with_stack};
 use testkit::layout::{Flavour, Layer, Layout, Packing, layer_files};
 use testkit::oracle::{Stack, kernel_mount};
-use testkit::run::{Mount, run};
 use testkit::{corner, fixture, shared_or_skip};
 
 use crate::support::*;
@@ -95,13 +92,7 @@ fn privileged_v5_reference_image_equals_its_unpacked_layers() {
     let source = format!("oci:{}:app-1", images.display());
     let target = place.converted(&source, &["--fs-version", "5"]);
     let mount = place.mount(&target, &[]);
-    // Unpacked layers keep names below that upper layers hide, and the root is the scratch directory's.
-    let differences = compare_trees_but(stack.path(), mount.path(), |file| file.nlink = 0);
-    let differences: Vec<String> = differences
-        .into_iter()
-        .filter(|line| !line.starts_with(':'))
-        .collect();
-    assert_equal(&differences);
+    assert_equal(&compare_with_stack(stack.path(), mount.path()));
     mount.stop().ok();
 }
 
@@ -115,19 +106,17 @@ fn privileged_v5_golden_images_are_checked_and_mounted() {
     let Some(place) = Place::new(NAME) else {
         return;
     };
-    let blobs = place.directory("blobs");
+    let blobs = [
+        "v5-lz4.blob",
+        "v5-upper.blob",
+        "v5-separate.blob",
+        "v5-zstd-aligned-sha256.blob",
+    ];
+    let blobs = place.golden_blobs(&golden, &blobs);
     let named = |name: &str| {
         let file = golden.join(format!("{name}.blob"));
         blobs.join(testkit::sha256(&std::fs::read(file).unwrap()))
     };
-    for name in [
-        "v5-lz4",
-        "v5-upper",
-        "v5-separate",
-        "v5-zstd-aligned-sha256",
-    ] {
-        std::os::unix::fs::symlink(golden.join(format!("{name}.blob")), named(name)).unwrap();
-    }
     let cases = [
         (golden.join("v5-separate.boot"), "lower.tar.expect.json"),
         (named("v5-zstd-aligned-sha256"), "lower.tar.expect.json"),
@@ -137,22 +126,7 @@ fn privileged_v5_golden_images_are_checked_and_mounted() {
         (golden.join("merged/v5.boot"), "merged.expect.json"),
     ];
     for (bootstrap, expect) in cases {
-        let bare = [
-            "--bootstrap",
-            bootstrap.to_str().unwrap(),
-            "--blob-dir",
-            blobs.to_str().unwrap(),
-        ];
-        run(NYDUSIFY, ["check"].iter().chain(&bare)).ok();
-        let mut command = Command::new(NYDUSIFY);
-        command
-            .arg("mount")
-            .args(bare)
-            .arg("--mount-path")
-            .arg(place.directory("root"))
-            .arg("--cache-dir")
-            .arg(place.path("cache"));
-        let mount = Mount::start(&mut command, &place.path("root"));
+        let mount = place.checked_bare(&bootstrap, &blobs, "cache");
         assert_equal(
             &Expect::load(&golden.join(expect))
                 .unwrap()
@@ -172,11 +146,7 @@ fn privileged_v5_made_v6_is_checked_and_mounted() {
     let Some(place) = Place::new(NAME) else {
         return;
     };
-    let blobs = place.directory("blobs");
-    for name in ["v5-lz4.blob", "v5-upper.blob"] {
-        let id = testkit::sha256(&std::fs::read(golden.join(name)).unwrap());
-        std::os::unix::fs::symlink(golden.join(name), blobs.join(id)).unwrap();
-    }
+    let blobs = place.golden_blobs(&golden, &["v5-lz4.blob", "v5-upper.blob"]);
     let image = storage::load_bootstrap(&golden.join("merged/v5.boot")).unwrap();
     let source = storage::DirSource(blobs.clone());
     let (image, tables) = builder::transcode(
@@ -188,13 +158,7 @@ fn privileged_v5_made_v6_is_checked_and_mounted() {
     assert_eq!(tables.len(), 2);
     let bootstrap = place.path("six.boot");
     std::fs::write(&bootstrap, builder::encode(&image).unwrap()).unwrap();
-    let bare = [
-        "--bootstrap",
-        bootstrap.to_str().unwrap(),
-        "--blob-dir",
-        blobs.to_str().unwrap(),
-    ];
-    let ran = run(NYDUSIFY, ["check"].iter().chain(&bare)).exits(1);
+    let ran = check_bare(&bootstrap, &blobs).exits(1);
     assert!(
         ran.stdout.contains("which holds the chunk table of blob"),
         "{ran}"
@@ -202,16 +166,7 @@ fn privileged_v5_made_v6_is_checked_and_mounted() {
     for table in &tables {
         std::fs::write(blobs.join(table.id.as_str()), &table.bytes).unwrap();
     }
-    run(NYDUSIFY, ["check"].iter().chain(&bare)).ok();
-    let mut command = Command::new(NYDUSIFY);
-    command
-        .arg("mount")
-        .args(bare)
-        .arg("--mount-path")
-        .arg(place.directory("root"))
-        .arg("--cache-dir")
-        .arg(place.path("cache"));
-    let mount = Mount::start(&mut command, &place.path("root"));
+    let mount = place.checked_bare(&bootstrap, &blobs, "cache");
     let expect = Expect::load(&golden.join("merged.expect.json")).unwrap();
     assert_equal(&expect.compare(mount.path()));
     let devices = place.devices(&bootstrap);

@@ -3,6 +3,7 @@
 use rafs_format::CheckError;
 use rafs_format::v5::Bootstrap;
 
+use crate::says::assert_says;
 use crate::{parse, sample};
 
 /// The check's verdict after bytes at `offset` have been replaced.
@@ -39,20 +40,6 @@ fn chunk(index: u32, number: u64) -> u64 {
         inode(index + 1)
     };
     end - (count - number) * 80
-}
-
-#[track_caller]
-fn assert_says(error: &CheckError, path: Option<&str>, what: &str) {
-    assert_eq!(error.path.as_deref(), path.map(str::as_bytes), "{error}");
-    let source = error
-        .source
-        .as_ref()
-        .map(|s| s.to_string())
-        .unwrap_or_default();
-    assert!(
-        format!("{error}: {source}").contains(what),
-        "{error}: {source}"
-    );
 }
 
 #[test]

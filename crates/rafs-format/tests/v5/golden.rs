@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use rafs_format::toc;
 use rafs_format::v5::{Bootstrap, Inode};
 use serde_json::{Value, json};
+use testkit::rafsdump::{self, text};
 
 /// Every v5 bootstrap among the golden files, by name.
 fn bootstraps(shared: &Path) -> Vec<(String, Vec<u8>)> {
@@ -49,43 +49,13 @@ fn says_what_the_independent_decoder_says() {
     let Some(shared) = testkit::shared_or_skip("v5_says_what_the_independent_decoder_says") else {
         return;
     };
-    if Command::new("python3").arg("--version").output().is_err() {
-        testkit::skip("v5_says_what_the_independent_decoder_says", "no python3");
-        return;
+    if let Some(why) = rafsdump::no_python() {
+        return testkit::skip("v5_says_what_the_independent_decoder_says", why);
     }
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("golden-dump-v5");
-    fs::create_dir_all(&dir).unwrap();
     for (name, bytes) in bootstraps(&shared) {
-        let file = dir.join(format!("{name}.boot"));
-        fs::write(&file, &bytes).unwrap();
-        let output = Command::new("python3")
-            .arg(shared.join("tools/rafsdump.py"))
-            .arg("boot")
-            .arg(&file)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{name}");
-        // Bytes that are not UTF-8 are printed as lone surrogates, which JSON readers refuse.
-        let printed = String::from_utf8(output.stdout)
-            .unwrap()
-            .replace("\\udc", "\\u00");
-        compare(
-            &name,
-            &Bootstrap::parse(bytes).unwrap(),
-            &serde_json::from_str(&printed).unwrap(),
-        );
+        let expected = rafsdump::dump(&shared, &bytes);
+        compare(&name, &Bootstrap::parse(bytes).unwrap(), &expected);
     }
-    fs::remove_dir_all(dir).unwrap();
-}
-
-/// Text as the decoder prints it: what is not UTF-8 byte by byte.
-fn text(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        text.extend(chunk.invalid().iter().map(|&b| char::from(b)));
-    }
-    text
 }
 
 fn compare(name: &str, bootstrap: &Bootstrap<Vec<u8>>, expected: &Value) {

@@ -5,6 +5,8 @@ mod check;
 mod damage;
 mod golden;
 mod sample;
+#[path = "../damage/says.rs"]
+mod says;
 mod vectors;
 
 use rafs_format::v5::Bootstrap;
