@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     fn config(kind: Option<&str>, config: Option<&str>, file: Option<&Path>) -> Result<bool> {
-        let config = config.map(|text| Secret::new(text));
+        let config = config.map(Secret::new);
         let choice = Choice {
             prefix: "--source-",
             kind,
