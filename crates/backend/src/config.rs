@@ -6,6 +6,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use registry::Settings;
 use serde_json::{Map, Value};
 
 use crate::Error;
@@ -199,18 +200,29 @@ impl Keys {
         if dir.is_none() && file.is_none() {
             return Err(self.wrong("dir", "is missing"));
         }
-        let others = match self.map.get("alt_dirs") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(value) => {
-                let list = value.as_array().into_iter().flatten();
-                let paths: Option<Vec<PathBuf>> =
-                    list.map(|dir| Some(dir.as_str()?.into())).collect();
-                paths
-                    .filter(|_| value.is_array())
-                    .ok_or_else(|| self.wrong("alt_dirs", "is no list of strings"))?
-            }
-        };
+        let others = self.paths("alt_dirs")?;
         Ok(Local { dir, file, others })
+    }
+
+    /// How to speak to the host, by the keys that all types have.
+    pub(crate) fn settings(&self, settings: &Settings) -> Result<Settings, Error> {
+        let mut settings = settings.clone();
+        settings.insecure = self.switch("skip_verify");
+        settings.ca_files.extend(self.paths("ca_cert_files")?);
+        Ok(settings)
+    }
+
+    /// A list of paths; absent is empty.
+    pub(crate) fn paths(&self, key: &'static str) -> Result<Vec<PathBuf>, Error> {
+        let value = match self.map.get(key) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(value) => value,
+        };
+        let list = value.as_array().into_iter().flatten();
+        let paths: Option<Vec<PathBuf>> = list.map(|path| Some(path.as_str()?.into())).collect();
+        paths
+            .filter(|_| value.is_array())
+            .ok_or_else(|| self.wrong(key, "is no list of strings"))
     }
 
     fn bucket(&self, kind: Kind) -> Result<Bucket, Error> {

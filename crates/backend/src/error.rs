@@ -21,6 +21,22 @@ pub enum Error {
         /// What the parser said, if it is no JSON at all. It repeats nothing of the text.
         source: Option<serde_json::Error>,
     },
+    /// The configuration of a daemon is neither JSON nor TOML.
+    #[error("the configuration is neither JSON nor, from line {toml_line} on, TOML")]
+    Syntax {
+        /// First line that is no TOML, counted from 1.
+        toml_line: usize,
+        /// Why it is no JSON. It repeats nothing of the text.
+        source: serde_json::Error,
+    },
+    /// A key of a daemon's configuration is missing or unusable.
+    #[error("configuration of a daemon: {key:?} {reason}")]
+    Daemon {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A key of the configuration is missing or unusable.
     #[error("configuration of the {kind} backend: {key:?} {reason}")]
     Key {

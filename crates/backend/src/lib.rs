@@ -9,6 +9,7 @@
 //! * `localfs`: files, written under a temporary name, synced and renamed.
 //!
 //! [`open_source`] reads from two more: a `registry`, and an `http-proxy` that passes blobs on, if need be over a socket.
+//! [`DaemonConfig`] finds the backend in the configuration of a daemon.
 //!
 //! The digest of a blob, and with it the object's name, is known when the last byte is. What fits into one part is kept
 //! in memory until then. A larger blob goes in parts to an object with a temporary name, which the store copies to its
@@ -22,6 +23,7 @@
 mod bucket;
 mod config;
 mod copy;
+mod daemon;
 mod date;
 mod error;
 mod local;
@@ -35,6 +37,7 @@ mod source;
 mod upload;
 
 pub use config::{Config, Kind, read_config};
+pub use daemon::DaemonConfig;
 pub use error::Error;
 pub use place::Backend;
 pub use source::open_source;

@@ -56,9 +56,8 @@ impl Proxy {
             path => format!("/{path}/"),
         });
         let client = Client::new(Settings {
-            insecure: keys.switch("skip_verify"),
             unix_socket: socket,
-            ..settings.clone()
+            ..keys.settings(settings)?
         })?;
         Ok(Self {
             client,

@@ -28,10 +28,7 @@ pub fn open_source(
         _ => {
             let kind: Kind = kind.parse().map_err(|_| Error::Source(kind.to_owned()))?;
             let config = Config::parse(kind, json)?;
-            let client = Client::new(Settings {
-                insecure: config.skip_verify(),
-                ..settings.clone()
-            })?;
+            let client = Client::new(Keys::parse(kind.name(), json)?.settings(settings)?)?;
             Ok(Arc::new(Backend::open(&config, &client)?))
         }
     }
@@ -50,13 +47,15 @@ fn registry(json: &str, settings: &Settings) -> Result<Arc<dyn BlobSource>, Erro
         Some(auth) => {
             fixed(auth).ok_or_else(|| keys.wrong("auth", "is not USER:PASSWORD in base64"))?
         }
+        None if keys.text("registry_token")?.is_some() => {
+            return Err(keys.wrong("registry_token", "is not supported: give \"auth\""));
+        }
         None => settings.credentials.clone(),
     };
     let client = Client::new(Settings {
-        insecure: keys.switch("skip_verify"),
         plain_http: keys.text("scheme")? == Some("http"),
         credentials,
-        ..settings.clone()
+        ..keys.settings(settings)?
     })?;
     Ok(Arc::new(client.repository(&reference)))
 }
@@ -96,7 +95,17 @@ mod tests {
                 r#"{"host":"h","repo":"r","auth":"sesame"}"#,
                 "auth",
             ),
+            (
+                "registry",
+                r#"{"host":"h","repo":"r","registry_token":"sesame"}"#,
+                "registry_token",
+            ),
             ("http-proxy", "{}", "addr"),
+            (
+                "s3",
+                r#"{"region":"r","bucket_name":"b","ca_cert_files":["/nowhere/sesame",1]}"#,
+                "ca_cert_files",
+            ),
         ] {
             let error = open_source(kind, json, &settings).err().unwrap();
             let text = error.to_string();

@@ -1,4 +1,4 @@
-//! What `nydus-image check` and `nydus-image inspect` say of a bootstrap. Nothing is changed and nothing is printed:
+//! What `nydus-image check`, `inspect` and `stat` say of a bootstrap. Nothing is changed and nothing is printed:
 //! text goes to a [`std::io::Write`] of the caller.
 #![forbid(unsafe_code)]
 
@@ -7,6 +7,7 @@ mod command_report;
 mod error;
 mod report;
 mod shell;
+mod statistics;
 mod walk;
 
 pub use blobs::check_blobs;
@@ -14,3 +15,4 @@ pub use command_report::CommandReport;
 pub use error::Error;
 pub use report::{write_blobs, write_files, write_valid};
 pub use shell::{Next, PROMPT, Shell};
+pub use statistics::{ImageStatistics, Statistics};

@@ -47,11 +47,13 @@ pub enum Command {
     Check(crate::check::Check),
     /// Look around in a bootstrap
     Inspect(crate::inspect::Inspect),
+    /// Count files and chunks of images, and the chunks that they share
+    Stat(crate::stat::Stat),
     /// Write the bootstrap of an image in the other RAFS version
     Transcode(crate::transcode::Transcode),
     /// Write the files of an image as a tar stream
     Unpack(crate::unpack::Unpack),
-    /// Not built yet: statistics, compaction, optimisation, export, dictionaries
+    /// Not built yet: compaction, optimisation, export, dictionaries
     #[command(external_subcommand)]
     Other(Vec<String>),
 }
@@ -238,7 +240,7 @@ pub struct Merge {
     /// Size of each blob's table of contents
     #[arg(long, value_name = "LIST", value_delimiter = ',', action = ArgAction::Append)]
     pub blob_toc_sizes: Option<Vec<u32>>,
-    /// Configuration of a storage backend
+    /// Configuration of a daemon, which can read the blobs: they are called what the bootstraps call them
     #[arg(short = 'C', long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }

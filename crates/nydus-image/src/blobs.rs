@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use backend::DaemonConfig;
 use clap::Args;
 use progress::Cancel;
 use rafs_format::{BlobFeatures, BlobInfo};
@@ -49,14 +50,48 @@ impl BackendArgs {
                 format!("--backend-type {kind} needs --backend-config or --backend-config-file");
             return Err(Usage(reason).into());
         }
-        let settings = Settings {
-            credentials: Credentials::from_environment(),
-            proxy: Proxy::from_environment(),
-            cancel: cancel.clone(),
-            ..Settings::default()
-        };
-        let opened = backend::open_source(kind, &config, &settings);
+        let opened = backend::open_source(kind, &config, &settings(cancel));
         Ok(Some(opened.context("cannot use the backend")?))
+    }
+}
+
+/// How to speak to the hosts of backends.
+fn settings(cancel: &Cancel) -> Settings {
+    Settings {
+        credentials: Credentials::from_environment(),
+        proxy: Proxy::from_environment(),
+        cancel: cancel.clone(),
+        ..Settings::default()
+    }
+}
+
+/// The configuration of a daemon: what `--config` names.
+pub struct Config {
+    path: PathBuf,
+    parsed: DaemonConfig,
+}
+
+impl Config {
+    /// Reads it from a file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = backend::read_config(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let parsed = DaemonConfig::parse(&text);
+        Ok(Self {
+            path: path.to_owned(),
+            parsed: parsed.with_context(|| format!("cannot use {}", path.display()))?,
+        })
+    }
+
+    /// Where blobs are read from.
+    pub fn open(&self, cancel: &Cancel) -> anyhow::Result<Arc<dyn BlobSource>> {
+        let opened = self.parsed.open(&settings(cancel));
+        opened.with_context(|| format!("cannot use the backend of {}", self.path.display()))
+    }
+
+    /// The bootstrap that an entry of a blob cache names.
+    pub fn bootstrap(&self) -> Option<&Path> {
+        self.parsed.bootstrap()
     }
 }
 

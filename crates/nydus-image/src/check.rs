@@ -2,16 +2,18 @@
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Args;
 use inspect::CommandReport;
-use storage::{DirSource, LoadedBootstrap, load_bootstrap};
+use progress::Cancel;
+use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
+use crate::blobs::Config;
 use crate::interrupt::Interrupt;
 use crate::report;
-use crate::unsupported::Unsupported;
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -54,7 +56,7 @@ impl BootstrapArg {
 pub struct Input {
     #[command(flatten)]
     bootstrap: BootstrapArg,
-    /// Configuration of a storage backend
+    /// Configuration of a daemon, which says where the blobs are
     #[arg(short = 'C', long, value_name = "FILE", conflicts_with = "blob_dir")]
     config: Option<PathBuf>,
     /// Directory of the blobs, each named by its id
@@ -69,31 +71,30 @@ impl Input {
     }
 
     pub fn load(&self) -> anyhow::Result<LoadedBootstrap> {
-        if self.config.is_some() {
-            return Err(Unsupported::flag("--config").into());
-        }
         Ok(load_bootstrap(self.path()?)?)
     }
 
-    /// Where blobs can be looked at.
-    fn blobs(&self) -> Option<DirSource> {
-        let dir = self
-            .blob_dir
-            .as_ref()
-            .filter(|_| self.bootstrap.bootstrap_flag.is_none())?;
-        Some(DirSource(dir.clone()))
+    /// Where blobs can be looked at. A configuration has to be one even if they cannot.
+    pub fn blobs(&self, cancel: &Cancel) -> anyhow::Result<Option<Arc<dyn BlobSource>>> {
+        let source: Arc<dyn BlobSource> = match (&self.config, &self.blob_dir) {
+            (Some(config), _) => Config::read(config)?.open(cancel)?,
+            (None, Some(dir)) => Arc::new(DirSource(dir.clone())),
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(source).filter(|_| self.bootstrap.bootstrap_flag.is_none()))
     }
 }
 
 pub fn run(args: &Check, interrupt: &Interrupt) -> anyhow::Result<()> {
     let start = Instant::now();
+    let blobs = args.input.blobs(&interrupt.cancel)?;
     let loaded = args.input.load()?;
     let path = args.input.path()?;
     loaded
         .check()
         .with_context(|| format!("{} is not valid", path.display()))?;
-    if let Some(source) = args.input.blobs() {
-        inspect::check_blobs(&loaded.bootstrap, &source)
+    if let Some(source) = blobs {
+        inspect::check_blobs(&loaded.bootstrap, &*source)
             .with_context(|| format!("{} and its blobs do not fit together", path.display()))?;
     }
     let checked = start.elapsed().as_secs_f64();

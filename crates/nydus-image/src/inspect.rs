@@ -8,6 +8,7 @@ use inspect::{Error, Next, PROMPT, Shell};
 use storage::LoadedBootstrap;
 
 use crate::check::Input;
+use crate::interrupt::Interrupt;
 
 #[derive(Debug, Args)]
 pub struct Inspect {
@@ -18,7 +19,9 @@ pub struct Inspect {
     pub request: Option<String>,
 }
 
-pub fn run(args: &Inspect) -> anyhow::Result<()> {
+pub fn run(args: &Inspect, interrupt: &Interrupt) -> anyhow::Result<()> {
+    // A bootstrap is looked at alone, but a configuration has to be one.
+    args.input.blobs(&interrupt.cancel)?;
     let bootstrap = args.input.load()?;
     let path = args.input.path()?;
     let done = match &args.request {

@@ -13,6 +13,7 @@ mod merge;
 mod output;
 mod prefetch;
 mod report;
+mod stat;
 mod transcode;
 mod unpack;
 mod unsupported;
@@ -68,8 +69,9 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
         Command::Create(args) => create::run(args, interrupt),
         Command::Merge(args) => merge::run(args, interrupt),
         Command::Check(args) => check::run(args, interrupt),
-        Command::Inspect(args) => inspect::run(args),
+        Command::Inspect(args) => inspect::run(args, interrupt),
         Command::Transcode(args) => transcode::run(args, interrupt),
+        Command::Stat(args) => stat::run(args, interrupt),
         Command::Unpack(args) => unpack::run(args, interrupt),
         Command::Other(words) => Err(unbuilt(words.first().map_or("", String::as_str))),
     }
@@ -77,7 +79,7 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
 
 /// What is wrong with a command that is none of [`Command`]'s.
 fn unbuilt(name: &str) -> anyhow::Error {
-    const UNBUILT: [&str; 5] = ["stat", "compact", "optimize", "export", "chunkdict"];
+    const UNBUILT: [&str; 4] = ["compact", "optimize", "export", "chunkdict"];
     if UNBUILT.contains(&name) {
         Unsupported::flag(name).into()
     } else {

@@ -13,14 +13,16 @@ use sha2::{Digest as _, Sha256};
 use tree::Image;
 
 use crate::args::{Merge, PrefetchPolicy};
+use crate::blobs::Config;
 use crate::dictionary;
 use crate::interrupt::Interrupt;
 use crate::report;
-use crate::unsupported::Unsupported;
 use crate::{Usage, output, prefetch};
 
 pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
-    check_supported(args)?;
+    if let Some(path) = &args.config {
+        Config::read(path)?;
+    }
     let facts = Facts::new(args)?;
     let dictionary = match &args.chunk_dict {
         Some(value) => dictionary::blobs(value)?,
@@ -73,13 +75,6 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_supported(args: &Merge) -> Result<(), Unsupported> {
-    match &args.config {
-        Some(_) => Err(Unsupported::flag("--config")),
-        None => Ok(()),
-    }
-}
-
 /// Blob ids that a bootstrap leaves open stay so: the command line may know better than the file's name.
 fn load(path: &Path) -> anyhow::Result<Image> {
     let bootstrap = storage::parse_bootstrap(path)?;
@@ -91,6 +86,8 @@ fn load(path: &Path) -> anyhow::Result<Image> {
 /// What the command line says about the blob of each layer.
 #[derive(Debug, Default)]
 struct Facts {
+    /// Blobs are called what their bootstraps call them, where these do.
+    recorded: bool,
     ids: Option<Vec<BlobId>>,
     digests: Option<Vec<Digest>>,
     sizes: Option<Vec<u64>>,
@@ -102,6 +99,7 @@ impl Facts {
     fn new(args: &Merge) -> Result<Self, Usage> {
         let id = |text: &String| BlobId::new(text.as_str());
         Ok(Self {
+            recorded: args.config.is_some(),
             ids: list(args, "--original-blob-ids", &args.original_blob_ids, id)?,
             digests: list(args, "--blob-digests", &args.blob_digests, digest)?,
             sizes: list(args, "--blob-sizes", &args.blob_sizes, |size| Some(*size))?,
@@ -133,8 +131,9 @@ impl Facts {
             (_, Some(digests)) if !separate => {
                 BlobId::new(hex::encode(digests[number])).context("a digest is an id")?
             }
-            (Some(ids), _) => ids[number].clone(),
-            (None, _) => name(source)?,
+            _ if self.recorded && !blob.id.is_placeholder() => blob.id.clone(),
+            (Some(ids), _) if !self.recorded => ids[number].clone(),
+            _ => name(source)?,
         };
         if let (Some(digests), true) = (&self.digests, separate) {
             blob.meta_digest = digests[number];

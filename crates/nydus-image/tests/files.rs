@@ -218,7 +218,7 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "create -t tar-rafs -b blob -B boot --config x layer.tar",
             "--config",
         ),
-        ("stat -B boot", "stat"),
+        ("compact -B boot", "compact"),
     ] {
         run(dir.path(), words)
             .exits(2)

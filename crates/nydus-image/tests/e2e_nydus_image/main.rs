@@ -1,10 +1,12 @@
 //! The builder as its consumers run it, without privileges.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod config;
 mod consumer;
 mod damage;
 mod dictionary;
 mod golden;
+mod stat;
 mod support;
 mod tarfs;
 #[path = "../../../export/tests/common/trees.rs"]
