@@ -88,11 +88,6 @@ impl Config {
         let opened = self.parsed.open(&settings(cancel));
         opened.with_context(|| format!("cannot use the backend of {}", self.path.display()))
     }
-
-    /// The bootstrap that an entry of a blob cache names.
-    pub fn bootstrap(&self) -> Option<&Path> {
-        self.parsed.bootstrap()
-    }
 }
 
 /// A file that serves every blob.
