@@ -110,6 +110,14 @@ pub enum Error {
         /// Number of the chunk.
         chunk: u32,
     },
+    /// A gzip member of an eStargz layer that no record can describe.
+    #[error("the gzip member at byte {offset} of the eStargz layer: {reason}")]
+    Member {
+        /// Where it begins in the blob.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
     /// Nothing to merge.
     #[error("there is no layer to merge")]
     NoLayers,

@@ -28,7 +28,7 @@ pub use error::Error;
 pub use merge::{check_compatible, merge};
 pub use options::BuildOptions;
 pub use prefetch::resolve_prefetch;
-pub use reference::build_tarfs;
+pub use reference::{build_estargz, build_tarfs};
 pub use size::{SizeError, parse_size};
 pub use tail::{ChunkTable, chunk_table};
 pub use transcode::{TableBlob, transcode};

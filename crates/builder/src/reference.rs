@@ -3,7 +3,9 @@
 //! | Kind | Chunks lie in | Beside it |
 //! |---|---|---|
 //! | [`build_tarfs`] | the uncompressed tar, a device of 512-byte blocks | nothing |
+//! | [`build_estargz`] | gzip members of an eStargz layer | a copy of the chunk table for the reader's cache |
 
+mod estargz;
 mod tarfs;
 
 use std::io::{self, Read};
@@ -13,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Error;
 
+pub use estargz::build_estargz;
 pub use tarfs::build_tarfs;
 
 /// The error for a file that has no place in the tar as a whole.

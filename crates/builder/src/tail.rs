@@ -44,6 +44,17 @@ pub struct ChunkTable {
     pub header: Vec<u8>,
 }
 
+impl ChunkTable {
+    /// What readers keep of it beside their cache, in the file `<id>.blob.meta`: the table, filled up with zeros to a
+    /// multiple of 4096 bytes, and the header.
+    pub fn cache_file(&self) -> Vec<u8> {
+        let mut file = self.table.clone();
+        file.resize(file.len().next_multiple_of(self.header.len().max(1)), 0);
+        file.extend_from_slice(&self.header);
+        file
+    }
+}
+
 /// The chunk table of a blob that this builder made, as it lies at the end of the blob; `None` for a blob without one.
 /// `image` is that layer as it was built: its bootstrap does not list chunks that no file uses in the end.
 ///

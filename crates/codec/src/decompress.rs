@@ -67,6 +67,31 @@ pub fn decompress(
     }
 }
 
+/// Inflates the first `out.len()` bytes of the gzip member at the beginning of `stored`. Whatever follows, within the
+/// member or behind it, does not count and may be missing; so nothing is said about the member's checksum.
+///
+/// # Errors
+/// [`DecodeError`] if the data is corrupt or of fewer bytes; `out` then holds no defined bytes.
+pub fn gunzip_head(stored: &[u8], out: &mut [u8]) -> Result<(), DecodeError> {
+    let compressor = Compressor::Gzip;
+    let mut decoder = flate2::bufread::GzDecoder::new(stored);
+    let mut actual = 0;
+    while let Some(rest) = out.get_mut(actual..).filter(|rest| !rest.is_empty()) {
+        match decoder.read(rest) {
+            Ok(0) => {
+                return Err(DecodeError::Length {
+                    compressor,
+                    expected: out.len(),
+                    actual,
+                });
+            }
+            Ok(n) => actual += n,
+            Err(source) => return Err(DecodeError::Corrupt { compressor, source }),
+        }
+    }
+    Ok(())
+}
+
 /// Decodes zstd frames with a context that each thread keeps: making one costs more than decoding a small chunk.
 fn unzstd(stored: &[u8], out: &mut [u8]) -> io::Result<usize> {
     thread_local! {
@@ -79,6 +104,39 @@ fn unzstd(stored: &[u8], out: &mut [u8]) -> io::Result<usize> {
 mod tests {
     use super::*;
     use crate::Encoder;
+
+    #[test]
+    fn the_head_of_a_gzip_member_does_not_need_the_rest() {
+        use std::io::Write as _;
+
+        let data: Vec<u8> = (0..100_000_u32).map(|i| (i / 7) as u8).collect();
+        let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        writer.write_all(&data).unwrap();
+        let whole = writer.finish().unwrap();
+        for (stored, len) in [
+            (&whole[..], 1),
+            (&whole[..], 50_000),
+            (&whole[..], data.len()),
+            (&whole[..whole.len() - 8], data.len()),
+            (&whole[..whole.len() / 2], 20_000),
+            (&[&whole[..], b"another member"].concat(), data.len()),
+        ] {
+            let mut out = vec![0; len];
+            gunzip_head(stored, &mut out).unwrap();
+            assert!(out == data[..len], "{len}");
+        }
+        let mut out = vec![0; data.len()];
+        for (stored, len) in [
+            (&whole[..], data.len() + 1),
+            (&whole[..whole.len() / 2], data.len()),
+            (&whole[..9], 1),
+            (&data[..], 1),
+            (&[], 1),
+        ] {
+            out.resize(len, 0);
+            assert!(gunzip_head(stored, &mut out).is_err(), "{len}");
+        }
+    }
 
     #[test]
     fn what_was_encoded_decodes_and_any_other_length_is_an_error() {

@@ -8,5 +8,5 @@ mod digest;
 
 pub use cipher::{BlobCipher, CipherError};
 pub use compress::{Encoder, Stored};
-pub use decompress::{DecodeError, decompress};
+pub use decompress::{DecodeError, decompress, gunzip_head};
 pub use digest::{crc32c, digest};

@@ -50,6 +50,10 @@ fn read_meta(info: &BlobInfo, source: &dyn BlobSource) -> Result<Option<BlobMeta
     let blob = source
         .open(info.id.as_str())
         .map_err(|error| failed(error.into()))?;
+    if info.is_estargz() {
+        // How much of the blob its chunks take is not known.
+        return Ok(None);
+    }
     if !info.has_chunk_table() {
         let (size, needed) = (blob.size(), info.data_size());
         let id = info.id.to_string();

@@ -47,6 +47,38 @@ pub enum Error {
         /// What failed.
         source: io::Error,
     },
+    /// A blob that does not end as an eStargz layer does.
+    #[error("the blob is no eStargz layer: {reason}")]
+    Footer {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A table of contents that is not well-formed.
+    #[error("cannot read the table of contents of the eStargz layer")]
+    Toc {
+        /// What is wrong, and where.
+        source: serde_json::Error,
+    },
+    /// An entry of a well-formed table of contents that makes no sense.
+    #[error("entry {number} of the eStargz table of contents, {path}, is refused: {reason}")]
+    TocEntry {
+        /// Number of the entry, the first is 0.
+        number: u64,
+        /// Path of the entry, as in the table.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Two chunks that cannot both begin a gzip member.
+    #[error(
+        "the eStargz table of contents has chunks at bytes {a} and {b} of the blob, too near for gzip members of their own"
+    )]
+    Members {
+        /// Where the one begins.
+        a: u64,
+        /// Where the other begins.
+        b: u64,
+    },
     /// More inodes than allowed.
     #[error("the layer has more than {limit} files and directories")]
     TooManyInodes {

@@ -5,6 +5,7 @@
 mod apply;
 mod compression;
 mod error;
+pub mod estargz;
 pub mod path;
 pub mod tar;
 

@@ -15,6 +15,7 @@ mod pax;
 mod reader;
 mod sparse;
 
+pub(crate) use header::device_number;
 pub use reader::{Data, Reader};
 
 /// One entry of an archive.

@@ -89,7 +89,7 @@ pub enum PrefetchPolicy {
 
 #[derive(Debug, Args)]
 pub struct Create {
-    /// Directory (dir-rafs), or tar file, FIFO or character device (all tar types)
+    /// Directory (dir-rafs), or tar file, FIFO or character device (all tar types); the table of contents or the whole layer (estargztoc-ref)
     #[arg(value_name = "SOURCE")]
     pub source: PathBuf,
     /// What SOURCE is and what is made of it
@@ -125,7 +125,7 @@ pub struct Create {
     /// Name the blob ID instead of its digest
     #[arg(long, value_name = "ID")]
     pub blob_id: Option<String>,
-    /// Size of the chunk data, in hexadecimal (estargztoc-ref)
+    /// Size of the data in the eStargz layer, in hexadecimal (estargztoc-ref)
     #[arg(long, value_name = "HEX")]
     pub blob_data_size: Option<String>,
     /// Where the chunks begin in the blob

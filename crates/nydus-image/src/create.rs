@@ -23,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 use crate::Usage;
 use crate::args::{Create, PrefetchPolicy, SourceType, WhiteoutSpec};
 use crate::dictionary;
+use crate::estargz;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Output};
 use crate::prefetch;
@@ -56,8 +57,12 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     } else {
         Some(write_bootstrap(args, &layer, interrupt)?)
     };
+    let cached = estargz::write_cached_table(args, &layer, interrupt)?;
     if let Some(blob) = blob {
         finish_blob(args, blob, &layer, id.as_deref())?;
+    }
+    if let Some((output, path)) = cached {
+        output.commit(&path)?;
     }
     let bootstrap = match bootstrap {
         Some((output, path)) => {
@@ -91,6 +96,7 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
 
 /// Refuses what the type of the source has no place for.
 fn check_conflicts(args: &Create) -> Result<(), Usage> {
+    estargz::check_conflicts(args)?;
     if args.source_type != SourceType::TarTarfs {
         return Ok(());
     }
@@ -126,6 +132,8 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
         SourceType::TargzRafs,
         SourceType::EstargzRafs,
         SourceType::TarTarfs,
+        SourceType::EstargztocRef,
+        SourceType::StargzIndex,
     ];
     if !kinds.contains(&args.source_type) {
         let value = args.source_type.to_possible_value();
@@ -157,8 +165,6 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
         ("--external-blob", args.external_blob.is_some()),
         ("--attributes", args.attributes.is_some()),
         ("--config", args.config.is_some()),
-        ("--blob-data-size", args.blob_data_size.is_some()),
-        ("--blob-meta", args.blob_meta.is_some()),
     ];
     match flags.iter().find(|(_, given)| *given) {
         Some((flag, _)) => Err(Unsupported::flag(flag)),
@@ -189,14 +195,18 @@ fn check_paths(args: &Create) -> anyhow::Result<()> {
             dir.display()
         );
     }
-    let writes_blob = args.source_type != SourceType::TarTarfs;
-    if writes_blob && args.blob.is_none() && args.blob_dir.is_none() {
+    if writes_blob(args.source_type) && args.blob.is_none() && args.blob_dir.is_none() {
         bail!("there is no place for the blob: give --blob or --blob-dir");
     }
     [&args.blob, &args.bootstrap, &args.output_json]
         .into_iter()
         .flatten()
         .try_for_each(|path| output::check_place(path))
+}
+
+/// Whether the source itself is not the blob.
+fn writes_blob(source: SourceType) -> bool {
+    source != SourceType::TarTarfs && !estargz::is_toc(source)
 }
 
 fn is_directory(source: SourceType) -> bool {
@@ -226,7 +236,13 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         compressor: args.compressor.parse()?,
         level: args.compression_level,
         digester: args.digester.parse()?,
-        chunk_size: args.chunk_size.unwrap_or(CHUNK_SIZE_DEFAULT),
+        chunk_size: args.chunk_size.unwrap_or_else(|| {
+            if estargz::is_toc(args.source_type) {
+                estargz::CHUNK_SIZE_DEFAULT
+            } else {
+                CHUNK_SIZE_DEFAULT
+            }
+        }),
         blob_toc: !args.features.is_empty(),
         inline_meta: args.blob_inline_meta,
         blob_id,
@@ -244,7 +260,7 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
 
 /// The file of the blob; `None` if the source itself is the blob.
 fn create_blob(args: &Create, interrupt: &Interrupt) -> anyhow::Result<Option<Output>> {
-    if args.source_type == SourceType::TarTarfs {
+    if !writes_blob(args.source_type) {
         return Ok(None);
     }
     let output = match (&args.blob, &args.blob_dir) {
@@ -263,6 +279,7 @@ fn build(
 ) -> anyhow::Result<BuiltLayer> {
     let failed = || format!("cannot build {}", args.source.display());
     let built = match blob {
+        None if estargz::is_toc(args.source_type) => Ok(estargz::build(args, options)?),
         None => build_tarfs(open_plain_tar(&args.source)?, options),
         Some(blob) if is_directory(args.source_type) => {
             let whiteouts = match args.whiteout_spec {

@@ -6,6 +6,7 @@ mod blobs;
 mod check;
 mod create;
 mod dictionary;
+mod estargz;
 mod inspect;
 mod interrupt;
 mod logging;

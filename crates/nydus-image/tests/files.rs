@@ -191,10 +191,6 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "--type targz-ref",
         ),
         (
-            "create -t stargz_index -b blob -B boot layer.tar",
-            "--type stargz_index",
-        ),
-        (
             "create -t tar-rafs -b blob -B boot --batch-size 0x1000 layer.tar",
             "--batch-size 0x1000",
         ),

@@ -177,6 +177,21 @@ impl BlobInfo {
         self.meta_uncompressed_size != 0
     }
 
+    /// Whether chunks are the beginnings of gzip members in an eStargz layer. The stored sizes in their records are upper
+    /// bounds then, which may even go beyond the end of the blob, and no blob holds the table of chunks.
+    pub fn is_estargz(&self) -> bool {
+        self.compressor == Compressor::Gzip
+            && self.has_chunk_table()
+            && !self
+                .features
+                .intersects(BlobFeatures::ZRAN | BlobFeatures::SEPARATE)
+    }
+
+    /// Whether readers know where chunks are stored by the records of the bootstrap alone.
+    pub fn is_located_by_bootstrap(&self) -> bool {
+        !self.has_chunk_table() || self.is_estargz()
+    }
+
     /// The blob that holds the table of this one's chunks, if that is another blob; `None` if the table is in the blob
     /// itself, or if the bootstrap leaves open where it is.
     pub fn table_blob(&self) -> Option<BlobId> {

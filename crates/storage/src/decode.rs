@@ -290,7 +290,11 @@ fn decompress(
         return Ok(stored.into_owned());
     }
     let mut bytes = vec![0; size];
-    codec::decompress(compressor, &stored, &mut bytes)?;
+    match compressor {
+        // In eStargz layers a member goes on behind the chunk.
+        Compressor::Gzip => codec::gunzip_head(&stored, &mut bytes)?,
+        _ => codec::decompress(compressor, &stored, &mut bytes)?,
+    }
     Ok(bytes)
 }
 

@@ -91,7 +91,7 @@ impl KnownChunks {
     ) -> Result<Vec<Option<BlobMeta>>, Error> {
         let blobs = bootstrap.blobs();
         let mut records: Vec<Vec<ChunkRecord>> = vec![Vec::new(); blobs.len()];
-        if blobs.iter().all(BlobInfo::has_chunk_table) {
+        if !blobs.iter().any(BlobInfo::is_located_by_bootstrap) {
             return Ok(blobs.iter().map(|_| None).collect());
         }
         let damaged = |source| Error::Format {
@@ -101,12 +101,12 @@ impl KnownChunks {
         for record in bootstrap.chunk_table() {
             let record = record.map_err(damaged)?;
             let at = record.blob_index as usize;
-            if blobs.get(at).is_some_and(|info| !info.has_chunk_table()) {
+            if blobs.get(at).is_some_and(BlobInfo::is_located_by_bootstrap) {
                 records[at].push(record);
             }
         }
         let table = |(info, records): (&BlobInfo, Vec<ChunkRecord>)| {
-            if info.has_chunk_table() {
+            if !info.is_located_by_bootstrap() {
                 return Ok(None);
             }
             BlobMeta::from_records(&records, info)

@@ -7,6 +7,7 @@
 pub mod bucket;
 pub mod corner;
 pub mod docker_registry;
+pub mod estargz;
 pub mod expect;
 pub mod fixture;
 pub mod home;

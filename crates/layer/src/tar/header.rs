@@ -158,10 +158,14 @@ pub(super) fn rdev(block: &Block) -> Result<u32, String> {
     if dialect(block) == Dialect::V7 {
         return Ok(0);
     }
-    let (major, minor) = (
+    device_number(
         field(block, "device major", 329..337)?,
         field(block, "device minor", 337..345)?,
-    );
+    )
+}
+
+/// A device number in Linux's 32-bit encoding.
+pub(crate) fn device_number(major: i64, minor: i64) -> Result<u32, String> {
     match (u32::try_from(major), u32::try_from(minor)) {
         (Ok(major @ ..0x1000), Ok(minor @ ..0x10_0000)) => {
             Ok((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))

@@ -5,6 +5,7 @@ mod config;
 mod consumer;
 mod damage;
 mod dictionary;
+mod estargz;
 mod golden;
 mod stat;
 mod support;

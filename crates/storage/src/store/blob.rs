@@ -29,6 +29,8 @@ pub(super) struct Remote {
     pub reader: Arc<dyn BlobReader>,
     pub meta: Arc<BlobMeta>,
     pub decoder: ChunkDecoder,
+    /// Whether stored sizes are upper bounds.
+    bounds: bool,
 }
 
 /// Where a unit of stored bytes lies: a chunk by itself, or a batch.
@@ -84,6 +86,7 @@ impl Blob {
             reader,
             meta: table,
             decoder,
+            bounds: self.info.is_estargz(),
         }))))
     }
 
@@ -131,9 +134,13 @@ impl Remote {
     pub fn extent(&self, record: &StoredChunk) -> Result<Extent, ChunkError> {
         let offset = record.compressed_offset;
         let Placement::Batch { index, .. } = record.placement else {
+            let mut size = u64::from(record.compressed_size);
+            if self.bounds {
+                size = size.min(self.reader.size().saturating_sub(offset));
+            }
             return Ok(Extent {
                 offset,
-                size: u64::from(record.compressed_size),
+                size,
                 batch: None,
             });
         };
