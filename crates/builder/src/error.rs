@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use progress::Cancelled;
 use rafs_format::BlobId;
 
+/// A list of files to fetch first, for messages.
+const EXAMPLE: &str = r#"{"version": "v1", "files": [{"path": "/bin/app", "ranges": [[0, 4096]]}, {"path": "/etc/app.conf"}]}"#;
+
 /// Why an image cannot be built, encoded, loaded or merged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -100,6 +103,22 @@ pub enum Error {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A chunk that is not what the image says of it.
+    #[error("chunk {chunk} of blob {blob} cannot be copied")]
+    Chunk {
+        /// Its blob.
+        blob: BlobId,
+        /// Its row there.
+        chunk: u32,
+        /// What is wrong.
+        source: storage::ChunkError,
+    },
+    /// Chunks that have to be decoded cannot be.
+    #[error("cannot read the chunks of the image")]
+    Store(#[source] storage::Error),
+    /// A list of files to fetch first that is none.
+    #[error("{0}: a list of files to fetch first is JSON such as {EXAMPLE}")]
+    PrefetchList(String),
     /// A blob that has not the chunks that the image says.
     #[error(
         "chunk {chunk} lies elsewhere in blob {blob} than the bootstrap says: it is another blob"

@@ -2,19 +2,23 @@
 //!
 //! [`build_tar`] and [`build_directory`] turn one source into one blob and an [`Image`](tree::Image): the tree with
 //! the chunks its files are made of. [`encode`] writes the bootstrap of such an image, [`load_image`] reads one
-//! back, [`merge`] lays images over each other. All work on chunks happens in the one pool of [`BuildOptions`], under
+//! back, [`merge`] lays images over each other. [`CompactPlan`] and [`Selection`] say which chunks of an image had better be
+//! in another blob; [`compact_group`] and [`write_prefetch_blob`] write it. All work on chunks happens in the one pool of [`BuildOptions`], under
 //! one byte [`Budget`]; what comes out depends on the input and the options alone.
 #![forbid(unsafe_code)]
 
 mod budget;
 mod build;
+mod compact;
 mod directory;
 mod error;
 mod merge;
+mod optimize;
 mod options;
 mod pipeline;
 mod prefetch;
 mod reference;
+mod relocate;
 mod size;
 mod tail;
 mod transcode;
@@ -23,12 +27,15 @@ mod turn;
 pub use bootstrap::{encode, encode_v5, encode_v6, load_image};
 pub use budget::Budget;
 pub use build::{BuiltLayer, Stats, build_tar};
+pub use compact::{CompactOptions, CompactPlan, compact_group};
 pub use directory::{Whiteouts, build_directory};
 pub use error::Error;
 pub use merge::{check_compatible, merge};
+pub use optimize::{PrefetchFile, Selection, parse_prefetch_list, write_prefetch_blob};
 pub use options::BuildOptions;
 pub use prefetch::resolve_prefetch;
 pub use reference::{build_estargz, build_tarfs};
+pub use relocate::{NewBlob, Origin};
 pub use size::{SizeError, parse_size};
 pub use tail::{ChunkTable, chunk_table};
 pub use transcode::{TableBlob, transcode};

@@ -53,7 +53,11 @@ pub enum Command {
     Transcode(crate::transcode::Transcode),
     /// Write the files of an image as a tar stream
     Unpack(crate::unpack::Unpack),
-    /// Not built yet: compaction, optimisation, export, dictionaries
+    /// Put small blobs of an image together, and leave out what it does not use of others
+    Compact(crate::compact::Compact),
+    /// Put the files of an image that are needed first into a blob of their own
+    Optimize(crate::optimize::Optimize),
+    /// Not built yet: export, dictionaries
     #[command(external_subcommand)]
     Other(Vec<String>),
 }

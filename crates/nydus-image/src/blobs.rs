@@ -102,6 +102,31 @@ impl BlobSource for OneFile {
     }
 }
 
+/// Blobs of a directory, and of another place those that are not there.
+pub struct FirstOf {
+    dir: DirSource,
+    rest: Option<Arc<dyn BlobSource>>,
+}
+
+impl FirstOf {
+    /// Looks into `dir` first.
+    pub fn new(dir: &Path, rest: Option<Arc<dyn BlobSource>>) -> Self {
+        Self {
+            dir: DirSource(dir.to_owned()),
+            rest,
+        }
+    }
+}
+
+impl BlobSource for FirstOf {
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
+        match (self.dir.open(id), &self.rest) {
+            (Err(error), Some(rest)) if error.kind() == io::ErrorKind::NotFound => rest.open(id),
+            (opened, _) => opened,
+        }
+    }
+}
+
 /// The first of these places that was named.
 pub fn choose(
     file: Option<&Path>,

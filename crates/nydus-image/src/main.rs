@@ -4,6 +4,7 @@
 mod args;
 mod blobs;
 mod check;
+mod compact;
 mod create;
 mod dictionary;
 mod estargz;
@@ -11,9 +12,11 @@ mod inspect;
 mod interrupt;
 mod logging;
 mod merge;
+mod optimize;
 mod output;
 mod prefetch;
 mod report;
+mod rewrite;
 mod stat;
 mod transcode;
 mod unpack;
@@ -74,13 +77,15 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
         Command::Transcode(args) => transcode::run(args, interrupt),
         Command::Stat(args) => stat::run(args, interrupt),
         Command::Unpack(args) => unpack::run(args, interrupt),
+        Command::Compact(args) => compact::run(args, interrupt),
+        Command::Optimize(args) => optimize::run(args, interrupt),
         Command::Other(words) => Err(unbuilt(words.first().map_or("", String::as_str))),
     }
 }
 
 /// What is wrong with a command that is none of [`Command`]'s.
 fn unbuilt(name: &str) -> anyhow::Error {
-    const UNBUILT: [&str; 4] = ["compact", "optimize", "export", "chunkdict"];
+    const UNBUILT: [&str; 2] = ["export", "chunkdict"];
     if UNBUILT.contains(&name) {
         Unsupported::flag(name).into()
     } else {

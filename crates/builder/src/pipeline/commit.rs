@@ -17,7 +17,8 @@ pub(crate) struct BlobWriter<W> {
 }
 
 impl<W: Write> BlobWriter<W> {
-    fn new(out: W) -> Self {
+    /// A blob that goes to `out`.
+    pub(crate) fn new(out: W) -> Self {
         Self {
             out,
             sha256: Sha256::new(),

@@ -1,12 +1,15 @@
 //! The builder as its consumers run it, without privileges.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod compact;
 mod config;
 mod consumer;
 mod damage;
 mod dictionary;
 mod estargz;
 mod golden;
+mod optimize;
+mod stack;
 mod stat;
 mod support;
 mod tarfs;

@@ -15,7 +15,7 @@ use crate::trees::trees;
 
 /// Both tars must be of the same tree.
 #[track_caller]
-fn assert_same(left: &[u8], right: &[u8], what: &str) {
+pub fn assert_same(left: &[u8], right: &[u8], what: &str) {
     let [mut left, mut right] = trees([left, right]);
     // The deployed builder knows no implied directories.
     for tree in [&mut left, &mut right] {
@@ -26,8 +26,9 @@ fn assert_same(left: &[u8], right: &[u8], what: &str) {
     assert!(left == right, "{what} differs");
 }
 
+/// Unpacks to `output`; what it holds.
 #[track_caller]
-fn unpack(output: &Path, args: &[&str]) -> Vec<u8> {
+pub fn unpack(output: &Path, args: &[&str]) -> Vec<u8> {
     nydus_image(["unpack", "--output", text(output)].iter().chain(args)).ok();
     std::fs::read(output).unwrap()
 }
