@@ -310,6 +310,13 @@ mod tests {
              --blob-digests a,b --blob-toc-digests a,b --blob-sizes 1,2",
             "nydus-image create --source-type stargz_index --bootstrap b --blob-id x --repeatable --disable-check \
              --fs-version 6 --chunk-size 0x400000 --blob-meta p stargz.index.json",
+            "nydus-image compact --bootstrap b --blob-dir d --min-used-ratio 5 --compact-blob-size 10485760 \
+             --max-compact-size 104857600 --layers-to-compact 32 --backend-type oss --backend-config-file f \
+             --log-level info --output-json j --output-bootstrap b.compact --chunk-dict d",
+            "nydus-image optimize --log-level warn --prefetch-files p --bootstrap b --output-blob-dir d \
+             --output-bootstrap n --output-json j --backend-type registry --backend-config {}",
+            "nydus-image optimize --log-level warn --prefetch-files p --bootstrap b --output-blob-dir d \
+             --output-bootstrap n --output-json j --blob-dir d",
         ] {
             Cli::try_parse_from(line.split_whitespace()).unwrap();
         }

@@ -214,7 +214,7 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "create -t tar-rafs -b blob -B boot --config x layer.tar",
             "--config",
         ),
-        ("compact -B boot", "compact"),
+        ("chunkdict generate", "chunkdict"),
     ] {
         run(dir.path(), words)
             .exits(2)
