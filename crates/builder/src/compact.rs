@@ -37,7 +37,7 @@ impl CompactPlan {
     /// Decides what to do, and drops from `image` what no file uses.
     ///
     /// Blobs are put together from the smallest on, those of one compressor alone. Encrypted, batched and tarfs blobs,
-    /// those that are layers of a plain image and those of old stargz layers are left as they are.
+    /// those that are layers of a plain image are left as they are.
     ///
     /// # Errors
     /// Contradictions in the image.
@@ -126,7 +126,7 @@ fn candidates(image: &Image, options: &CompactOptions) -> Vec<Candidate> {
         // A layer of a plain image, which stays there anyway.
         let layer =
             blob.features.contains(BlobFeatures::SEPARATE) && blob.compressor == Compressor::Gzip;
-        relocate::is_plain(image, blob)
+        relocate::is_plain(blob)
             && !blob.features.contains(first)
             && !layer
             && !options.keep.contains(&blob.id)

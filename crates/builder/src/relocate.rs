@@ -12,7 +12,7 @@ use codec::Encoder;
 use rafs_format::blob_meta::StoredChunk;
 use rafs_format::{
     BLOCK_SIZE, BlobFeatures, BlobInfo, CHUNK_SIZE_MAX, CHUNKS_PER_BLOB_MAX, ChunkFlags,
-    ChunkPointer, ChunkRecord, Cipher, Compressor, Version,
+    ChunkPointer, ChunkRecord, Cipher, Compressor,
 };
 use rayon::prelude::*;
 use storage::{
@@ -87,17 +87,14 @@ pub(crate) fn is_movable(blob: &BlobInfo) -> bool {
 }
 
 /// Whether every chunk of a blob is stored by itself, so that its bytes can be those of another blob.
-pub(crate) fn is_plain(image: &Image, blob: &BlobInfo) -> bool {
-    holds_plain(image, blob) && !blob.features.contains(BlobFeatures::BATCH)
+pub(crate) fn is_plain(blob: &BlobInfo) -> bool {
+    holds_plain(blob) && !blob.features.contains(BlobFeatures::BATCH)
 }
 
 /// Whether a blob holds chunks that are stored by themselves; those of a batch may be among them.
-fn holds_plain(image: &Image, blob: &BlobInfo) -> bool {
-    // Old stargz layers say of a chunk only how long it is at most.
-    let estimated = image.version == Version::V6
-        && blob.compressor == Compressor::Gzip
-        && !blob.features.contains(BlobFeatures::CHUNK_INFO_V2);
-    is_movable(blob) && !blob.features.contains(BlobFeatures::ZRAN) && !estimated
+fn holds_plain(blob: &BlobInfo) -> bool {
+    // Records of eStargz layers say of a chunk only how long it is at most.
+    is_movable(blob) && !blob.features.contains(BlobFeatures::ZRAN) && !blob.is_estargz()
 }
 
 /// Whether the stored bytes of a chunk are those that a blob of this compressor has of it.
@@ -108,7 +105,7 @@ pub(crate) fn can_copy(image: &Image, chunk: &ChunkRecord, compressor: Compresso
     // A member of a batch has no size of its own.
     let alone = chunk.compressed_size != 0 && !chunk.flags.contains(ChunkFlags::BATCH);
     let same = blob.compressor == compressor || !chunk.flags.contains(ChunkFlags::COMPRESSED);
-    alone && same && holds_plain(image, blob)
+    alone && same && holds_plain(blob)
 }
 
 /// Writes chunks of `image` into one blob, in this order and each content once. `image` is the one of `origin`; all

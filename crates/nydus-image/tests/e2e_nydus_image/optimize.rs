@@ -238,6 +238,60 @@ fn batches_are_taken_apart_and_encrypted_blobs_are_left() {
     }
 }
 
+/// Only the bound of a chunk's stored size is known, and the compressor is one that is never written.
+#[test]
+fn chunks_of_an_estargz_layer_are_stored_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let entries = [
+        Entry::file("first", prose(1, 70_000)),
+        Entry::file("rest", noise(2, 9000)),
+    ];
+    let layer = testkit::estargz::estargz(&entries, 0x8000);
+    let id = testkit::sha256(&layer.blob);
+    fs::write(path(&id), &layer.blob).unwrap();
+    let (boot, out, list, blob) = (path("boot"), path("out"), path("list"), path(&id));
+    let words = ["create", "-t", "estargztoc-ref", "-B", text(&boot)];
+    let more = ["--blob-id", &id, "--chunk-size", "0x8000", text(&blob)];
+    nydus_image(words.iter().chain(&more)).ok();
+    fs::write(
+        &list,
+        r#"{"version":"v1","files":[{"path":"/first","ranges":[[40000,1]]}]}"#,
+    )
+    .unwrap();
+    let at = text(dir.path());
+    let words = [
+        "optimize",
+        "-B",
+        text(&boot),
+        "-p",
+        text(&list),
+        "-O",
+        text(&out),
+    ];
+    nydus_image(words.iter().chain(&["--output-blob-dir", at, "-D", at])).ok();
+    nydus_image(["check", "-D", at, text(&out)]).ok();
+    let image = image(&out);
+    let blobs: Vec<_> = chunks(&image, "/first")
+        .iter()
+        .map(|chunk| chunk.0)
+        .collect();
+    assert_eq!(blobs, [0, 1, 0]);
+    assert_eq!(image.blobs[1].compressor.name(), "zstd");
+    let tar = |bootstrap: &Path| unpack(&path("tar"), &["-B", text(bootstrap), "-D", at]);
+    assert_same(&tar(&out), &tar(&boot), "eStargz");
+    // Nor is it compacted.
+    let words = ["compact", "-B", text(&out), "-D", at, "-O", text(&list)];
+    let before = fs::read(&list).unwrap();
+    nydus_image(
+        words
+            .iter()
+            .chain(&["--layers-to-compact", "0", "--min-used-ratio", "100"]),
+    )
+    .ok();
+    assert!(fs::read(&list).unwrap() == before);
+}
+
 #[test]
 fn without_files_there_is_no_blob() {
     let stack = Stack::new(&layers(), "");
