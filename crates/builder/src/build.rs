@@ -9,7 +9,7 @@ use tree::{Content, Image, InodeId, Tree};
 use crate::pipeline::{self, Cutter, Home, Output};
 use crate::prefetch::resolve_prefetch;
 use crate::turn::{Finished, LowerLayer};
-use crate::{BuildOptions, Dedup, Error, tail};
+use crate::{BlobKey, BuildOptions, ChunkTable, Dedup, Encryption, Error, tail};
 
 /// A layer that was built.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct BuiltLayer {
     pub image: Image,
     /// Whether the layer stored any chunk of its own.
     pub has_data: bool,
+    /// Position of the new blob in the image's blob table, if the layer stored any chunk.
+    pub own_blob: Option<usize>,
     /// SHA-256 of the blob file.
     pub blob_digest: Digest,
     /// SHA-256 of the blob file without its array of chunk digests: what the deployed builder calls a blob by that it
@@ -28,6 +30,8 @@ pub struct BuiltLayer {
     pub blob_size: u64,
     /// SHA-256 of the bootstrap inside the blob file, if there is one.
     pub bootstrap_digest: Option<Digest>,
+    /// The chunk table of the new blob, if it has one.
+    pub table: Option<ChunkTable>,
     /// Figures.
     pub stats: Stats,
 }
@@ -68,7 +72,10 @@ pub(crate) fn build(
     produce: impl FnOnce(&mut Cutter) -> Result<Tree, Error>,
 ) -> Result<BuiltLayer, Error> {
     options.validate()?;
-    let mut output = pipeline::run(options, dedup, out, produce)?;
+    let key = options.encryption.as_ref().map(Encryption::key);
+    let key = key.transpose()?;
+    let cipher = key.as_ref().map(BlobKey::cipher);
+    let mut output = pipeline::run(options, cipher, dedup, out, produce)?;
     let finished = output
         .finish
         .take()
@@ -83,17 +90,27 @@ pub(crate) fn build(
         duplicate_size: output.duplicates.1,
     };
     let (mut image, own) = assemble(&mut output, finished.as_ref(), options)?;
-    let blob = tail::finish(output.blob, &mut image, own, options)?;
+    if let (Some(own), Some(key)) = (own, &key) {
+        key.record(&mut image.blobs[own]);
+    }
+    let kind = tail::Kind {
+        options,
+        places: &output.places,
+        cipher: key.as_ref().map(BlobKey::cipher),
+    };
+    let blob = tail::finish(output.blob, &mut image, own, &kind)?;
     if let Some(finished) = finished {
         finished.pass(lower_layer(&image, own));
     }
     Ok(BuiltLayer {
         image,
         has_data: own.is_some(),
+        own_blob: own,
         blob_digest: blob.digest,
         self_digest: blob.self_digest,
         blob_size: blob.size,
         bootstrap_digest: blob.bootstrap_digest,
+        table: blob.table,
         stats,
     })
 }
@@ -207,6 +224,13 @@ pub(crate) fn own_blob(index: u32, options: &BuildOptions) -> BlobInfo {
     features.set(BlobFeatures::ALIGNED, options.version == Version::V6);
     if options.inline_meta {
         features |= BlobFeatures::INLINED_FS_META | BlobFeatures::HAS_TAR_HEADER;
+    }
+    if options.batch_size != 0 {
+        // Even if nothing is small enough: the deployed builder does so, too.
+        features |= BlobFeatures::CHUNK_INFO_V2 | BlobFeatures::BATCH;
+    }
+    if options.encryption.is_some() {
+        features |= BlobFeatures::CHUNK_INFO_V2;
     }
     if options.blob_toc {
         features |= BlobFeatures::HAS_TOC

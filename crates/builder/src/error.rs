@@ -17,6 +17,19 @@ pub enum Error {
     /// Chunk size outside of what the format allows.
     #[error("chunk size {0:#x} is not a power of two from 0x1000 to 0x1000000")]
     ChunkSize(u32),
+    /// Batch size outside of what the format allows.
+    #[error(
+        "batch size {size:#x} is not a power of two from 0x1000 to the chunk size of {chunk_size:#x}"
+    )]
+    BatchSize {
+        /// The batch size.
+        size: u32,
+        /// The chunk size.
+        chunk_size: u32,
+    },
+    /// The system gives no random numbers for the key of an encrypted blob.
+    #[error("cannot make a key for the blob")]
+    Random(#[source] io::Error),
     /// The tar stream cannot be turned into a tree.
     #[error(transparent)]
     Layer(#[from] layer::Error),

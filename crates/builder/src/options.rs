@@ -12,7 +12,7 @@ use rafs_format::{
     Version,
 };
 
-use crate::{Budget, Error};
+use crate::{Budget, Encryption, Error};
 
 /// Options of a build, and the means it may use.
 #[derive(Clone)]
@@ -29,6 +29,12 @@ pub struct BuildOptions {
     pub digester: Digester,
     /// Chunk size in bytes: a power of two from 4 KiB to 16 MiB.
     pub chunk_size: u32,
+    /// Below half of so many bytes, files are compressed together, in batches of fewer than so many bytes; 0 for never,
+    /// else a power of two from 4 KiB to the chunk size. Needs v6.
+    pub batch_size: u32,
+    /// Encrypts the chunks and the blob's chunk table. Needs v6. The key lies in the blob's entry of the bootstrap: it
+    /// protects a blob from who has not the bootstrap, and nothing if the bootstrap is in the blob.
+    pub encryption: Option<Encryption>,
     /// Ends the blob in a table of contents and puts the chunk digests into it.
     pub blob_toc: bool,
     /// Puts the bootstrap into the blob.
@@ -69,6 +75,8 @@ impl BuildOptions {
             level: Encoder::ZSTD_LEVEL_DEFAULT,
             digester: Digester::Blake3,
             chunk_size: CHUNK_SIZE_DEFAULT,
+            batch_size: 0,
+            encryption: None,
             blob_toc: true,
             inline_meta: true,
             blob_id: None,
@@ -94,11 +102,37 @@ impl BuildOptions {
     /// Checks what no build could be done with.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         self.validate_chunk_size()?;
-        if self.version == Version::V5 && self.blob_toc {
-            return Err(Error::NotInV5("a table of contents in the blob"));
+        self.validate_batch_size()?;
+        let of_v6 = [
+            (self.blob_toc, "a table of contents in the blob"),
+            (self.batch_size != 0, "batches of chunks"),
+            (self.encryption.is_some(), "an encrypted blob"),
+        ];
+        if let (Version::V5, Some((_, what))) =
+            (self.version, of_v6.iter().find(|(asked, _)| *asked))
+        {
+            return Err(Error::NotInV5(what));
         }
         Encoder::new(self.compressor, self.level).map_err(Error::Compress)?;
         Ok(())
+    }
+
+    fn validate_batch_size(&self) -> Result<(), Error> {
+        let sizes = CHUNK_SIZE_MIN..=self.chunk_size;
+        let size = self.batch_size;
+        if size == 0 || size.is_power_of_two() && sizes.contains(&size) {
+            Ok(())
+        } else {
+            Err(Error::BatchSize {
+                size,
+                chunk_size: self.chunk_size,
+            })
+        }
+    }
+
+    /// Whether the one chunk of a file of `size` bytes goes into a batch.
+    pub(crate) fn is_batched(&self, size: u64) -> bool {
+        size < u64::from(self.batch_size / 2)
     }
 
     pub(crate) fn validate_chunk_size(&self) -> Result<(), Error> {
@@ -120,6 +154,8 @@ impl fmt::Debug for BuildOptions {
             .field("level", &self.level)
             .field("digester", &self.digester)
             .field("chunk_size", &self.chunk_size)
+            .field("batch_size", &self.batch_size)
+            .field("encryption", &self.encryption)
             .field("blob_toc", &self.blob_toc)
             .field("inline_meta", &self.inline_meta)
             .field("blob_id", &self.blob_id)

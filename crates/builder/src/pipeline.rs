@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cut (caller's thread)  file bytes -> chunk buffers -> [pool: digest, crc]   in input order
-//!   -> dedup             known? else a new index and offset -> [pool: compress]
+//!   -> dedup             known? else a new index and offset; small ones into batches -> [pool: compress, encrypt]
 //!   -> commit            stored bytes to the blob, in that order
 //! ```
 //!
@@ -10,9 +10,12 @@
 //! input, whatever order the pool finishes them in, so the result does not depend on the number of threads. A stage
 //! that fails drops its end of the channel, which ends its neighbours; the error furthest down the line is the cause.
 
+mod batch;
 mod commit;
+mod compress;
 mod cut;
 mod dedup;
+mod places;
 mod runs;
 
 use std::io::{self, Write};
@@ -20,12 +23,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvError, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 
-use rafs_format::{CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord, Digest};
+use codec::BlobCipher;
+use rafs_format::{CHUNKS_PER_BLOB_MAX, ChunkRecord, Digest};
 use tree::ChunkId;
 
 pub(crate) use commit::BlobWriter;
+pub(crate) use compress::Sealer;
 pub(crate) use cut::Cutter;
 pub(crate) use dedup::Home;
+pub(crate) use places::Places;
+
+use dedup::Outgoing;
 
 use crate::turn::{Dedup, Finish};
 use crate::{BuildOptions, Error};
@@ -47,11 +55,13 @@ struct Piece {
     crc32: u32,
 }
 
-/// A chunk in the blob that is being written.
+/// What is stored in the blob as one: a chunk, or a batch of them.
 #[derive(Debug, Clone, Copy)]
-struct StoredSize {
+struct StoredUnit {
     size: u32,
     compressed: bool,
+    /// Chunks of the batch; 0 for a chunk by itself.
+    members: u32,
 }
 
 /// The result of a job that may still run in the pool.
@@ -85,6 +95,8 @@ pub(crate) struct Output<W, R> {
     /// Every chunk that the files use, in order of first use. Those of this blob have their final offsets; `blob_index`
     /// is unset.
     pub chunks: Vec<(Home, ChunkRecord)>,
+    /// What the records do not say of the chunks of this blob.
+    pub places: Places,
     /// The chunk behind each provisional [`ChunkId`] that the cutter gave out.
     pub ids: Vec<ChunkId>,
     /// End of the blob's uncompressed address space.
@@ -98,22 +110,24 @@ pub(crate) struct Output<W, R> {
 /// Runs `produce` with a cutter and everything that goes into the cutter through all stages into `out`.
 pub(crate) fn run<W: Write + Send, R>(
     options: &BuildOptions,
+    cipher: Option<BlobCipher>,
     dedup: Dedup,
     out: W,
     produce: impl FnOnce(&mut Cutter) -> Result<R, Error>,
 ) -> Result<Output<W, R>, Error> {
     let threads = options.pool.current_num_threads();
-    let lane = options
-        .budget
-        .lane(BUFFERS_PER_THREAD * threads * cut::buffer_size(options));
+    let most = BUFFERS_PER_THREAD * threads * cut::buffer_size(options);
+    let (lane, batch_lane) = (options.budget.lane(most), options.budget.lane(most));
+    let encrypted = cipher.is_some();
     let (produced, deduped, committed) = thread::scope(|scope| {
         let (cut_sender, cut) = sync_channel(QUEUE);
         let (commit_sender, commit) = sync_channel(QUEUE);
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
         let dedup_lane = lane.clone();
+        let outgoing = Outgoing::new(options, cipher, batch_lane, commit_sender);
         let dedup_thread = named("dedup")
             .spawn_scoped(scope, move || {
-                dedup::run(options, dedup, &dedup_lane, &cut, &commit_sender)
+                dedup::run(options, dedup, &dedup_lane, &cut, outgoing)
             })
             .map_err(Error::Thread)?;
         let commit_thread = named("commit")
@@ -131,13 +145,19 @@ pub(crate) fn run<W: Write + Send, R>(
     })?;
     options.cancel.check()?;
     // The last stage first: a failure travels up the line as a mere "stopped".
-    let (blob, sizes) = committed?;
-    let deduped = deduped?;
+    let (blob, units) = committed?;
+    let mut deduped = deduped?;
     let produced = produced?;
+    let own = deduped
+        .chunks
+        .iter_mut()
+        .filter(|(home, _)| *home == Home::Own);
+    let places = Places::settle(own.map(|(_, record)| record), &units, encrypted)?;
     Ok(Output {
         blob,
         produced,
-        chunks: settle(deduped.chunks, &sizes)?,
+        chunks: deduped.chunks,
+        places,
         ids: deduped.ids,
         uncompressed_size: deduped.uncompressed_size,
         finish: deduped.finish,
@@ -150,29 +170,6 @@ fn join<T>(
     thread: ScopedJoinHandle<'_, Result<T, Error>>,
 ) -> Result<T, Error> {
     thread.join().unwrap_or(Err(Error::Panicked { stage }))
-}
-
-/// Enters where and how each new chunk was stored.
-fn settle(
-    mut chunks: Vec<(Home, ChunkRecord)>,
-    sizes: &[StoredSize],
-) -> Result<Vec<(Home, ChunkRecord)>, Error> {
-    let mut offset = 0;
-    let mut sizes = sizes.iter();
-    for (_, record) in chunks.iter_mut().filter(|(home, _)| *home == Home::Own) {
-        let stored = sizes.next().ok_or(Error::Panicked { stage: "commit" })?;
-        record.compressed_offset = offset;
-        record.compressed_size = stored.size;
-        record.flags.set(ChunkFlags::COMPRESSED, stored.compressed);
-        offset += u64::from(stored.size);
-    }
-    if offset > COMPRESSED_MAX {
-        return Err(Error::TooLarge {
-            what: "the blob",
-            limit: "2^40 bytes",
-        });
-    }
-    Ok(chunks)
 }
 
 /// The error that ends a stage whose neighbour has ended: never the one that is reported.

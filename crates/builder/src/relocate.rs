@@ -20,7 +20,7 @@ use storage::{
 };
 use tree::{Image, Tree};
 
-use crate::pipeline::BlobWriter;
+use crate::pipeline::{BlobWriter, Places};
 use crate::{BuildOptions, Error, build, tail};
 
 /// Most bytes to ask a blob for at once, unless one chunk alone is larger.
@@ -427,6 +427,11 @@ fn finish<W: Write>(
         prefetch: Vec::new(),
         ..*image
     };
-    tail::finish(blob, &mut alone, Some(0), options)?;
+    let kind = tail::Kind {
+        options,
+        places: &Places::default(),
+        cipher: None,
+    };
+    tail::finish(blob, &mut alone, Some(0), &kind)?;
     alone.blobs.pop().ok_or(Error::Stopped)
 }

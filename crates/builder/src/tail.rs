@@ -12,16 +12,19 @@
 
 use std::io::Write;
 
-use codec::Encoder;
-use rafs_format::blob_meta::{self, Header, Placement, StoredChunk};
+use codec::{BlobCipher, Encoder};
+use rafs_format::blob_meta::{self, Header, StoredChunk};
 use rafs_format::toc::{self, TocEntry};
-use rafs_format::{BlobId, BlobInfo, ChunkFlags, ChunkRecord, Compressor, Digest, Version};
+use rafs_format::{BlobFeatures, BlobId, BlobInfo, ChunkRecord, Compressor, Digest, Version};
 use sha2::{Digest as _, Sha256};
 use tree::Image;
 
 use crate::build::own_chunks;
-use crate::pipeline::BlobWriter;
+use crate::pipeline::{BlobWriter, Places, Sealer};
 use crate::{BuildOptions, Error};
+
+/// How a record of the chunk table is written.
+type Encode = fn(&StoredChunk, &mut Vec<u8>) -> Result<(), rafs_format::Error>;
 
 /// A blob file that is complete.
 pub(crate) struct Finished {
@@ -33,12 +36,21 @@ pub(crate) struct Finished {
     pub size: u64,
     /// SHA-256 of the bootstrap inside, if there is one.
     pub bootstrap_digest: Option<Digest>,
+    /// The chunk table of the blob, if it has one.
+    pub table: Option<ChunkTable>,
 }
 
-/// The chunk table of a blob.
+/// What decides about the form of a blob file.
+pub(crate) struct Kind<'a> {
+    pub options: &'a BuildOptions,
+    pub places: &'a Places,
+    pub cipher: Option<BlobCipher>,
+}
+
+/// The chunk table of a blob, as a reader of the blob knows it: decompressed and decrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkTable {
-    /// One record per chunk, uncompressed.
+    /// One record per chunk, then one per batch.
     pub table: Vec<u8>,
     /// The header behind it.
     pub header: Vec<u8>,
@@ -55,39 +67,26 @@ impl ChunkTable {
     }
 }
 
-/// The chunk table of a blob that this builder made, as it lies at the end of the blob; `None` for a blob without one.
-/// `image` is that layer as it was built: its bootstrap does not list chunks that no file uses in the end.
-///
-/// # Errors
-/// [`Error::Encode`] for a chunk that no table can hold.
-pub fn chunk_table(image: &Image, blob: usize) -> Result<Option<ChunkTable>, Error> {
-    let Some(info) = image.blobs.get(blob).filter(|info| info.has_chunk_table()) else {
-        return Ok(None);
-    };
-    Ok(Some(ChunkTable {
-        table: encode_table(own_chunks(image, blob), info.chunk_count)?,
-        header: table_header(info).encode().to_vec(),
-    }))
-}
-
 /// Writes all that follows the chunks and completes the entry of blob `own` in the image's blob table.
 pub(crate) fn finish<W: Write>(
     blob: BlobWriter<W>,
     image: &mut Image,
     own: Option<usize>,
-    options: &BuildOptions,
+    kind: &Kind<'_>,
 ) -> Result<Finished, Error> {
+    let options = kind.options;
     let mut tail = Tail {
         blob,
         without_digests: None,
         headers: options.inline_meta || options.blob_toc,
         toc: Vec::new(),
         bootstrap_digest: None,
+        table: None,
     };
     if let Some(own) = own {
         tail.data(image.blobs[own].uncompressed_size)?;
         if options.version == Version::V6 {
-            tail.chunk_table(image, own, options)?;
+            tail.chunk_table(image, own, kind)?;
         }
         if options.blob_toc {
             tail.digests(image, own)?;
@@ -130,6 +129,7 @@ struct Tail<W> {
     headers: bool,
     toc: Vec<TocEntry>,
     bootstrap_digest: Option<Digest>,
+    table: Option<ChunkTable>,
 }
 
 impl<W: Write> Tail<W> {
@@ -164,42 +164,41 @@ impl<W: Write> Tail<W> {
         Ok(())
     }
 
-    fn chunk_table(
-        &mut self,
-        image: &mut Image,
-        own: usize,
-        options: &BuildOptions,
-    ) -> Result<(), Error> {
-        let table = encode_table(own_chunks(image, own), image.blobs[own].chunk_count)?;
-        let mut encoder =
-            Encoder::new(options.compressor, options.level).map_err(Error::Compress)?;
-        let (stored, compressor) = match encoder.compress(&table).map_err(Error::Compress)? {
-            Some(compressed) => (compressed, options.compressor),
-            None => (&table[..], Compressor::None),
+    /// Writes the chunk table. It and its header are encrypted like chunks; their digests are those of the plain bytes.
+    fn chunk_table(&mut self, image: &mut Image, own: usize, kind: &Kind<'_>) -> Result<(), Error> {
+        let options = kind.options;
+        let table = encode_table(own_chunks(image, own), &image.blobs[own], kind.places)?;
+        let mut sealer = Sealer {
+            encoder: Encoder::new(options.compressor, options.level).map_err(Error::Compress)?,
+            cipher: kind.cipher.as_ref(),
+        };
+        let (stored, compressed) = sealer.seal(&table).map_err(Error::Compress)?;
+        let compressor = if compressed {
+            options.compressor
+        } else {
+            Compressor::None
         };
         let info = &mut image.blobs[own];
         info.meta_compressor = compressor;
         info.meta_offset = self.blob.len();
         info.meta_compressed_size = stored.len() as u64;
         info.meta_uncompressed_size = table.len() as u64;
-        let header = table_header(info).encode();
+        let header = header_with_batches(info, kind.places).encode();
         let (offset, size, full) = (
             info.meta_offset,
             info.meta_compressed_size,
             info.meta_uncompressed_size,
         );
-        self.append(stored)?;
-        self.append(&header)?;
-        self.header(toc::META, size + header.len() as u64)?;
+        self.append(&stored)?;
+        let mut stored_header = header.to_vec();
+        if let Some(cipher) = &kind.cipher {
+            cipher.encrypt(&mut stored_header, 0);
+        }
+        self.append(&stored_header)?;
         let header_size = header.len() as u64;
-        self.entry(
-            toc::META,
-            compressor,
-            Sha256::digest(&table).into(),
-            offset,
-            size,
-            full,
-        );
+        self.header(toc::META, size + header_size)?;
+        let digest = Sha256::digest(&table).into();
+        self.entry(toc::META, compressor, digest, offset, size, full);
         let digest = Sha256::digest(header).into();
         self.entry(
             toc::META_HEADER,
@@ -209,6 +208,10 @@ impl<W: Write> Tail<W> {
             header_size,
             header_size,
         );
+        self.table = Some(ChunkTable {
+            table,
+            header: header.to_vec(),
+        });
         Ok(())
     }
 
@@ -307,11 +310,31 @@ impl<W: Write> Tail<W> {
             self_digest,
             size: self.blob.len(),
             bootstrap_digest: self.bootstrap_digest,
+            table: self.table,
         })
     }
 }
 
-/// What stands behind the chunk table of a blob.
+/// The chunk table of a blob whose entry in the blob table is complete.
+pub(crate) fn chunk_table(image: &Image, own: usize, places: &Places) -> Result<ChunkTable, Error> {
+    let info = &image.blobs[own];
+    Ok(ChunkTable {
+        table: encode_table(own_chunks(image, own), info, places)?,
+        header: header_with_batches(info, places).encode().to_vec(),
+    })
+}
+
+fn header_with_batches(info: &BlobInfo, places: &Places) -> Header {
+    let mut header = table_header(info);
+    if info.features.contains(BlobFeatures::BATCH) {
+        header.contexts_count = places.batches().count() as u32;
+        header.contexts_offset = u64::from(info.chunk_count) * blob_meta::CHUNK_V2_SIZE;
+        header.contexts_size = info.meta_uncompressed_size - header.contexts_offset;
+    }
+    header
+}
+
+/// What stands behind the chunk table of a blob without batches.
 pub(crate) fn table_header(info: &BlobInfo) -> Header {
     Header {
         features: info.features,
@@ -326,27 +349,26 @@ pub(crate) fn table_header(info: &BlobInfo) -> Header {
     }
 }
 
+/// The records of the chunks, and of the batches that they are in.
 fn encode_table<'a>(
     chunks: impl Iterator<Item = &'a ChunkRecord>,
-    count: u32,
+    info: &BlobInfo,
+    places: &Places,
 ) -> Result<Vec<u8>, Error> {
-    let mut table = Vec::with_capacity(count as usize * 16);
+    let (encode, size): (Encode, _) = if info.features.contains(BlobFeatures::CHUNK_INFO_V2) {
+        (blob_meta::encode_v2, blob_meta::CHUNK_V2_SIZE)
+    } else {
+        (blob_meta::encode_v1, blob_meta::CHUNK_V1_SIZE)
+    };
+    let mut table = Vec::with_capacity(info.chunk_count as usize * size as usize);
     for chunk in chunks {
-        let stored = StoredChunk {
-            index: chunk.index,
-            uncompressed_offset: chunk.uncompressed_offset,
-            uncompressed_size: chunk.uncompressed_size,
-            compressed_offset: chunk.compressed_offset,
-            compressed_size: chunk.compressed_size,
-            compressed: chunk.flags.contains(ChunkFlags::COMPRESSED),
-            encrypted: false,
-            crc32: None,
-            placement: Placement::Plain,
-        };
-        blob_meta::encode_v1(&stored, &mut table).map_err(|source| Error::Encode {
+        encode(&places.stored(chunk), &mut table).map_err(|source| Error::Encode {
             path: format!("chunk {} of the chunk table", chunk.index),
             source,
         })?;
+    }
+    for batch in places.batches() {
+        blob_meta::encode_batch(batch, &mut table);
     }
     Ok(table)
 }

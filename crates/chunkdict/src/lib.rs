@@ -78,11 +78,10 @@ pub struct Dictionary {
     further: HashMap<ChunkKey, Vec<ChunkRecord>>,
 }
 
-/// Blobs whose chunks can't be read without more than their own record says, or that lie in files of another kind.
+/// Blobs whose chunks lie in files of another kind, or can't be read without another image's key.
 const UNUSABLE: BlobFeatures = BlobFeatures::ZRAN
     .union(BlobFeatures::SEPARATE)
     .union(BlobFeatures::TARFS)
-    .union(BlobFeatures::BATCH)
     .union(BlobFeatures::ENCRYPTED)
     .union(BlobFeatures::SEPARATED_WITH_PREFETCH_FILES)
     .union(BlobFeatures::EXTERNAL);

@@ -18,6 +18,8 @@ use xts_mode::Xts128;
 const UNIT_MIN: usize = 16;
 /// What follows the fill bytes of a unit that was too short.
 const FILL_END: [u8; 2] = [0x78, 0x90];
+/// Length of a unit that was filled up.
+const FILLED: usize = UNIT_MIN + FILL_END.len();
 
 /// An encrypted unit that cannot be decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -67,14 +69,36 @@ impl BlobCipher {
     /// Encrypts the bytes of `unit` from `start` on in place; they grow to 18 bytes if there are fewer than 16.
     pub fn encrypt(&self, unit: &mut Vec<u8>, start: usize) {
         let len = unit.len().saturating_sub(start);
-        if len < UNIT_MIN {
-            let fill = UNIT_MIN - len;
-            unit.resize(start + UNIT_MIN, fill as u8);
-            unit.extend_from_slice(&FILL_END);
+        self.encrypt_at(unit, start, len);
+    }
+
+    /// Encrypts `len` bytes of `bytes` from `start` on in place, as one unit, and gives its length: see
+    /// [`BlobCipher::stored_size`]. `bytes` grows as needed; what it holds behind the unit is undefined.
+    pub fn encrypt_at(&self, bytes: &mut Vec<u8>, start: usize, len: usize) -> usize {
+        let stored = Self::stored_size(len);
+        let end = start + stored;
+        if bytes.len() < end {
+            bytes.resize(end, 0);
         }
-        if let Some(unit) = unit.get_mut(start..) {
+        if let Some(unit) = bytes.get_mut(start..end) {
+            if len < UNIT_MIN {
+                let (fill, mark) = unit[len..].split_at_mut(UNIT_MIN - len);
+                fill.fill((UNIT_MIN - len) as u8);
+                mark.copy_from_slice(&FILL_END);
+            }
             self.xts.encrypt_sector(unit, Array(self.tweak));
         }
+        stored
+    }
+
+    /// Bytes that a unit of `len` bytes has once it is encrypted.
+    pub fn stored_size(len: usize) -> usize {
+        if len < UNIT_MIN { FILLED } else { len }
+    }
+
+    /// Whether a unit could be taken for one that was filled up by who does not know how long it was.
+    pub fn looks_filled(unit: &[u8]) -> bool {
+        unit.len() == FILLED && unit.ends_with(&FILL_END)
     }
 
     /// Decrypts `unit` in place and removes the filling of a short plaintext.
@@ -93,7 +117,7 @@ impl BlobCipher {
             return Ok(());
         }
         if let [.., fill, 0x78, 0x90] = unit[..]
-            && unit.len() == UNIT_MIN + FILL_END.len()
+            && unit.len() == FILLED
         {
             let plain = UNIT_MIN
                 .checked_sub(usize::from(fill))

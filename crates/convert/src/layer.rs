@@ -154,13 +154,12 @@ fn build(
     }
     let digest = Digest::from(built.blob_digest);
     let size = writer.finish(digest)?;
-    let table = own_table(&built.image, digest)?;
     let layer = ConvertedLayer {
         image: built.image,
         blob: Blob {
             digest,
             size,
-            table,
+            table: built.table,
         },
         reused: false,
     };
@@ -226,16 +225,6 @@ fn load(
         },
         reused: true,
     }))
-}
-
-/// The chunk table of the blob that is the layer's own, if there is one.
-fn own_table(image: &Image, blob: Digest) -> Result<Option<ChunkTable>, builder::Error> {
-    let id = blob.hex();
-    let mut ids = image.blobs.iter();
-    match ids.position(|info| info.id.as_str() == id) {
-        Some(own) => builder::chunk_table(image, own),
-        None => Ok(None),
-    }
 }
 
 /// Reports what is read through it.

@@ -74,6 +74,7 @@ impl<'a> Context<'a> {
         build.compressor = options.compressor;
         build.level = options.level;
         build.chunk_size = options.chunk_size;
+        build.batch_size = options.batch_size;
         build.prefetch.clone_from(&options.prefetch);
         build.cancel = cancel.clone();
         if let Some(dictionary) = places.dictionary {

@@ -33,6 +33,9 @@ pub struct ConvertOptions {
     pub level: i32,
     /// Chunk size in bytes: a power of two from 4 KiB to 16 MiB.
     pub chunk_size: u32,
+    /// Below half of so many bytes, files are compressed together, in batches of fewer than so many bytes; 0 for never,
+    /// else a power of two from 4 KiB to the chunk size. Needs v6.
+    pub batch_size: u32,
     /// Where chunks are shared.
     pub dedup: DedupScope,
     /// Chunks of other images that need not be stored again.
@@ -72,6 +75,7 @@ impl ConvertOptions {
             compressor: Compressor::Zstd,
             level: codec::Encoder::ZSTD_LEVEL_DEFAULT,
             chunk_size: CHUNK_SIZE_DEFAULT,
+            batch_size: 0,
             dedup: DedupScope::Layer,
             dictionary: None,
             prefetch: vec![b"/".to_vec()],

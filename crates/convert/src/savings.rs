@@ -145,7 +145,12 @@ pub(crate) fn worth(layers: &[Image]) -> HashMap<BlobId, u64> {
     for layer in layers {
         for record in &layer.chunks {
             if let Some(blob) = layer.blobs.get(record.blob_index as usize) {
-                *worth.entry(blob.id.clone()).or_default() += u64::from(record.compressed_size);
+                // What a member of a batch takes is not known by itself.
+                let size = match record.compressed_size {
+                    0 => record.uncompressed_size,
+                    size => size,
+                };
+                *worth.entry(blob.id.clone()).or_default() += u64::from(size);
             }
         }
     }

@@ -7,12 +7,12 @@ mod trees;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use builder::{Budget, BuildOptions, Dedup, build_tar, load_image};
+use builder::{BlobKey, Budget, BuildOptions, Dedup, Encryption, build_tar, load_image};
 use export::{Error, TarSummary, write_tar};
 use progress::Cancel;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use rafs_format::Bootstrap;
+use rafs_format::{Bootstrap, Compressor, Digester};
 use storage::{BlobReader, ChunkStore, NamedSource, StoreOptions, extract_bootstrap};
 use testkit::tar::{Entry, Tar, flag};
 use testkit::{noise, prose, shared_or_skip};
@@ -29,9 +29,34 @@ fn options() -> BuildOptions {
 }
 
 fn build(tar: &[u8]) -> Vec<u8> {
+    build_with(tar, &options())
+}
+
+fn build_with(tar: &[u8], options: &BuildOptions) -> Vec<u8> {
     let mut blob = Vec::new();
-    build_tar(tar, &mut blob, &options(), Dedup::Layer).unwrap();
+    build_tar(tar, &mut blob, options, Dedup::Layer).unwrap();
     blob
+}
+
+/// All that makes a difference to how chunks are stored.
+fn kinds() -> impl Strategy<Value = BuildOptions> {
+    (
+        0..3_usize,
+        any::<bool>(),
+        0..4_usize,
+        any::<Option<([u8; 32], [u8; 16])>>(),
+    )
+        .prop_map(|(compressor, sha256, batch, key)| BuildOptions {
+            compressor: [Compressor::None, Compressor::Lz4Block, Compressor::Zstd][compressor],
+            digester: if sha256 {
+                Digester::Sha256
+            } else {
+                Digester::Blake3
+            },
+            batch_size: [0, 0x1000, 0x4000, 0x1_0000][batch],
+            encryption: key.map(|(key, iv)| Encryption::Key(BlobKey::new(key, iv))),
+            ..options()
+        })
 }
 
 /// The native layer `blob` as a tar stream; `reader` serves its chunks.
@@ -208,7 +233,7 @@ fn entry() -> impl Strategy<Value = (Vec<u8>, u8, u32, i64, u32)> {
     );
     (
         name,
-        0..8_u8,
+        0..9_u8,
         any::<u32>(),
         -5_000_000_000..5_000_000_000_i64,
         0..1_000_000_000_u32,
@@ -228,6 +253,11 @@ fn random_tar(entries: Vec<(Vec<u8>, u8, u32, i64, u32)>) -> Vec<u8> {
             3 => Entry::fifo(below("p")),
             4 if last.is_some() => Entry::hard(below("h"), last.clone().unwrap()),
             5 => Entry::file(below("d"), prose(u64::from(number % 5), small as usize)),
+            6 => Entry::file(
+                below("f"),
+                prose(u64::from(number % 5), small as usize % 5000),
+            ),
+            7 => Entry::file(below("f/h"), noise(number.into(), small as usize % 25)),
             _ => Entry::file(below("f/g"), noise(number.into(), small as usize)),
         };
         entry = entry
@@ -251,12 +281,12 @@ fn random_tar(entries: Vec<(Vec<u8>, u8, u32, i64, u32)>) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
-    fn random_layers_come_out_as_they_went_in(entries in vec(entry(), 0..25)) {
+    fn random_layers_come_out_as_they_went_in(entries in vec(entry(), 0..25), options in kinds()) {
         let tar = random_tar(entries);
         // A name over another may make a link's target a directory: then there is no such layer.
         let mut contents = Contents::default();
         prop_assume!(layer::read_tree(&tar[..], &mut contents, &layer::Options::default()).is_ok());
-        let out = unpack_whole(&build(&tar));
+        let out = unpack_whole(&build_with(&tar, &options));
         let [before, after] = trees([&tar, &out]);
         prop_assert_eq!(before, after);
     }

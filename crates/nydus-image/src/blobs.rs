@@ -141,8 +141,9 @@ pub fn choose(
     })
 }
 
-/// Opens the chunks of an image. A blob may also be its chunk data alone, as unpackers cut it out. An image that needs no blob, or has its only one with it, needs no place for them;
-/// for others `needed` says what to do.
+/// Opens the chunks of an image. A blob may also be its chunk data alone, as unpackers cut it out, unless it has
+/// batches. An image that needs no blob, or has its only one with it, needs no place for them; for others `needed` says
+/// what to do.
 pub fn open_chunks(
     loaded: &mut LoadedBootstrap,
     rest: Option<Arc<dyn BlobSource>>,

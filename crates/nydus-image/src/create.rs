@@ -10,18 +10,19 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use builder::{
-    Budget, BuildOptions, BuiltLayer, Dedup, Whiteouts, build_directory, build_tar, build_tarfs,
-    encode,
+    Budget, BuildOptions, BuiltLayer, Dedup, Encryption, Whiteouts, build_directory, build_tar,
+    build_tarfs, encode,
 };
 use clap::ValueEnum;
 use inspect::CommandReport;
 use layer::Compression;
-use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT};
+use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT, Compressor};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::Usage;
 use crate::args::{Create, PrefetchPolicy, SourceType, WhiteoutSpec};
+use crate::cache_files;
 use crate::dictionary;
 use crate::estargz;
 use crate::interrupt::Interrupt;
@@ -46,11 +47,8 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     let layer = build(args, blob.as_mut(), &options)?;
     let built = start.elapsed().as_secs_f64();
     let id = layer
-        .image
-        .blobs
-        .iter()
-        .find(|_| layer.has_data)
-        .map(|blob| blob.id.to_string());
+        .own_blob
+        .map(|own| layer.image.blobs[own].id.to_string());
     // Both are complete before either gets its name.
     let bootstrap = if args.blob_inline_meta {
         None
@@ -58,8 +56,10 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
         Some(write_bootstrap(args, &layer, interrupt)?)
     };
     let cached = estargz::write_cached_table(args, &layer, interrupt)?;
-    if let Some(blob) = blob {
-        finish_blob(args, blob, &layer, id.as_deref())?;
+    match (blob, &args.blob_cache_dir) {
+        (Some(blob), Some(dir)) => cache_files::write(dir, &blob, &layer, &interrupt.unfinished)?,
+        (Some(blob), None) => finish_blob(args, blob, &layer, id.as_deref())?,
+        (None, _) => {}
     }
     if let Some((output, path)) = cached {
         output.commit(&path)?;
@@ -94,12 +94,49 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses what the type of the source has no place for.
+/// Refuses options that contradict each other.
 fn check_conflicts(args: &Create) -> Result<(), Usage> {
     estargz::check_conflicts(args)?;
-    if args.source_type != SourceType::TarTarfs {
+    if args.source_type == SourceType::TarTarfs {
+        return check_tarfs(args);
+    }
+    let v5 = args.fs_version != "6";
+    let of_v6 = [
+        ("--batch-size", args.batch_size != 0),
+        ("--encrypt", args.encrypt),
+        ("--blob-cache-dir", args.blob_cache_dir.is_some()),
+    ];
+    if let (true, Some((flag, _))) = (v5, of_v6.iter().find(|(_, given)| *given)) {
+        return Err(Usage(format!(
+            "{flag} cannot be used with --fs-version 5: its blobs hold no table of their chunks"
+        )));
+    }
+    let chunk_size = chunk_size(args);
+    if args.batch_size > chunk_size {
+        return Err(Usage(format!(
+            "--batch-size {:#x} is larger than the chunk size of {chunk_size:#x}",
+            args.batch_size
+        )));
+    }
+    if args.blob_cache_dir.is_none() {
         return Ok(());
     }
+    if args.encrypt {
+        return Err(Usage(
+            "--blob-cache-dir cannot be used with --encrypt: cache files hold plain data"
+                .to_owned(),
+        ));
+    }
+    if args.source_type == SourceType::EstargzRafs {
+        return Err(Usage(
+            "--blob-cache-dir cannot be used with --type estargz-rafs; take targz-rafs".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses what tarfs has no place for.
+fn check_tarfs(args: &Create) -> Result<(), Usage> {
     let parent = args.parent_bootstrap.as_deref().unwrap_or_default();
     let conflicts = [
         ("--fs-version 5", args.fs_version != "6"),
@@ -142,12 +179,6 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
             value.as_ref().map_or("", |value| value.get_name()),
         ));
     }
-    if args.batch_size != 0 {
-        return Err(Unsupported::value(
-            "--batch-size",
-            format_args!("{:#x}", args.batch_size),
-        ));
-    }
     if args.prefetch_policy == PrefetchPolicy::Blob {
         return Err(Unsupported::value("--prefetch-policy", "blob"));
     }
@@ -159,9 +190,7 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
         .as_deref()
         .is_some_and(|path| !path.is_empty());
     let flags = [
-        ("--encrypt", args.encrypt),
         ("--parent-bootstrap", parent),
-        ("--blob-cache-dir", args.blob_cache_dir.is_some()),
         ("--external-blob", args.external_blob.is_some()),
         ("--attributes", args.attributes.is_some()),
         ("--config", args.config.is_some()),
@@ -195,8 +224,16 @@ fn check_paths(args: &Create) -> anyhow::Result<()> {
             dir.display()
         );
     }
-    if writes_blob(args.source_type) && args.blob.is_none() && args.blob_dir.is_none() {
-        bail!("there is no place for the blob: give --blob or --blob-dir");
+    if let Some(dir) = &args.blob_cache_dir {
+        ensure!(
+            dir.is_dir(),
+            "the directory {} for the cache files does not exist",
+            dir.display()
+        );
+    }
+    let place = args.blob.is_some() || args.blob_dir.is_some() || args.blob_cache_dir.is_some();
+    if writes_blob(args.source_type) && !place {
+        bail!("there is no place for the blob: give --blob, --blob-dir or --blob-cache-dir");
     }
     [&args.blob, &args.bootstrap, &args.output_json]
         .into_iter()
@@ -207,6 +244,16 @@ fn check_paths(args: &Create) -> anyhow::Result<()> {
 /// Whether the source itself is not the blob.
 fn writes_blob(source: SourceType) -> bool {
     source != SourceType::TarTarfs && !estargz::is_toc(source)
+}
+
+fn chunk_size(args: &Create) -> u32 {
+    args.chunk_size.unwrap_or_else(|| {
+        if estargz::is_toc(args.source_type) {
+            estargz::CHUNK_SIZE_DEFAULT
+        } else {
+            CHUNK_SIZE_DEFAULT
+        }
+    })
 }
 
 fn is_directory(source: SourceType) -> bool {
@@ -233,16 +280,16 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
     Ok(BuildOptions {
         version: args.fs_version.parse()?,
         aligned_chunk: args.aligned_chunk,
-        compressor: args.compressor.parse()?,
+        compressor: if args.blob_cache_dir.is_some() {
+            Compressor::None
+        } else {
+            args.compressor.parse()?
+        },
         level: args.compression_level,
         digester: args.digester.parse()?,
-        chunk_size: args.chunk_size.unwrap_or_else(|| {
-            if estargz::is_toc(args.source_type) {
-                estargz::CHUNK_SIZE_DEFAULT
-            } else {
-                CHUNK_SIZE_DEFAULT
-            }
-        }),
+        chunk_size: chunk_size(args),
+        batch_size: args.batch_size,
+        encryption: args.encrypt.then_some(Encryption::Random),
         blob_toc: !args.features.is_empty(),
         inline_meta: args.blob_inline_meta,
         blob_id,
@@ -263,7 +310,9 @@ fn create_blob(args: &Create, interrupt: &Interrupt) -> anyhow::Result<Option<Ou
     if !writes_blob(args.source_type) {
         return Ok(None);
     }
-    let output = match (&args.blob, &args.blob_dir) {
+    // Cache files are made from the blob, which is not kept then.
+    let dir = args.blob_cache_dir.as_ref().or(args.blob_dir.as_ref());
+    let output = match (&args.blob, dir) {
         (Some(path), _) => Output::create(path, &interrupt.unfinished),
         (None, Some(dir)) => Output::create_in(dir, "blob", &interrupt.unfinished),
         (None, None) => bail!("there is no place for the blob"),

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use builder::{BuildOptions, BuiltLayer, build_estargz, chunk_table};
+use builder::{BuildOptions, BuiltLayer, build_estargz};
 use layer::Compression;
 use layer::estargz::{FOOTER_SIZE, Footer, read_toc_member};
 use rafs_format::BlobId;
@@ -150,8 +150,10 @@ pub fn write_cached_table(
     let Some(blob) = layer.image.blobs.first() else {
         return Ok(None);
     };
-    let table = chunk_table(&layer.image, 0).context("cannot encode the chunk table")?;
-    let table = table.context("the layer has no chunk table")?;
+    let table = layer
+        .table
+        .as_ref()
+        .context("the layer has no chunk table")?;
     let path = if path.is_dir() {
         path.join(format!("{}.blob.meta", blob.id))
     } else {

@@ -3,6 +3,7 @@
 
 mod args;
 mod blobs;
+mod cache_files;
 mod check;
 mod compact;
 mod create;

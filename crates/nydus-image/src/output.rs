@@ -69,6 +69,7 @@ impl Output {
 
     fn create_temporary(temporary: PathBuf, unfinished: &Unfinished) -> anyhow::Result<Self> {
         let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .create(true)
             .truncate(true)
@@ -85,6 +86,11 @@ impl Output {
     /// Whether it is a regular file, as opposed to a FIFO or device.
     pub fn is_regular(&self) -> bool {
         self.temporary.is_some()
+    }
+
+    /// The file. A regular one can be read back.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Gives the finished file its name.

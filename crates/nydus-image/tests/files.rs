@@ -191,20 +191,8 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "--type targz-ref",
         ),
         (
-            "create -t tar-rafs -b blob -B boot --batch-size 0x1000 layer.tar",
-            "--batch-size 0x1000",
-        ),
-        (
-            "create -t tar-rafs -b blob -B boot --encrypt layer.tar",
-            "--encrypt",
-        ),
-        (
             "create -t tar-rafs -b blob -B boot --parent-bootstrap x layer.tar",
             "--parent-bootstrap",
-        ),
-        (
-            "create -t tar-rafs -B boot --blob-cache-dir out layer.tar",
-            "--blob-cache-dir",
         ),
         (
             "create -t tar-rafs -b blob -B boot --attributes x layer.tar",

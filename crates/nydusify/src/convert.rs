@@ -127,6 +127,11 @@ pub struct ConvertArgs {
           value_parser = chunk_size)]
     fs_chunk_size: u32,
 
+    /// Compress files below half of this size together, in batches: a power of two from 0x1000 to the chunk size, 0 for
+    /// never. Needs version 6
+    #[arg(long, env = "BATCH_SIZE", value_name = "BYTES", default_value = "0", value_parser = batch_size)]
+    batch_size: u32,
+
     /// Where to look for a chunk before it is stored
     #[arg(long, value_enum, value_name = "SCOPE", default_value_t = Scope::Layer)]
     dedup: Scope,
@@ -232,7 +237,6 @@ impl Table for Unbuilt {
         Flag::value("build-cache-max-records", "BUILD_CACHE_MAX_RECORDS"),
         Flag::switch("oci-ref", "OCI_REF"),
         Flag::switch("reverse", "REVERSE"),
-        Flag::value("batch-size", "BATCH_SIZE").harmless(&["", "0", "0x0"]),
     ];
 }
 
@@ -427,6 +431,16 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
     if args.compression_level.is_some() && compressor != Compressor::Zstd {
         return Err(Usage("--compression-level is for zstd only".to_owned()).into());
     }
+    if args.batch_size != 0 && args.fs_version == "5" {
+        return Err(Usage("--batch-size cannot be used with --fs-version 5".to_owned()).into());
+    }
+    if args.batch_size > args.fs_chunk_size {
+        let (batch, chunk) = (args.batch_size, args.fs_chunk_size);
+        return Err(Usage(format!(
+            "--batch-size {batch:#x} is larger than the chunk size of {chunk:#x}"
+        ))
+        .into());
+    }
     let threads = match args
         .threads
         .and_then(|threads| NonZeroUsize::new(threads.into()))
@@ -447,6 +461,7 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
         compressor,
         level: args.compression_level.unwrap_or(defaults.level),
         chunk_size: args.fs_chunk_size,
+        batch_size: args.batch_size,
         dedup: match args.dedup {
             Scope::Layer => DedupScope::Layer,
             Scope::Image => DedupScope::Image,
@@ -553,6 +568,14 @@ fn chunk_size(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "it must be a power of two from 0x1000 to 0x1000000".to_owned())
 }
 
+/// An environment variable may also be empty.
+fn batch_size(text: &str) -> Result<u32, String> {
+    match text.is_empty() || number(text) == Some(0) {
+        true => Ok(0),
+        false => chunk_size(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -564,6 +587,16 @@ mod tests {
         for bad in ["0", "0x800", "0x2000000", "5000", "1MiB", "0x1_0000"] {
             assert!(chunk_size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn batch_sizes_are_chunk_sizes_or_zero() {
+        for none in ["0", "0x0", ""] {
+            assert_eq!(batch_size(none), Ok(0));
+        }
+        assert_eq!(batch_size("0x1000"), Ok(4096));
+        assert_eq!(batch_size("65536"), Ok(65_536));
+        assert!(batch_size("1").is_err());
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub use record::{
     encode_zran,
 };
 
+/// Bytes of a chunk record in the table: V1, and V2.
+pub const CHUNK_V1_SIZE: u64 = MetaChunkV1Raw::SIZE as u64;
+/// See [`CHUNK_V1_SIZE`].
+pub const CHUNK_V2_SIZE: u64 = MetaChunkV2Raw::SIZE as u64;
 /// Largest dictionary of a slice: the window of deflate.
 const DICTIONARY_MAX: u32 = 32768;
 

@@ -85,7 +85,8 @@ impl KnownChunks {
     /// The chunk tables of those blobs that hold none, by blob; see [`BlobMeta::from_records`].
     ///
     /// # Errors
-    /// [`Error::Format`] naming the first record that does not fit its blob.
+    /// [`Error::Format`] naming the first record that does not fit its blob, [`Error::Invalid`] if a table is missed
+    /// that says more than the records.
     pub fn tables<D: Deref<Target = [u8]>>(
         bootstrap: &Bootstrap<D>,
     ) -> Result<Vec<Option<BlobMeta>>, Error> {
@@ -108,6 +109,13 @@ impl KnownChunks {
         let table = |(info, records): (&BlobInfo, Vec<ChunkRecord>)| {
             if !info.is_located_by_bootstrap() {
                 return Ok(None);
+            }
+            if info.features.contains(BlobFeatures::BATCH) {
+                return Err(Error::invalid(
+                    format!("blob {}", info.id),
+                    "where its batches of small chunks lie is said by the table at its end alone, which is not there: \
+                     give the whole blob instead of its chunk data",
+                ));
             }
             BlobMeta::from_records(&records, info)
                 .map(Some)

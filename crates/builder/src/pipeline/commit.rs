@@ -5,8 +5,8 @@ use std::sync::mpsc::Receiver;
 
 use sha2::{Digest as _, Sha256};
 
-use super::dedup::Compressed;
-use super::{Pending, StoredSize};
+use super::compress::Compressed;
+use super::{Pending, StoredUnit};
 use crate::{BuildOptions, Error};
 
 /// A blob that is written strictly front to back, with its running SHA-256.
@@ -54,9 +54,9 @@ pub(super) fn run<W: Write>(
     jobs: &Receiver<Pending<io::Result<Compressed>>>,
     out: W,
     options: &BuildOptions,
-) -> Result<(BlobWriter<W>, Vec<StoredSize>), Error> {
+) -> Result<(BlobWriter<W>, Vec<StoredUnit>), Error> {
     let mut blob = BlobWriter::new(out);
-    let mut sizes = Vec::new();
+    let mut units = Vec::new();
     for job in jobs {
         options.cancel.check()?;
         let compressed = job
@@ -66,7 +66,7 @@ pub(super) fn run<W: Write>(
             })?
             .map_err(Error::Compress)?;
         blob.append(compressed.buffer.as_slice())?;
-        sizes.extend(compressed.sizes);
+        units.extend(compressed.units);
     }
-    Ok((blob, sizes))
+    Ok((blob, units))
 }

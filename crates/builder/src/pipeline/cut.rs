@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
 
+use codec::BlobCipher;
 use progress::Cancel;
 use rafs_format::Digester;
 use tree::ChunkId;
@@ -26,6 +27,8 @@ pub(super) fn buffer_size(options: &BuildOptions) -> usize {
 pub(super) struct Hashed {
     pub buffer: Buffer,
     pub pieces: Vec<Piece>,
+    /// Whether those that are new go into batches: all of them or none.
+    pub batched: bool,
 }
 
 /// Cuts files into chunks and gives every chunk a provisional id: its number in input order.
@@ -42,6 +45,9 @@ pub(crate) struct Cutter<'a> {
 struct Open {
     buffer: Buffer,
     lens: Vec<u32>,
+    batched: bool,
+    /// Bytes that all chunks have at most once they are stored.
+    stored: usize,
 }
 
 impl<'a> Cutter<'a> {
@@ -64,11 +70,12 @@ impl<'a> Cutter<'a> {
     pub(crate) fn cut(&mut self, size: u64, data: &mut dyn Read) -> io::Result<Range<u32>> {
         let first = self.next;
         let chunk_size = u64::from(self.options.chunk_size);
+        let batched = self.options.is_batched(size);
         let mut left = size;
         while left > 0 {
             self.cancel.check().map_err(io::Error::other)?;
             let len = left.min(chunk_size) as u32;
-            self.chunk(len, data)?;
+            self.chunk(len, batched, data)?;
             left -= u64::from(len);
             self.next = self
                 .next
@@ -78,21 +85,25 @@ impl<'a> Cutter<'a> {
         Ok(first..self.next)
     }
 
-    /// Reads one chunk into the open job, or into a new one if it does not fit.
-    fn chunk(&mut self, len: u32, data: &mut dyn Read) -> io::Result<()> {
+    /// Reads one chunk into the open job, or into a new one if it does not fit there.
+    fn chunk(&mut self, len: u32, batched: bool, data: &mut dyn Read) -> io::Result<()> {
         let bytes = len as usize;
+        let stored = match &self.options.encryption {
+            Some(_) => BlobCipher::stored_size(bytes),
+            None => bytes,
+        };
+        // All buffers have one size: then each fits wherever another one was freed.
+        let size = buffer_size(self.options);
         if self
             .open
             .as_ref()
-            .is_some_and(|open| open.buffer.room() < bytes)
+            .is_some_and(|open| open.batched != batched || size - open.stored < stored)
         {
             self.finish()?;
         }
         let open = match &mut self.open {
             Some(open) => open,
             none => {
-                // All buffers have one size: then each fits wherever another one was freed.
-                let size = buffer_size(self.options);
                 let buffer = self
                     .lane
                     .acquire(size, &self.cancel)
@@ -100,12 +111,15 @@ impl<'a> Cutter<'a> {
                 none.insert(Open {
                     buffer,
                     lens: Vec::new(),
+                    batched,
+                    stored: 0,
                 })
             }
         };
         data.read_exact(open.buffer.extend(bytes))?;
         open.lens.push(len);
-        if open.buffer.room() == 0 || open.buffer.len() >= JOB_ENOUGH {
+        open.stored += stored;
+        if open.stored == size || open.buffer.len() >= JOB_ENOUGH {
             self.finish()
         } else {
             Ok(())
@@ -114,11 +128,11 @@ impl<'a> Cutter<'a> {
 
     /// Sends the open job on its way.
     pub(super) fn finish(&mut self) -> io::Result<()> {
-        let Some(Open { buffer, lens }) = self.open.take() else {
+        let Some(open) = self.open.take() else {
             return Ok(());
         };
         let digester = self.options.digester;
-        let job = Pending::spawn(&self.options.pool, move || hash(digester, buffer, &lens));
+        let job = Pending::spawn(&self.options.pool, move || hash(digester, open));
         self.jobs.send(job).map_err(|_| stopped())
     }
 }
@@ -133,9 +147,10 @@ impl layer::DataSink for Cutter<'_> {
     }
 }
 
-fn hash(digester: Digester, buffer: Buffer, lens: &[u32]) -> Hashed {
-    let mut rest = buffer.as_slice();
-    let pieces = lens
+fn hash(digester: Digester, open: Open) -> Hashed {
+    let mut rest = open.buffer.as_slice();
+    let pieces = open
+        .lens
         .iter()
         .map(|&len| {
             let (chunk, tail) = rest.split_at(len as usize);
@@ -147,5 +162,9 @@ fn hash(digester: Digester, buffer: Buffer, lens: &[u32]) -> Hashed {
             }
         })
         .collect();
-    Hashed { buffer, pieces }
+    Hashed {
+        buffer: open.buffer,
+        pieces,
+        batched: open.batched,
+    }
 }

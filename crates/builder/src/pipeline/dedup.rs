@@ -2,18 +2,20 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use chunkdict::{ChunkKey, ChunkTable};
-use codec::Encoder;
-use rafs_format::{ChunkFlags, ChunkRecord, Compressor};
+use codec::BlobCipher;
+use rafs_format::{ChunkFlags, ChunkRecord};
 use tree::ChunkId;
 
+use super::batch::{Batch, Gatherer};
+use super::compress::{Compressed, Encoders};
 use super::cut::Hashed;
 use super::runs::{Member, Run};
-use super::{CHUNKS_PER_BLOB_MAX, Pending, Piece, StoredSize, UNCOMPRESSED_MAX};
-use crate::budget::{Buffer, Lane};
+use super::{CHUNKS_PER_BLOB_MAX, Pending, Piece, UNCOMPRESSED_MAX};
+use crate::budget::Lane;
 use crate::turn::{Dedup, Finish, Place, Shared};
 use crate::{BuildOptions, Error};
 
@@ -26,12 +28,6 @@ pub(crate) enum Home {
     Dictionary,
     /// The blob of a lower layer of the same image.
     Lower(Place),
-}
-
-/// Stored bytes of new chunks, back to back.
-pub(super) struct Compressed {
-    pub buffer: Buffer,
-    pub sizes: Vec<StoredSize>,
 }
 
 /// What the stage found out; see [`super::Output`].
@@ -48,7 +44,7 @@ pub(super) fn run(
     dedup: Dedup,
     lane: &Lane,
     jobs: &Receiver<Pending<Hashed>>,
-    commit: &SyncSender<Pending<io::Result<Compressed>>>,
+    mut outgoing: Outgoing<'_>,
 ) -> Result<Deduped, Error> {
     let turn = match dedup {
         Dedup::Layer => None,
@@ -64,36 +60,103 @@ pub(super) fn run(
         shared: turn,
         ..Chunks::new(options)
     };
-    let encoders = Arc::new(Encoders {
-        options: (options.compressor, options.level),
-        idle: Mutex::default(),
-    });
-    let send = |job: Entered| {
-        let Entered { hashed, new } = job;
-        if !new.iter().any(|&new| new) {
-            return Ok(());
-        }
-        let encoders = Arc::clone(&encoders);
-        let job = Pending::spawn(&options.pool, move || {
-            encoders.compress(hashed.buffer, &hashed.pieces, &new)
-        });
-        commit.send(job).map_err(|_| Error::Stopped)
-    };
     for job in jobs {
         let hashed = job
             .wait()
             .map_err(|_| Error::Panicked { stage: "digest" })?;
         chunks.enter(hashed)?;
         while let Some(job) = chunks.decided() {
-            send(job)?;
+            outgoing.send(job)?;
         }
         lane.set_kept(chunks.kept());
     }
     chunks.end_run()?;
     while let Some(job) = chunks.decided() {
-        send(job)?;
+        outgoing.send(job)?;
     }
+    outgoing.end_batch()?;
     Ok(chunks.finish())
+}
+
+/// The way of new chunks to the pool and on to the last stage, in the order of the blob.
+pub(super) struct Outgoing<'a> {
+    options: &'a BuildOptions,
+    encoders: Arc<Encoders>,
+    batches: Gatherer<'a>,
+    commit: SyncSender<Pending<io::Result<Compressed>>>,
+}
+
+impl<'a> Outgoing<'a> {
+    /// `lane` is for batches alone.
+    pub fn new(
+        options: &'a BuildOptions,
+        cipher: Option<BlobCipher>,
+        lane: Lane,
+        commit: SyncSender<Pending<io::Result<Compressed>>>,
+    ) -> Self {
+        Self {
+            options,
+            encoders: Arc::new(Encoders::new(options, cipher)),
+            batches: Gatherer::new(options, lane),
+            commit,
+        }
+    }
+
+    /// Sends the new chunks of a job, or gathers them.
+    fn send(&mut self, job: Entered) -> Result<(), Error> {
+        let Entered { hashed, new } = job;
+        if !new.contains(&true) {
+            return Ok(());
+        }
+        let lens: Vec<u32> = hashed.pieces.iter().map(|piece| piece.len).collect();
+        if hashed.batched {
+            return self.gather(hashed.buffer.as_slice(), &lens, &new);
+        }
+        self.end_batch()?;
+        self.spawn(move |encoders| encoders.chunks(hashed.buffer, &lens, &new))
+    }
+
+    fn gather(&mut self, mut bytes: &[u8], lens: &[u32], new: &[bool]) -> Result<(), Error> {
+        for (&len, &new) in lens.iter().zip(new) {
+            let (chunk, rest) = bytes.split_at(len as usize);
+            bytes = rest;
+            if !new {
+                continue;
+            }
+            if self.batches.is_full(len) {
+                self.end_batch()?;
+            }
+            self.batches.add(chunk)?;
+        }
+        Ok(())
+    }
+
+    fn end_batch(&mut self) -> Result<(), Error> {
+        let Some(batch) = self.batches.end() else {
+            return Ok(());
+        };
+        let Batch {
+            buffer,
+            lens,
+            single,
+        } = batch;
+        self.spawn(move |encoders| {
+            if single {
+                encoders.chunks(buffer, &lens, &vec![true; lens.len()])
+            } else {
+                encoders.batch(buffer, lens.len() as u32)
+            }
+        })
+    }
+
+    fn spawn(
+        &self,
+        work: impl FnOnce(&Encoders) -> io::Result<Compressed> + Send + 'static,
+    ) -> Result<(), Error> {
+        let encoders = Arc::clone(&self.encoders);
+        let job = Pending::spawn(&self.options.pool, move || work(&encoders));
+        self.commit.send(job).map_err(|_| Error::Stopped)
+    }
 }
 
 /// A job whose chunks were looked up.
@@ -331,85 +394,4 @@ fn record(piece: &Piece, index: u32, uncompressed_offset: u64) -> ChunkRecord {
         index,
         crc32: piece.crc32,
     }
-}
-
-/// Encoders that wait for the next job, each with memory to write to: never more than the pool has threads.
-struct Encoders {
-    options: (Compressor, i32),
-    idle: Mutex<Vec<(Encoder, Vec<u8>)>>,
-}
-
-impl Encoders {
-    /// Replaces the chunks of a buffer by the stored form of the new ones.
-    fn compress(&self, buffer: Buffer, pieces: &[Piece], new: &[bool]) -> io::Result<Compressed> {
-        let idle = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
-        let (mut encoder, mut spare) = match idle {
-            Some(idle) => idle,
-            None => (
-                Encoder::new(self.options.0, self.options.1)?,
-                vec![0; buffer.len()],
-            ),
-        };
-        let result = compress(&mut encoder, &mut spare, buffer, pieces, new);
-        self.idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((encoder, spare));
-        result
-    }
-}
-
-/// Compresses into `spare`, which then changes places with the memory of the buffer.
-fn compress(
-    encoder: &mut Encoder,
-    spare: &mut Vec<u8>,
-    mut buffer: Buffer,
-    pieces: &[Piece],
-    new: &[bool],
-) -> io::Result<Compressed> {
-    let mut sizes = Vec::with_capacity(pieces.len());
-    let (mut read, mut written) = (0, 0);
-    // The stored bytes so far are the first bytes of the buffer as they are.
-    let mut untouched = true;
-    for (piece, &new) in pieces.iter().zip(new) {
-        let start = read;
-        read += piece.len as usize;
-        if !new {
-            continue;
-        }
-        let chunk = &buffer.as_slice()[start..read];
-        let stored = encoder.compress_at(chunk, spare, written)?;
-        if untouched && (stored.is_some() || start != written) {
-            untouched = false;
-            put(spare, 0, &buffer.as_slice()[..written]);
-        }
-        if stored.is_none() && !untouched {
-            put(spare, written, chunk);
-        }
-        let size = stored.unwrap_or(chunk.len());
-        written += size;
-        sizes.push(StoredSize {
-            size: size as u32,
-            compressed: stored.is_some(),
-        });
-    }
-    if untouched {
-        buffer.truncate(written);
-    } else {
-        buffer.exchange(spare, written);
-    }
-    Ok(Compressed { buffer, sizes })
-}
-
-/// Overwrites the bytes from `start` on, with room added as needed.
-fn put(out: &mut Vec<u8>, start: usize, bytes: &[u8]) {
-    let end = start + bytes.len();
-    if out.len() < end {
-        out.resize(end, 0);
-    }
-    out[start..end].copy_from_slice(bytes);
 }

@@ -17,8 +17,9 @@ use rafs_format::{
 use tree::Image;
 
 use crate::build::own_blob;
+use crate::pipeline::Places;
 use crate::prefetch::resolve_prefetch;
-use crate::{BuildOptions, BuiltLayer, Error, Stats};
+use crate::{BuildOptions, BuiltLayer, Error, Stats, tail};
 
 /// Stored bytes that a record of the chunk table can express.
 const STORED_MAX: u64 = 1 << 24;
@@ -101,9 +102,13 @@ pub fn build_estargz(
         explicit_owners: options.explicit_owners,
         tarfs: false,
     };
+    let own_blob = has_data.then_some(0);
+    let table = own_blob.map(|own| tail::chunk_table(&image, own, &Places::default()));
     Ok(BuiltLayer {
+        table: table.transpose()?,
         image,
         has_data,
+        own_blob,
         blob_digest: [0; 32],
         self_digest: [0; 32],
         blob_size: 0,

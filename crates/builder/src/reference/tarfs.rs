@@ -68,10 +68,12 @@ pub fn build_tarfs(source: impl Read, options: &BuildOptions) -> Result<BuiltLay
     Ok(BuiltLayer {
         image,
         has_data,
+        own_blob: has_data.then_some(0),
         blob_digest: [0; 32],
         self_digest: [0; 32],
         blob_size: 0,
         bootstrap_digest: None,
+        table: None,
         stats,
     })
 }

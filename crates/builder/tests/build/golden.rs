@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use bootstrap::Parsed;
-use builder::{BuildOptions, encode, encode_v6, load_image, merge};
+use builder::{BlobKey, BuildOptions, Encryption, encode, encode_v6, load_image, merge};
 use rafs_format::{BlobId, BlobInfo, Bootstrap, Compressor, Digester, Version, v5};
 use storage::FileBlob;
 use tree::Image;
@@ -23,6 +23,9 @@ fn options_of(name: &str) -> BuildOptions {
             (options.compressor, options.digester) = (Compressor::Lz4Block, Digester::Sha256)
         }
         "v6-zstd-64k" => options.chunk_size = 0x10000,
+        "v6-batch" => options.batch_size = 0x4_0000,
+        // With the key that the test puts in.
+        "v6-encrypt" => {}
         "v6-separate" => (options.blob_toc, options.inline_meta) = (false, false),
         "v6-zstd" | "v6-upper" => {}
         "v5-lz4" | "v5-upper" => options.compressor = Compressor::Lz4Block,
@@ -128,24 +131,30 @@ fn layers_are_those_of_the_deployed_builder() {
         ("v6-lz4-sha256", "lower.tar"),
         ("v6-none", "lower.tar"),
         ("v6-zstd-64k", "lower.tar"),
+        ("v6-batch", "lower.tar"),
+        ("v6-encrypt", "lower.tar"),
         ("v6-upper", "upper.tar"),
     ] {
         let tar = fs::read(shared.join("golden").join(source)).unwrap();
-        let (_, blob) = build(&tar, &options_of(name));
+        let theirs = golden_bootstrap(&shared, name);
+        let mut options = options_of(name);
+        let key = theirs.blobs()[0].cipher_key();
+        options.encryption = key.map(|(key, iv)| Encryption::Key(BlobKey::new(key, iv)));
+        let (_, blob) = build(&tar, &options);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
         fs::write(&path, &blob).unwrap();
         let ours =
             Bootstrap::parse(storage::extract_bootstrap(&FileBlob::open(&path).unwrap()).unwrap())
                 .unwrap();
-        let theirs = golden_bootstrap(&shared, name);
         assert_same(name, &facts(&ours, true), &facts(&theirs, true));
-        // The C libraries are the same, so the chunks are too, byte for byte.
-        let data = theirs.blobs()[0].meta_offset as usize;
+        // The C libraries are the same, so all before the bootstrap is too, byte for byte: chunks, their table and their
+        // digests.
+        let data = theirs.blobs()[0].compressed_size as usize;
         let golden = fs::read(shared.join(format!("golden/{name}.blob"))).unwrap();
         assert!(
             blob[..data] == golden[..data],
-            "{name}: stored chunks differ"
+            "{name}: stored bytes differ"
         );
     }
 }

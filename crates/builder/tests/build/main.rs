@@ -1,6 +1,7 @@
 //! Builds through the public interface: what comes out, and what happens when something goes wrong.
 #![allow(clippy::unwrap_used)]
 
+mod batch;
 mod dedup;
 mod directory;
 mod failure;

@@ -136,3 +136,35 @@ fn what_is_no_dictionary_for_the_build_is_refused() {
     let ran = build(text(&known), &["--digester", "sha256"]).ok();
     assert!(ran.stderr.contains("no effect"), "{ran}");
 }
+
+#[test]
+fn a_blob_in_a_directory_has_its_own_name_and_not_that_of_the_dictionary() {
+    let dir = tempfile::tempdir().unwrap();
+    let known = layer(dir.path(), "known", &[1], &[]);
+    let (tar, boot) = (dir.path().join("layer.tar"), dir.path().join("boot"));
+    let mut layer = Tar::new();
+    for file in [1, 2] {
+        layer.add(Entry::file(format!("{file}"), noise(file, 30_000)));
+    }
+    std::fs::write(&tar, layer.finish()).unwrap();
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let args = [
+        "create",
+        "--type",
+        "tar-rafs",
+        "--chunk-dict",
+        text(&known),
+        "-B",
+        text(&boot),
+        "-D",
+        text(&out),
+        text(&tar),
+    ];
+    nydus_image(args).ok();
+    let mut names = std::fs::read_dir(&out).unwrap().map(Result::unwrap);
+    let blob = names.next().unwrap().path();
+    assert!(names.next().is_none());
+    let digest = testkit::sha256(&std::fs::read(&blob).unwrap());
+    assert_eq!(blob.file_name().unwrap().to_str(), Some(digest.as_str()));
+}

@@ -1,6 +1,7 @@
 //! The builder as its consumers run it, without privileges.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod batch;
 mod compact;
 mod config;
 mod consumer;

@@ -45,11 +45,6 @@ impl Flag {
             ..self
         }
     }
-
-    /// With values that ask for nothing.
-    pub const fn harmless(self, harmless: &'static [&'static str]) -> Self {
-        Self { harmless, ..self }
-    }
 }
 
 /// The flags of one command.

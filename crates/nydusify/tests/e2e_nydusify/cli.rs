@@ -22,12 +22,11 @@ fn help_and_messages() {
 #[test]
 fn flags_that_are_not_built_are_refused_before_any_work() {
     let place = Place::new();
-    let flags: [&[&str]; 6] = [
+    let flags: [&[&str]; 5] = [
         &["--oci-ref"],
         &["--reverse"],
         &["--build-cache", "x"],
         &["--build-cache-tag", "x"],
-        &["--batch-size", "0x1000"],
         &["--source-backend-type", "modelfile"],
     ];
     for flag in flags {

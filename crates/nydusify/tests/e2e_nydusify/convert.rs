@@ -164,6 +164,7 @@ fn output_depends_on_input_and_options_alone() {
     for more in [
         &[][..],
         &["--dedup", "image", "--compressor", "lz4_block"][..],
+        &["--batch-size", "0x4000", "--memory", "1MiB"][..],
     ] {
         let digest = |name: &str, threads: &str| {
             let arguments: Vec<&str> = ["--threads", threads].iter().chain(more).copied().collect();
@@ -181,13 +182,22 @@ fn output_depends_on_input_and_options_alone() {
 
 #[test]
 fn every_option_gives_an_equal_image() {
-    let options: [&[&str]; 9] = [
+    let options: [&[&str]; 11] = [
         &["--compressor", "none"],
         &["--compressor", "lz4_block"],
         &["--compressor", "zstd", "--compression-level", "9"],
         &["--fs-chunk-size", "0x10000"],
         &["--chunk-size", "4096", "--compressor", "none"],
         &["--dedup", "image"],
+        &["--batch-size", "0x10000"],
+        &[
+            "--batch-size",
+            "4096",
+            "--dedup",
+            "image",
+            "--compressor",
+            "none",
+        ],
         &["--prefetch-dir", "/etc"],
         &["--fs-version", "6", "--memory", "64MiB", "--threads", "1"],
         &[
@@ -242,6 +252,98 @@ fn chunks_are_shared_between_layers_on_request() {
         alone > 800_000 && shared < 500_000,
         "{alone} bytes alone, {shared} shared"
     );
+}
+
+#[test]
+fn small_files_are_compressed_together() {
+    let place = Place::new();
+    let layer = |first: u64| {
+        let mut tar = Tar::new();
+        for number in first..first + 400 {
+            tar.add(Entry::file(
+                format!("{first}/{number}"),
+                prose(number % 7, 900 + number as usize),
+            ));
+        }
+        tar.add(Entry::file("large", noise(first, 50_000)));
+        tar.finish()
+    };
+    testkit::layout::write(
+        &place.path("source"),
+        &[layer(0), layer(200)],
+        Packing::Gzip,
+    );
+    let source = place.oci("source", "latest");
+    let converted = |tag: &str, more: &[&str]| -> u64 {
+        let options: Vec<&str> = more.iter().copied().chain(["--check"]).collect();
+        convert(&source, &place.oci("nydus", tag), &options).ok();
+        manifest(&place.path("nydus"), tag)["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|layer| layer["size"].as_u64().unwrap())
+            .sum()
+    };
+    let batched = ["--batch-size", "0x40000"];
+    let (alone, together) = (converted("alone", &[]), converted("batched", &batched));
+    assert!(
+        together * 2 < alone,
+        "{alone} bytes alone, {together} together"
+    );
+    // The second time the layers are there already.
+    let first = digest(&place.path("nydus"), "batched");
+    converted("batched", &batched);
+    assert_eq!(digest(&place.path("nydus"), "batched"), first);
+    let shared = converted("shared", &["--dedup", "image", "--batch-size", "0x40000"]);
+    assert!(shared < together, "{shared} bytes shared");
+
+    // A batched image is a dictionary, too.
+    let mut tar = Tar::new();
+    for number in 100..500_u64 {
+        tar.add(Entry::file(
+            format!("{number}"),
+            prose(number % 7, 900 + number as usize),
+        ));
+    }
+    testkit::layout::write(&place.path("other"), &[tar.finish()], Packing::Gzip);
+    let dictionary = format!("bootstrap:registry:{}", place.oci("nydus", "batched"));
+    let options = [
+        "--chunk-dict",
+        &dictionary,
+        "--batch-size",
+        "0x40000",
+        "--check",
+    ];
+    convert(
+        &place.oci("other", "latest"),
+        &place.oci("nydus", "other"),
+        &options,
+    )
+    .ok();
+    let other = manifest(&place.path("nydus"), "other");
+    let layers = other["layers"].as_array().unwrap();
+    assert_eq!(
+        layers.len(),
+        4,
+        "own blob, two of the dictionary, bootstrap: {layers:?}"
+    );
+
+    for (options, words) in [
+        (
+            &["--batch-size", "0x1000", "--fs-version", "5"][..],
+            "--fs-version 5",
+        ),
+        (
+            &["--batch-size", "0x10000", "--chunk-size", "0x1000"],
+            "0x10000",
+        ),
+        (&["--batch-size", "100"], "power of two"),
+    ] {
+        convert(&source, &place.oci("none", "v6"), options)
+            .exits(2)
+            .says(&[words]);
+    }
+    assert!(!place.path("none").exists());
 }
 
 #[test]

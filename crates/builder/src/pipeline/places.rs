@@ -1,0 +1,90 @@
+//! Where chunks lie in the blob once all is stored.
+
+use rafs_format::blob_meta::{BatchContext, Placement, StoredChunk};
+use rafs_format::{ChunkFlags, ChunkRecord};
+
+use super::{COMPRESSED_MAX, StoredUnit};
+use crate::Error;
+
+/// Of the chunks of the new blob what their records in a bootstrap have no words for.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    /// The batches, each with its offset in the blob in bytes.
+    batches: Vec<(u64, BatchContext)>,
+    /// Of each chunk, by index; empty if there is no batch.
+    placements: Vec<Placement>,
+}
+
+impl Places {
+    /// Enters into the records of the new chunks, in order, where and how they are stored. Those of a batch say nothing
+    /// of it, as in the deployed builder's bootstraps: the blob's own table does.
+    pub(super) fn settle<'a>(
+        mut own: impl Iterator<Item = &'a mut ChunkRecord>,
+        units: &[StoredUnit],
+        encrypted: bool,
+    ) -> Result<Self, Error> {
+        let mut places = Self::default();
+        let any = units.iter().any(|unit| unit.members != 0);
+        let mut offset = 0;
+        for unit in units {
+            let mut filled = 0;
+            for _ in 0..unit.members.max(1) {
+                let record = own.next().ok_or(Error::Panicked { stage: "commit" })?;
+                record.flags.set(ChunkFlags::ENCRYPTED, encrypted);
+                if unit.members == 0 {
+                    record.compressed_offset = offset;
+                    record.compressed_size = unit.size;
+                    record.flags.set(ChunkFlags::COMPRESSED, unit.compressed);
+                }
+                if any {
+                    places.placements.push(match unit.members {
+                        0 => Placement::Plain,
+                        _ => Placement::Batch {
+                            index: places.batches.len() as u32,
+                            offset: filled,
+                        },
+                    });
+                }
+                filled += record.uncompressed_size;
+            }
+            if unit.members != 0 {
+                let context = BatchContext {
+                    compressed_size: unit.size,
+                    uncompressed_size: filled,
+                };
+                places.batches.push((offset, context));
+            }
+            offset += u64::from(unit.size);
+        }
+        if offset > COMPRESSED_MAX {
+            return Err(Error::TooLarge {
+                what: "the blob",
+                limit: "2^40 bytes",
+            });
+        }
+        Ok(places)
+    }
+
+    /// The batches.
+    pub fn batches(&self) -> impl Iterator<Item = &BatchContext> {
+        self.batches.iter().map(|(_, context)| context)
+    }
+
+    /// What the blob's table says of a chunk.
+    pub fn stored(&self, record: &ChunkRecord) -> StoredChunk {
+        let stored = StoredChunk::from(record);
+        let placement = self.placements.get(record.index as usize).copied();
+        let Some(Placement::Batch { index, offset }) = placement else {
+            return stored;
+        };
+        let batch = self.batches.get(index as usize);
+        StoredChunk {
+            compressed_offset: batch.map_or(0, |(offset, _)| *offset),
+            compressed_size: 0,
+            compressed: true,
+            crc32: None,
+            placement: Placement::Batch { index, offset },
+            ..stored
+        }
+    }
+}
