@@ -279,7 +279,7 @@ fn random_tar(entries: Vec<(Vec<u8>, u8, u32, i64, u32)>) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn random_layers_come_out_as_they_went_in(entries in vec(entry(), 0..25), options in kinds()) {
         let tar = random_tar(entries);

@@ -1,8 +1,13 @@
 //! Batches of small chunks, and encrypted blobs.
 
+use std::collections::HashSet;
+
 use builder::{
     BlobKey, BuildOptions, BuiltLayer, Dedup, Encryption, Error, Turn, build_tar, encode, merge,
 };
+use codec::{BlobCipher, Encoder};
+use proptest::collection::vec;
+use proptest::prelude::*;
 use rafs_format::blob_meta::{BlobMeta, Placement};
 use rafs_format::{BlobFeatures, Compressor, Version};
 use storage::{KnownChunk, decode_chunk};
@@ -111,6 +116,55 @@ fn a_batch_ends_before_it_is_full_at_large_chunks_and_with_the_blob() {
     assert_eq!(batches(&table(&layer, &blob)), [None, Some(0), Some(0)]);
 }
 
+/// The batch of each new chunk by the rules of the format, for files of these sizes and contents.
+fn by_the_rules(files: &[(usize, u64)], batch_size: usize, chunk_size: usize) -> Vec<Option<u32>> {
+    let (mut out, mut known) = (Vec::new(), HashSet::new());
+    let (mut batch, mut filled) = (0, 0);
+    for &(size, seed) in files {
+        let data = bytes(seed, size);
+        for chunk in data.chunks(chunk_size) {
+            if !known.insert(chunk.to_vec()) {
+                continue;
+            }
+            let eligible = size <= chunk_size && size < batch_size / 2;
+            if filled != 0 && (!eligible || filled + size >= batch_size) {
+                (batch, filled) = (batch + 1, 0);
+            }
+            filled += if eligible { size } else { 0 };
+            out.push(eligible.then_some(batch));
+        }
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn batches_are_those_of_the_rules(
+        files in vec((prop_oneof![1..60_usize, 1000..2100_usize, 1..9000_usize], 0..40_u64), 0..60),
+        batch_size in prop_oneof![Just(0x1000), Just(0x2000)],
+        memory in 1..(4_usize << 20),
+        threads in 1..4_usize,
+    ) {
+        let mut tar = Tar::new();
+        for (number, &(size, seed)) in files.iter().enumerate() {
+            tar.add(Entry::file(format!("{number:03}"), bytes(seed, size)));
+        }
+        let options = BuildOptions {
+            batch_size,
+            chunk_size: 0x2000,
+            ..options_with(threads, memory)
+        };
+        let (layer, blob) = build(&tar.finish(), &options);
+        let expected = by_the_rules(&files, batch_size as usize, 0x2000);
+        prop_assert_eq!(layer.table.is_none(), expected.is_empty());
+        if layer.table.is_some() {
+            prop_assert_eq!(batches(&table(&layer, &blob)), expected);
+            assert_readable(&layer, &blob);
+        }
+    }
+}
+
 #[test]
 fn last_chunks_of_larger_files_are_in_no_batch() {
     let options = BuildOptions {
@@ -166,6 +220,18 @@ fn encrypted_chunks_that_are_hard_to_tell_apart_are_read_back() {
     let mut looks_filled = vec![3; 16];
     looks_filled.extend([0x78, 0x90]);
     tar.add(Entry::file("looks-filled", looks_filled));
+    // One of these has such a compressed form.
+    let mut encoder = Encoder::new(Compressor::Lz4Block, 0).unwrap();
+    let mut met = false;
+    for count in 0..16 {
+        let mut data = vec![0; 100];
+        data.extend(1..count);
+        data.extend([0x78, 0x90]);
+        let compressed = encoder.compress(&data).unwrap();
+        met |= compressed.is_some_and(BlobCipher::looks_filled);
+        tar.add(Entry::file(format!("compressed-{count}"), data));
+    }
+    assert!(met);
     for compressor in [Compressor::None, Compressor::Lz4Block, Compressor::Zstd] {
         for batch_size in [0, 0x1000] {
             let options = BuildOptions {

@@ -120,6 +120,67 @@ fn batched_layers_are_merged_also_over_a_batched_dictionary() {
 }
 
 #[test]
+fn encrypted_layers_are_merged_as_converters_do_it() {
+    let (dir, lower) = place();
+    let path = dir.path();
+    let upper = path.join("upper.tar");
+    let mut tar = Tar::new();
+    fs::write(
+        &upper,
+        tar.add(Entry::file("new", "of the upper layer")).finish(),
+    )
+    .unwrap();
+    let blobs = path.join("blobs");
+    fs::create_dir(&blobs).unwrap();
+    let mut layers = Vec::new();
+    for (name, source) in [("low", &lower), ("high", &upper)] {
+        let blob = create(
+            source,
+            &path.join(name),
+            &["--encrypt", "--batch-size", "0x1000"],
+        );
+        let bytes = fs::read(&blob).unwrap();
+        let boot = path.join(format!("{name}.boot"));
+        fs::write(&boot, bootstrap(&bytes)).unwrap();
+        let digest = testkit::sha256(&bytes);
+        fs::rename(&blob, blobs.join(&digest)).unwrap();
+        let toc = section(&bytes, "rafs.blob.toc").unwrap();
+        layers.push((boot, digest, bytes.len(), testkit::sha256(&toc)));
+    }
+    let [(low, first, size, toc), (high, second, size2, toc2)] = &layers[..] else {
+        panic!("two layers")
+    };
+    let merged = path.join("merged");
+    let digests = format!("{first},{second}");
+    let (sizes, tocs) = (format!("{size},{size2}"), format!("{toc},{toc2}"));
+    nydus_image([
+        "merge",
+        "--bootstrap",
+        text(&merged),
+        text(low),
+        text(high),
+        "--blob-digests",
+        &digests,
+        "--blob-sizes",
+        &sizes,
+        "--blob-toc-digests",
+        &tocs,
+    ])
+    .ok();
+    let args = ["-B", text(&merged), "--blob-dir", text(&blobs)];
+    let out = path.join("out.tar");
+    nydus_image(["unpack", "--output", text(&out)].iter().chain(&args)).ok();
+    let bytes = fs::read(&out).unwrap();
+    for content in [testkit::noise(1, 1_200_000), b"of the upper layer".to_vec()] {
+        assert!(bytes.windows(content.len()).any(|part| part == content));
+    }
+    // Nothing of the data is in clear.
+    let stored = fs::read(blobs.join(first)).unwrap();
+    let noise = testkit::noise(1, 64);
+    assert!(!stored.windows(64).any(|part| part == noise));
+}
+
+#[test]
 fn chunk_data_alone_will_do_for_encrypted_blobs_and_is_refused_for_batches() {
     let (dir, source) = place();
     let (boot, data) = (dir.path().join("image.boot"), dir.path().join("image.blob"));
