@@ -307,7 +307,7 @@ pub(crate) fn check(
 }
 
 /// `bytes 0-9/10`: start, end (behind the last byte) and total size.
-fn parse_content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+pub(crate) fn parse_content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes")?.trim().split_once('/')?;
     let (from, to) = range.split_once('-')?;
     let total = match total.trim() {

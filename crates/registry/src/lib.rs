@@ -21,6 +21,8 @@ mod credentials;
 mod describe;
 mod error;
 mod exchange;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod proxy;
 mod range;

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "buckets")]
 pub mod bucket;
+pub mod change;
 pub mod corner;
 pub mod docker_registry;
 pub mod estargz;

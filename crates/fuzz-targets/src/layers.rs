@@ -1,0 +1,210 @@
+//! Layers: tars, how they are compressed, eStargz.
+
+use std::io::{self, Cursor, Read};
+
+use layer::estargz::{Footer, read_toc, read_toc_member};
+use layer::{DataSink, FileInfo, Options};
+use rafs_format::{BlobId, Bootstrap};
+use testkit::estargz::{estargz, footer_legacy};
+use testkit::tar::{BLOCK, Entry, Tar, set_checksum};
+use tree::{ChunkId, Image, Tree};
+
+use testkit::layout::{Packing, pack};
+
+use crate::{Target, sample};
+
+/// Bytes that are read of a stream: holes and compression can make much of little.
+const READ_MAX: u64 = 1 << 20;
+
+/// Any tar becomes a tree, and a tarfs image, which passes the check. Checksums are set right first: to guess them is
+/// no use. The lowest bits of the first byte are options.
+pub const TAR: Target = Target {
+    name: "tar",
+    run: |input| {
+        let Some((flags, tar)) = input.split_first() else {
+            return;
+        };
+        let tar = with_checksums(tar);
+        let options = Options {
+            concatenated: flags & 1 != 0,
+            drop_estargz: flags & 2 != 0,
+            keep_trusted: flags & 4 == 0,
+            fraction: flags & 8 == 0,
+            max_inodes: 10_000,
+        };
+        if let Ok(tree) = layer::read_tree(&tar[..], &mut Files, &options) {
+            walk(&tree);
+        }
+        let options = builder::BuildOptions {
+            layer: options,
+            ..sample::options()
+        };
+        if let Ok(layer) = builder::build_tarfs(&tar[..], &options) {
+            check(&layer.image);
+        }
+    },
+    samples: || {
+        let mut links = Tar::new();
+        links
+            .add(Entry::symlink("a", "b/../c"))
+            .add(Entry::symlink("c", "/a"))
+            .add(Entry::file("a/below", "x"))
+            .add(Entry::hard("../h", "./a"));
+        vec![
+            [&[0], &sample::tar()[..]].concat(),
+            [&[1], &links.finish()[..]].concat(),
+        ]
+    },
+    changes: 3000,
+};
+
+/// One layer over another; where the lower ends is said by the first byte.
+pub const OVERLAY: Target = Target {
+    name: "overlay",
+    run: |input| {
+        let Some((split, tars)) = input.split_first() else {
+            return;
+        };
+        let split = (usize::from(*split) * BLOCK).min(tars.len());
+        let (lower, upper) = tars.split_at(split);
+        let tree = |tar: &[u8]| {
+            let options = sample::options().layer;
+            layer::read_tree(&with_checksums(tar)[..], &mut Files, &options).ok()
+        };
+        if let (Some(mut lower), Some(upper)) = (tree(lower), tree(upper))
+            && lower.overlay(upper).is_ok()
+        {
+            walk(&lower);
+        }
+    },
+    samples: || {
+        let mut upper = Tar::new();
+        upper
+            .add(Entry::file("usr/.wh.small", ""))
+            .add(Entry::file("null", "is a file now"))
+            .add(Entry::directory("lib"))
+            .add(Entry::file("lib/.wh..wh..opq", ""))
+            .add(Entry::file("usr/file/below", "a file"));
+        let mut lower = Tar::new();
+        for entry in sample::entries() {
+            lower.add(entry);
+        }
+        let lower = lower.finish();
+        let split = (lower.len() / BLOCK) as u8;
+        vec![[&[split], &lower[..], &upper.finish()[..]].concat()]
+    },
+    changes: 3000,
+};
+
+/// Any bytes as a compressed stream.
+pub const DECOMPRESS: Target = Target {
+    name: "decompress",
+    run: |input| {
+        let (kind, stream) =
+            layer::detecting(Cursor::new(input.to_vec())).expect("memory can be read");
+        if let Ok(stream) = layer::decompress(stream, kind) {
+            let _ = io::copy(&mut stream.take(READ_MAX), &mut io::sink());
+        }
+    },
+    samples: || {
+        let data = testkit::prose(4, 900);
+        let gzip = pack(&data, Packing::Gzip);
+        vec![
+            [&gzip[..], &gzip, &[0; 20]].concat(),
+            pack(&data, Packing::Zstd),
+            data,
+        ]
+    },
+    changes: 3000,
+};
+
+/// Any bytes as the table of contents of an eStargz layer; the bootstrap that is made of it passes the check.
+pub const ESTARGZ_TOC: Target = Target {
+    name: "estargz_toc",
+    run: |input| {
+        let _ = read_toc(input, |_, _| Ok(()));
+        let options = sample::options();
+        for end in [None, Some(100_000)] {
+            let id = BlobId::placeholder();
+            if let Ok(layer) = builder::build_estargz(input, id, end, &options) {
+                check(&layer.image);
+            }
+        }
+    },
+    samples: || {
+        let small = [Entry::file("f", "x"), Entry::hard("h", "f")];
+        vec![
+            estargz(&sample::entries(), 0x1000).toc,
+            estargz(&small, 0x1000).toc,
+        ]
+    },
+    changes: 2000,
+};
+
+/// Any bytes as an eStargz layer.
+pub const ESTARGZ_FOOTER: Target = Target {
+    name: "estargz_footer",
+    run: |input| {
+        let tail = &input[input.len().saturating_sub(layer::estargz::FOOTER_SIZE)..];
+        let size = input.len() as u64;
+        let Ok(footer) = Footer::parse(tail, size) else {
+            return;
+        };
+        assert!(footer.toc_offset + (footer.size as u64) < size);
+        let member = &input[footer.toc_offset as usize..input.len() - footer.size];
+        let _ = read_toc_member(Cursor::new(member.to_vec()), |json| {
+            read_toc(json, |_, _| Ok(()))
+        });
+    },
+    samples: || {
+        let made = estargz(&[Entry::file("f", "x")], 0x1000);
+        let mut old = made.blob[..made.blob.len() - 51].to_vec();
+        old.extend(footer_legacy(made.toc_offset));
+        vec![made.blob, old]
+    },
+    changes: 3000,
+};
+
+/// Reads a little of each file.
+struct Files;
+
+impl DataSink for Files {
+    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+        io::copy(&mut data.take(READ_MAX), &mut io::sink())?;
+        Ok(Box::default())
+    }
+}
+
+/// The input with right checksums in all that looks like a header.
+fn with_checksums(tar: &[u8]) -> Vec<u8> {
+    let mut tar = tar.to_vec();
+    for block in tar.as_chunks_mut::<BLOCK>().0 {
+        if block[257..262] == *b"ustar" {
+            set_checksum(block);
+        }
+    }
+    tar
+}
+
+/// Names are names, and the walk ends.
+fn walk(tree: &Tree) {
+    let mut names = 0;
+    let mut walk = tree.walk();
+    while let Some(visit) = walk.next() {
+        names += 1;
+        let name = visit.name;
+        assert!(!matches!(name, b"." | b"..") && name.len() <= 255 && !name.contains(&b'/'));
+    }
+    assert!(names <= tree.name_count());
+}
+
+/// What can be encoded can be read, and passes the check.
+fn check(image: &Image) {
+    if let Ok(bytes) = bootstrap::encode(image) {
+        let bootstrap = Bootstrap::parse(bytes).expect("what was written can be read");
+        let checked = bootstrap.check();
+        if let Err(error) = checked {
+            panic!("what was written is unsound: {error}: {:?}", error.source);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Where images lie: documents, archives, headers, names and configurations.
+
+use std::io;
+use std::sync::LazyLock;
+
+use backend::{Config, DaemonConfig, Kind};
+use image::{Descriptor, Digest, Node, Platform, PlatformChoice, Source, media};
+use testkit::tar::{Entry, Tar};
+
+use crate::Target;
+
+/// A kind of text, told by the first byte, and the text: manifests, indexes, image configurations, names of images and
+/// platforms, headers of registries, configurations of backends and daemons.
+pub const DOCUMENTS: Target = Target {
+    name: "documents",
+    run: document,
+    samples: || {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"c","digest":"{digest}","size":2}},"layers":[{{"mediaType":"l","digest":"{digest}","size":3,"annotations":{{"a":"b"}}}}],"x":1}}"#,
+            media::OCI_MANIFEST
+        );
+        let index = format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"m","digest":"{digest}","size":4,"platform":{{"os":"linux","architecture":"arm64","variant":"v8"}}}}]}}"#
+        );
+        [
+            (0, &*manifest),
+            (1, &*index),
+            (2, "localhost:5000/a/b:tag@sha256:00"),
+            (3, "linux/arm64/v8"),
+            (4, r#"Basic realm="x, y", Bearer realm="https://a/token",service="r",scope="repository:a/b:pull""#),
+            (4, "bytes 0-99/100"),
+            (5, r#"{"endpoint":"e","bucket_name":"b","access_key_id":"a","access_key_secret":"s","region":"r"}"#),
+            (6, r#"{"dir":"/blobs"}"#),
+            (7, r#"{"version":2,"backend":{"type":"localfs","localfs":{"dir":"/blobs"}},"cache":{"type":"blobcache"}}"#),
+            (7, "version = 2\n[backend]\ntype = \"registry\"\n[backend.registry]\nhost = \"h\"\nrepo = \"r\"\n"),
+            (7, r#"{"device":{"backend":{"type":"oss","config":{"bucket_name":"b","endpoint":"e"}}},"mode":"direct"}"#),
+        ]
+        .into_iter()
+        .map(|(kind, text)| [&[kind], text.as_bytes()].concat())
+        .collect()
+    },
+    changes: 20_000,
+};
+
+/// Any bytes as an archive of images, of either kind: every image in it is opened and read.
+pub const ARCHIVE: Target = Target {
+    name: "archive",
+    run: archive,
+    samples: archives,
+    changes: 1000,
+};
+
+fn document(input: &[u8]) {
+    let Some((kind, text)) = input.split_first() else {
+        return;
+    };
+    match kind {
+        0 => node(media::OCI_MANIFEST, text),
+        1 => node(media::OCI_INDEX, text),
+        4 => registry::fuzzing::headers(text),
+        _ => {}
+    }
+    let Ok(text) = std::str::from_utf8(text) else {
+        return;
+    };
+    match kind {
+        2 => {
+            if let Ok(reference) = text.parse::<registry::Reference>() {
+                let again = reference.to_string().parse::<registry::Reference>();
+                assert_eq!(again.ok(), Some(reference));
+            }
+            let _ = text.parse::<image::Location>();
+            let _ = text.parse::<Digest>();
+        }
+        3 => {
+            if let Ok(platform) = text.parse::<Platform>() {
+                assert!(platform.fits(&platform));
+            }
+        }
+        5 => drop(Config::parse(Kind::S3, text)),
+        6 => drop(Config::parse(Kind::Localfs, text)),
+        7 => drop(DaemonConfig::parse(text)),
+        _ => {}
+    }
+}
+
+fn node(media_type: &str, bytes: &[u8]) {
+    let descriptor = Descriptor::new(media_type, Digest::of(bytes), bytes.len() as u64);
+    let Ok(node) = Node::parse(&descriptor, bytes) else {
+        return;
+    };
+    let json = match &node {
+        Node::Manifest(manifest) => manifest.to_json(),
+        Node::Index(index) => index.to_json(),
+    };
+    let again = Node::parse(&descriptor, &json).expect("what was written can be read");
+    assert_eq!(again, node);
+}
+
+fn archive(input: &[u8]) {
+    static FILE: LazyLock<tempfile::TempDir> =
+        LazyLock::new(|| tempfile::tempdir().expect("there is a directory for temporary files"));
+    let path = FILE.path().join("archive.tar");
+    std::fs::write(&path, input).expect("a file can be written");
+    let Ok(source) = Source::open_archive(&path, "name") else {
+        return;
+    };
+    for image in source.select(&PlatformChoice::All).unwrap_or_default() {
+        let _ = source.config(&image.manifest);
+        for layer in &image.manifest.layers {
+            if let Ok(mut blob) = source.open_blob(layer) {
+                let _ = io::copy(&mut blob, &mut io::sink());
+            }
+        }
+    }
+}
+
+/// An OCI archive and what `docker save` writes, of one small layer each.
+fn archives() -> Vec<Vec<u8>> {
+    let mut layer = Tar::new();
+    layer.add(Entry::file("file", "data"));
+    let layer = layer.finish();
+    let sum = testkit::sha256(&layer);
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{sum}"]}}}}"#
+    );
+    let config_sum = testkit::sha256(config.as_bytes());
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:{config_sum}","size":{}}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:{sum}","size":{}}}]}}"#,
+        config.len(),
+        layer.len()
+    );
+    let manifest_sum = testkit::sha256(manifest.as_bytes());
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"sha256:{manifest_sum}","size":{}}}]}}"#,
+        media::OCI_MANIFEST,
+        manifest.len()
+    );
+    let mut oci = Tar::new();
+    oci.add(Entry::file(
+        "oci-layout",
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    ))
+    .add(Entry::file("index.json", index));
+    for (sum, data) in [
+        (&sum, &layer[..]),
+        (&config_sum, config.as_bytes()),
+        (&manifest_sum, manifest.as_bytes()),
+    ] {
+        oci.add(Entry::file(format!("blobs/sha256/{sum}"), data));
+    }
+    let mut docker = Tar::new();
+    let listed = format!(
+        r#"[{{"Config":"{config_sum}.json","RepoTags":["name:tag"],"Layers":["layer/layer.tar"]}}]"#
+    );
+    docker
+        .add(Entry::file("manifest.json", listed))
+        .add(Entry::file(format!("{config_sum}.json"), config))
+        .add(Entry::file("layer/layer.tar", &layer));
+    vec![oci.finish(), docker.finish()]
+}

@@ -1,0 +1,79 @@
+//! What samples are made of.
+
+use std::borrow::Cow;
+use std::sync::{Arc, LazyLock};
+
+use builder::{Budget, BuildOptions, BuiltLayer, Dedup};
+use testkit::tar::{Entry, Sparse, Tar, flag};
+
+/// The bytes to look at: those of the input as they are, or behind a first byte of 0 changes to `sample`, three bytes
+/// each: an offset and a value.
+pub fn changed<'a>(sample: &[u8], input: &'a [u8]) -> Cow<'a, [u8]> {
+    let [0, changes @ ..] = input else {
+        return input.into();
+    };
+    let mut bytes = sample.to_vec();
+    for change in changes.as_chunks::<3>().0 {
+        let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % bytes.len();
+        bytes[at] = change[2];
+    }
+    bytes.into()
+}
+
+/// Options of a small build with one thread.
+pub fn options() -> BuildOptions {
+    static POOL: LazyLock<Arc<rayon::ThreadPool>> = LazyLock::new(|| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1);
+        Arc::new(pool.build().expect("a thread can be started"))
+    });
+    BuildOptions {
+        chunk_size: 0x1000,
+        layer: layer::Options {
+            max_inodes: 10_000,
+            ..layer::Options::default()
+        },
+        ..BuildOptions::new(Arc::clone(&POOL), Budget::new(1 << 20))
+    }
+}
+
+/// Something of everything that a layer can have, but sparse files.
+pub fn entries() -> Vec<Entry> {
+    vec![
+        Entry::directory("usr/").mode(0o1755).owner(1 << 30, 7),
+        Entry::file("usr/file", testkit::prose(1, 5000)).xattr("user.a", "b"),
+        Entry::file("usr/small", "small").mode(0o4755),
+        Entry::hard("usr/hard", "usr/file"),
+        Entry::symlink("lib", "usr/lib"),
+        Entry::file("lib/through", "a link").pax("mtime", "1.5"),
+        Entry::device("null", flag::CHARACTER, 1, 3),
+        Entry::fifo("fifo").in_gnu_format(),
+        Entry::file("usr/.wh.gone", ""),
+        Entry::file("usr/.wh..wh..opq", ""),
+        Entry::file("n".repeat(120), "").in_gnu_format(),
+    ]
+}
+
+/// A tar of [`entries`] and sparse files of all dialects.
+pub fn tar() -> Vec<u8> {
+    let mut tar = Tar::new();
+    for entry in entries() {
+        tar.add(entry);
+    }
+    for (name, dialect) in [
+        ("s0", Sparse::Gnu),
+        ("s1", Sparse::Pax00),
+        ("s2", Sparse::Pax01),
+        ("s3", Sparse::Pax10),
+    ] {
+        let segments = [(512, vec![1; 512]), (2048, vec![2; 100])];
+        tar.sparse(Entry::file(name, ""), dialect, 3000, &segments);
+    }
+    tar.finish()
+}
+
+/// A native layer with table of contents, and its blob.
+pub fn native_layer() -> (BuiltLayer, Vec<u8>) {
+    let mut blob = Vec::new();
+    let layer = builder::build_tar(&tar()[..], &mut blob, &options(), Dedup::Layer);
+    (layer.expect("the sample can be built"), blob)
+}
