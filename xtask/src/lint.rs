@@ -43,7 +43,7 @@ type Lint = fn() -> Result<()>;
 
 /// Runs every lint and reports all that fail.
 pub fn run() -> Result<()> {
-    let lints: [(&str, Lint); 5] = [
+    let lints: [(&str, Lint); 6] = [
         ("format", || {
             system::run(system::cargo().args(["fmt", "--all", "--check"]))
         }),
@@ -58,6 +58,7 @@ pub fn run() -> Result<()> {
             ];
             system::run(system::cargo().args(arguments))
         }),
+        ("fuzz", fuzz),
         ("dependencies", dependencies),
         ("ASCII", ascii),
         ("licences", licences),
@@ -150,6 +151,21 @@ fn ascii() -> Result<()> {
         bail!("characters beyond ASCII in {}", wrong.join(", "));
     }
     Ok(())
+}
+
+/// Whether the fuzzer's binaries, which are a workspace of their own, are in order. The C++ of libFuzzer is left out, for
+/// nothing is linked.
+fn fuzz() -> Result<()> {
+    let mut cargo = system::cargo();
+    cargo
+        .args(["check", "--locked", "--manifest-path", "fuzz/Cargo.toml"])
+        .current_dir(testkit::workspace())
+        .env("CUSTOM_LIBFUZZER_PATH", "none/libfuzzer.a")
+        .env(
+            "CARGO_TARGET_DIR",
+            system::target_directory().join("fuzz-check"),
+        );
+    system::run(&mut cargo)
 }
 
 /// Licences of dependencies, where cargo-deny is installed.

@@ -37,7 +37,7 @@ enum Chore {
         #[arg(long)]
         no_skips: bool,
     },
-    /// Checks formatting, clippy, the direction of dependencies and that sources are ASCII
+    /// Checks formatting, clippy, the fuzzer's binaries, the direction of dependencies and that sources are ASCII
     Lint,
     /// Measures the release binaries and writes docs/benchmarks.md
     Bench {

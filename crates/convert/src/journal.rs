@@ -154,9 +154,17 @@ mod tests {
         journal.note(&key("a"), &record).unwrap();
         assert_eq!(journal.find(&key("a")), Some(record));
         assert_eq!(journal.find(&key("b")), None);
+        let good = [fs::read(journal.path(&key("a"))).unwrap()];
         for damage in ["", "{}", &"x".repeat(10_000)] {
             fs::write(journal.path(&key("a")), damage).unwrap();
             assert_eq!(journal.find(&key("a")), None);
+        }
+        for number in 0..500 {
+            let damaged = testkit::change::change(&good, number);
+            fs::write(journal.path(&key("a")), &damaged).unwrap();
+            if let Some(found) = journal.find(&key("a")) {
+                assert_eq!(found.schema, SCHEMA, "{number}");
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use std::io::Read;
 
 use layer::Error;
 use layer::tar::{Entry, EntryKind, Reader};
+use testkit::change::change;
 use testkit::tar::{self as make, BLOCK, Sparse, Tar, flag};
 
 type Entries = Vec<(Entry, Vec<u8>)>;
@@ -718,35 +719,37 @@ fn data_is_empty_before_the_first_entry_and_for_links() {
     assert_eq!(reader.data().read(&mut [0; 8]).expect("nothing"), 0);
 }
 
-proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
-    #[test]
-    fn damaged_archives_never_panic(
-        edits in proptest::collection::vec((0usize..8000, proptest::prelude::any::<u8>()), 1..6),
-        fix in proptest::prelude::any::<bool>(),
-    ) {
-        let mut tar = Tar::new();
-        tar.add(file("a").xattr("user.x", b"y").pax("mtime", "1.5"))
-            .sparse(make::Entry::file("s", b""), Sparse::Gnu, 30_000, &segments())
-            .sparse(make::Entry::file("t", b""), Sparse::Pax10, 30_000, &segments())
-            .add(make::Entry::hard("h", "a").in_gnu_format());
-        let mut bytes = tar.finish();
-        let len = bytes.len();
-        for (position, value) in edits {
-            bytes[position % len] = value;
-        }
-        if fix {
-            for block in bytes.chunks_exact_mut(BLOCK) {
-                if let Ok(block) = <&mut [u8; BLOCK]>::try_from(block)
-                    && block[257..262] == *b"ustar"
-                {
+#[test]
+fn damaged_archives_never_panic() {
+    let mut tar = Tar::new();
+    tar.add(file("a").xattr("user.x", b"y").pax("mtime", "1.5"))
+        .sparse(
+            make::Entry::file("s", b""),
+            Sparse::Gnu,
+            30_000,
+            &segments(),
+        )
+        .sparse(
+            make::Entry::file("t", b""),
+            Sparse::Pax10,
+            30_000,
+            &segments(),
+        )
+        .add(make::Entry::hard("h", "a").in_gnu_format());
+    let tar = [tar.finish()];
+    for number in 0..400 {
+        let mut bytes = change(&tar, number);
+        if number % 2 == 0 {
+            for block in bytes.as_chunks_mut::<BLOCK>().0 {
+                if block[257..262] == *b"ustar" {
                     make::set_checksum(block);
                 }
             }
         }
         let mut reader = Reader::new(&bytes[..]);
         while let Ok(Some(_)) = reader.next() {
-            let _ = std::io::copy(&mut reader.data(), &mut std::io::sink());
+            // Holes can be endless.
+            let _ = std::io::copy(&mut reader.data().take(1 << 20), &mut std::io::sink());
         }
     }
 }

@@ -177,11 +177,10 @@ impl BlobInfo {
         self.meta_uncompressed_size != 0
     }
 
-    /// Whether chunks are the beginnings of gzip members in an eStargz layer. The stored sizes in their records are upper
+    /// Whether chunks are the beginnings of gzip members in an eStargz layer, in either version. The stored sizes in their records are upper
     /// bounds then, which may even go beyond the end of the blob, and no blob holds the table of chunks.
     pub fn is_estargz(&self) -> bool {
         self.compressor == Compressor::Gzip
-            && self.has_chunk_table()
             && !self
                 .features
                 .intersects(BlobFeatures::ZRAN | BlobFeatures::SEPARATE)
