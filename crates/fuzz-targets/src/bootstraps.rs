@@ -9,12 +9,11 @@ use crate::Target;
 use crate::sample::changed;
 
 #[path = "../../rafs-format/tests/v5/sample.rs"]
-#[allow(
-    dead_code,
-    reason = "the sample is shared with tests that need more of it"
-)]
+#[allow(dead_code, reason = "tests need more of it")]
+#[allow(clippy::unwrap_used, reason = "a sample that cannot be made is a bug")]
 mod sample_v5;
 #[path = "../../rafs-format/tests/damage/sample.rs"]
+#[allow(clippy::unwrap_used, reason = "a sample that cannot be made is a bug")]
 mod sample_v6;
 
 static SAMPLE_V6: LazyLock<Vec<u8>> = LazyLock::new(sample_v6::bootstrap);
@@ -71,7 +70,7 @@ fn walk(bytes: &[u8]) {
         return;
     };
     let _ = bootstrap.check();
-    bootstrap.chunk_table().for_each(|record| drop(record));
+    bootstrap.chunk_table().for_each(drop);
     for nid in bootstrap.prefetch() {
         let _ = bootstrap.inode(nid);
     }
@@ -82,7 +81,7 @@ fn walk(bytes: &[u8]) {
         let _ = bootstrap.xattrs(&inode);
         let _ = bootstrap.symlink(&inode);
         if let Ok(chunks) = bootstrap.chunks(&inode) {
-            chunks.for_each(|chunk| drop(chunk));
+            chunks.for_each(drop);
         }
         let Ok(entries) = bootstrap.entries(&inode) else {
             continue;
@@ -108,7 +107,7 @@ fn walk_v5(bytes: &[u8]) {
         };
         let _ = inode.xattrs();
         let _ = inode.children().len();
-        inode.chunks().for_each(|chunk| drop(chunk));
+        inode.chunks().for_each(drop);
     }
 }
 

@@ -189,8 +189,7 @@ fn with_checksums(tar: &[u8]) -> Vec<u8> {
 /// Names are names, and the walk ends.
 fn walk(tree: &Tree) {
     let mut names = 0;
-    let mut walk = tree.walk();
-    while let Some(visit) = walk.next() {
+    for visit in tree.walk() {
         names += 1;
         let name = visit.name;
         assert!(!matches!(name, b"." | b"..") && name.len() <= 255 && !name.contains(&b'/'));
