@@ -76,6 +76,30 @@ pub enum Error {
         /// The blob's id.
         id: String,
     },
+    /// There is no image that could be optimized.
+    #[error("{0} holds no Nydus image for this platform; convert it first")]
+    NotNydus(Digest),
+    /// The list of files to fetch first is none.
+    #[error(transparent)]
+    List(Box<builder::Error>),
+    /// The image is not made of its layers alone.
+    #[error(
+        "{manifest} uses blob {id}, which it does not list: take it in with nydusify copy --source-backend-type first"
+    )]
+    Unlisted {
+        /// The image's manifest.
+        manifest: Digest,
+        /// The blob.
+        id: String,
+    },
+    /// An image cannot be optimized.
+    #[error("cannot optimize {manifest}")]
+    Optimize {
+        /// The image's manifest.
+        manifest: Digest,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The new image could not be checked.
     #[error("cannot check the new image of {manifest}")]
     CheckFailed {

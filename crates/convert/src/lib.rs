@@ -3,7 +3,8 @@
 //! [`convert`] chooses the images of the platforms asked for, converts their layers side by side (each is fetched,
 //! inflated, digested and cut into chunks at the same time), lays the layer trees over each other, writes bootstrap
 //! layer, configuration and manifest, and sets the tag last. What fails or is cancelled leaves no tag and no
-//! unfinished file. What comes out depends on the source and the options alone. [`copy_image`] moves images as they are.
+//! unfinished file. What comes out depends on the source and the options alone. [`copy_image`] moves images as they are, [`optimize_image`] with
+//! one more blob.
 //!
 //! * An index is reduced to the chosen platforms before anything else is read; if a single image is left, that is
 //!   the result. Attestations are carried over untouched when all platforms are chosen.
@@ -21,6 +22,7 @@ mod layer;
 mod layers;
 mod manifest;
 mod merged;
+mod optimize;
 mod options;
 mod piece;
 mod report;
@@ -36,6 +38,7 @@ use rafs_format::BLOBS_MAX;
 pub use copy::{CopyOptions, CopyReport, copy_image, open_archive};
 pub use dictionary::{ChunkDictionary, DictionaryError};
 pub use error::Error;
+pub use optimize::{OptimizeReport, optimize_image};
 pub use options::{ConvertOptions, DedupScope};
 pub use report::ConvertReport;
 pub use savings::{Amount, Savings};

@@ -38,6 +38,12 @@ pub const ANNOTATION_BLOB_IDS: &str = "containerd.io/snapshot/nydus-blob-ids";
 /// Name of the source image.
 pub const ANNOTATION_SOURCE_REFERENCE: &str = "containerd.io/snapshot/nydus-source-reference";
 
+/// Id of the blob that `nydusify optimize` made of the files to fetch first, on the bootstrap layer.
+pub const ANNOTATION_PREFETCH_BLOB: &str =
+    "containerd.io/snapshot/nydus-separated-blob-with-prefetch-files";
+/// Name of the list that such a blob was made by, in the bootstrap layer.
+pub const PREFETCH_LIST: &str = "image/prefetch.files";
+
 /// Whether an image is a Nydus image: its last layer is a bootstrap.
 pub fn is_nydus(manifest: &Manifest) -> bool {
     bootstrap_descriptor(manifest).is_some()
@@ -127,6 +133,17 @@ pub fn note_dictionary(config: &mut Value, blobs: usize) {
         let bootstrap = history.len().saturating_sub(1);
         history.splice(bootstrap..bootstrap, vec![line; blobs]);
     }
+}
+
+/// The configuration of a Nydus image that got one more blob before its bootstrap, with these diff ids.
+///
+/// # Errors
+/// As [`target_config`].
+pub fn with_prefetch_blob(source: &Value, diff_ids: &[Digest], what: &str) -> Result<Value, Error> {
+    with_layers(source, diff_ids, what, |history| {
+        let line = json!({"created_by": "Nydus Converter", "comment": "Nydus Prefetch Blob"});
+        history.insert(history.len().saturating_sub(1), line);
+    })
 }
 
 /// The configuration of a plain image in an index with its Nydus image: that of its source with an empty layer of this

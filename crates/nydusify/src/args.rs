@@ -45,6 +45,8 @@ pub enum Command {
     Mount(Box<crate::mount::MountArgs>),
     /// Copy an image as it is, from any place to any other
     Copy(Box<crate::copy::CopyArgs>),
+    /// Put the files of a Nydus image that are needed first into a blob of their own
+    Optimize(Box<crate::optimize::OptimizeArgs>),
     /// Look into authentication at registries
     Auth(crate::auth::AuthArgs),
     /// Unmount an image mounted before
@@ -55,7 +57,7 @@ pub enum Command {
 }
 
 /// Commands of the deployed tool that are not built.
-const UNBUILT: [&str; 5] = ["build", "pack", "optimize", "commit", "chunkdict"];
+const UNBUILT: [&str; 4] = ["build", "pack", "commit", "chunkdict"];
 
 /// What is wrong with a command that is none of [`Command`]'s.
 pub fn unbuilt(words: &[OsString]) -> Usage {

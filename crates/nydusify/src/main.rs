@@ -11,6 +11,7 @@ mod copy;
 mod interrupt;
 mod logging;
 mod mount;
+mod optimize;
 mod place;
 mod progress;
 mod umount;
@@ -44,6 +45,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.command {
         Command::Convert(options) => convert::run(options, terminal),
         Command::Copy(options) => copy::run(options, terminal),
+        Command::Optimize(options) => optimize::run(options, terminal),
         Command::Auth(options) => auth::run(options),
         Command::Check(options) => check::run(options),
         Command::Mount(options) => mount::run(options, log_file),

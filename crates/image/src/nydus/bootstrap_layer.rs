@@ -50,6 +50,19 @@ impl BootstrapLayer {
         tables: &[Table<'_>],
         pool: &rayon::ThreadPool,
     ) -> io::Result<Self> {
+        Self::pack_with(bootstrap, tables, &[], pool)
+    }
+
+    /// Packs further files (by name), too.
+    ///
+    /// # Errors
+    /// As [`BootstrapLayer::pack`].
+    pub fn pack_with(
+        bootstrap: &[u8],
+        tables: &[Table<'_>],
+        files: &[(&str, &[u8])],
+        pool: &rayon::ThreadPool,
+    ) -> io::Result<Self> {
         let mut tar = Tar::default();
         tar.entry("image/", tar::EntryType::Directory, 0o755, 0)?;
         tar.file(BOOTSTRAP, &[bootstrap])?;
@@ -64,6 +77,9 @@ impl BootstrapLayer {
                 &format!("image/{}.blob.meta", blob.hex()),
                 &[table, &[0; META_ALIGNMENT][..padding], header],
             )?;
+        }
+        for (name, content) in files {
+            tar.file(name, &[content])?;
         }
         tar.pieces.push(Cow::Borrowed(&[0; 2 * BLOCK]));
         let pieces: Vec<&[u8]> = tar.pieces.iter().map(|piece| &**piece).collect();

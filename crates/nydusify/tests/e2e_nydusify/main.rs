@@ -12,6 +12,7 @@ mod dictionary;
 mod dump;
 mod images;
 mod merged;
+mod optimize;
 mod support;
 mod terminal;
 mod v5;
