@@ -93,7 +93,7 @@ pub fn run(args: &OptimizeArgs, terminal: MultiProgress) -> Result<ExitCode> {
             )?)
         });
     drop(progress);
-    interrupt.settle(result.and_then(|report| {
+    interrupt.settle(result.map(|report| {
         for (path, why) in &report.left_out {
             tracing::warn!("{path}: {why}: left out");
         }
@@ -102,6 +102,6 @@ pub fn run(args: &OptimizeArgs, terminal: MultiProgress) -> Result<ExitCode> {
             None => tracing::warn!("there is nothing to put first: the image is as it was"),
         }
         tracing::debug!("wrote {} as {}", report.digest, args.target);
-        Ok(ExitCode::SUCCESS)
+        ExitCode::SUCCESS
     }))
 }
