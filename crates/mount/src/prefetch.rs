@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use rafs_format::{Bootstrap, ChunkPointer, Nid};
+use rafs_format::{BlobFeatures, Bootstrap, ChunkPointer, ChunkRecord, Nid};
 use storage::ChunkStore;
 
 use crate::{Error, Prefetch};
@@ -24,15 +24,17 @@ impl Prefetcher {
         store: Arc<ChunkStore>,
         what: Prefetch,
     ) -> Result<Self, Error> {
-        let mut nids = match what {
-            Prefetch::Nothing => Vec::new(),
-            Prefetch::Listed | Prefetch::Everything => bootstrap.prefetch().collect(),
+        let (first, mut nids) = match what {
+            Prefetch::Nothing => (Vec::new(), Vec::new()),
+            Prefetch::Listed | Prefetch::Everything => {
+                (first_chunks(&bootstrap), bootstrap.prefetch().collect())
+            }
         };
         if what == Prefetch::Everything {
             nids.push(bootstrap.root());
         }
         let stop = Arc::new(AtomicBool::new(false));
-        if nids.is_empty() {
+        if first.is_empty() && nids.is_empty() {
             return Ok(Self {
                 store,
                 stop,
@@ -46,7 +48,10 @@ impl Prefetcher {
         };
         let thread = thread::Builder::new()
             .name("prefetch".to_owned())
-            .spawn(move || work.run(nids))
+            .spawn(move || {
+                work.store.prefetch(&first);
+                work.run(nids);
+            })
             .map_err(|source| Error::System {
                 what: "starting a thread",
                 source,
@@ -75,6 +80,29 @@ impl Drop for Prefetcher {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The chunks of blobs that hold what is needed first, in their order.
+fn first_chunks(bootstrap: &Bootstrap<Vec<u8>>) -> Vec<ChunkPointer> {
+    let is_first = |record: &ChunkRecord| {
+        let blob = bootstrap.blobs().get(record.blob_index as usize);
+        blob.is_some_and(|blob| {
+            let kind = BlobFeatures::SEPARATED_WITH_PREFETCH_FILES;
+            blob.features.contains(kind)
+        })
+    };
+    // What is damaged is left to the read that meets it.
+    let records = bootstrap.chunk_table().filter_map(Result::ok);
+    let mut chunks: Vec<ChunkPointer> = records
+        .filter(is_first)
+        .map(|record| ChunkPointer {
+            blob_index: record.blob_index,
+            index: record.index,
+            uncompressed_offset: record.uncompressed_offset,
+        })
+        .collect();
+    chunks.sort_unstable_by_key(|chunk| (chunk.blob_index, chunk.uncompressed_offset));
+    chunks
 }
 
 struct Work {

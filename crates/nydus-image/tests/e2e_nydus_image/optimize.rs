@@ -238,6 +238,33 @@ fn batches_are_taken_apart_and_encrypted_blobs_are_left() {
     }
 }
 
+#[test]
+fn batches_of_ours_are_taken_apart_and_encrypted_chunks_are_left() {
+    let layers = layers();
+    let options = ["--batch-size 0x8000", "--encrypt --batch-size 0x8000"];
+    let stack = Stack::mixed(layers.iter().map(|tar| &tar[..]).zip(options));
+    let ran = optimize(&stack, LIST).ok();
+    assert!(
+        ran.stderr.contains("/etc/config: its blob is encrypted"),
+        "{ran}"
+    );
+    let out = stack.path("out");
+    nydus_image(["check", "-D", text(&stack.blobs()), text(&out)]).ok();
+    let image = image(&out);
+    assert_eq!(chunks(&image, "/bin/first")[0].0, 2);
+    // The file that lies in a batch and the one that does not.
+    assert_eq!(image.blobs[2].chunk_count, 2);
+    assert_same(
+        &stack.tar(&out),
+        &stack.tar(&stack.bootstrap),
+        "batched and encrypted",
+    );
+    let blobs = stack.blobs();
+    let words = ["compact", "-B", text(&stack.bootstrap), "-D", text(&blobs)];
+    nydus_image(words.iter().chain(&["--layers-to-compact", "0"])).ok();
+    assert!(!stack.path("image.bootstrap.compact").exists());
+}
+
 /// Only the bound of a chunk's stored size is known, and the compressor is one that is never written.
 #[test]
 fn chunks_of_an_estargz_layer_are_stored_again() {

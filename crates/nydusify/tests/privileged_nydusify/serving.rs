@@ -198,6 +198,31 @@ fn privileged_what_the_image_lists_is_fetched_in_the_background() {
 }
 
 #[test]
+fn privileged_the_blob_with_what_is_needed_first_is_fetched_in_the_background() {
+    let name = "privileged_the_blob_with_what_is_needed_first_is_fetched_in_the_background";
+    let Some(place) = Place::new(name) else {
+        return;
+    };
+    let converted = place.converted(&fixture(), &[]);
+    let list = place.path("list");
+    std::fs::write(
+        &list,
+        r#"{"version":"v1","files":[{"path":"/bin/busybox"}]}"#,
+    )
+    .unwrap();
+    let target = place.oci("optimized", "v6");
+    let words = ["optimize", "--source", &converted, "--target", &target];
+    let files = ["--prefetch-files", text(&list)];
+    run(NYDUSIFY, words.iter().chain(&files)).ok();
+    let mount = place.mount(&target, &[]);
+    wait_until("the blob to be cached", || {
+        stored(&place.path("cache")) > 500_000
+    });
+    let ran = mount.stop().ok();
+    assert!(ran.stderr.contains("reads 0 (0 bytes)"), "{ran}");
+}
+
+#[test]
 fn privileged_a_detached_mount_tells_its_log_and_is_soon_ready() {
     let Some(place) = Place::new("privileged_a_detached_mount_tells_its_log_and_is_soon_ready")
     else {
