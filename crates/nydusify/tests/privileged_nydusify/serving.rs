@@ -203,7 +203,8 @@ fn privileged_the_blob_with_what_is_needed_first_is_fetched_in_the_background() 
     let Some(place) = Place::new(name) else {
         return;
     };
-    let converted = place.converted(&fixture(), &[]);
+    // What is listed is small.
+    let converted = place.converted(&fixture(), &["--prefetch-dir", "/etc"]);
     let list = place.path("list");
     std::fs::write(
         &list,
