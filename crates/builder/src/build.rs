@@ -17,8 +17,6 @@ pub struct BuiltLayer {
     /// The tree, the blobs it uses (at most one of them new) and their chunks. The new blob has its final id: the one
     /// asked for, else the SHA-256 of the blob file.
     pub image: Image,
-    /// Whether the layer stored any chunk of its own.
-    pub has_data: bool,
     /// Position of the new blob in the image's blob table, if the layer stored any chunk.
     pub own_blob: Option<usize>,
     /// SHA-256 of the blob file.
@@ -72,6 +70,9 @@ pub(crate) fn build(
     produce: impl FnOnce(&mut Cutter) -> Result<Tree, Error>,
 ) -> Result<BuiltLayer, Error> {
     options.validate()?;
+    let parent = options.parent.as_ref();
+    let known = parent.map(|parent| parent.known_to(options)).transpose()?;
+    let options = known.as_ref().unwrap_or(options);
     let key = options.encryption.as_ref().map(Encryption::key);
     let key = key.transpose()?;
     let cipher = key.as_ref().map(BlobKey::cipher);
@@ -89,9 +90,15 @@ pub(crate) fn build(
         duplicate_chunks: output.duplicates.0,
         duplicate_size: output.duplicates.1,
     };
-    let (mut image, own) = assemble(&mut output, finished.as_ref(), options)?;
+    let (mut image, mut own) = assemble(&mut output, finished.as_ref(), options)?;
     if let (Some(own), Some(key)) = (own, &key) {
         key.record(&mut image.blobs[own]);
+    }
+    if let Some(parent) = parent {
+        (image, own) = parent.under(image, own, &options.prefetch)?;
+    }
+    if options.readahead {
+        image.prefetch.clear();
     }
     let kind = tail::Kind {
         options,
@@ -104,7 +111,6 @@ pub(crate) fn build(
     }
     Ok(BuiltLayer {
         image,
-        has_data: own.is_some(),
         own_blob: own,
         blob_digest: blob.digest,
         self_digest: blob.self_digest,
@@ -168,6 +174,10 @@ fn assemble<W>(
             .filter(|(home, _)| *home == Home::Own)
             .count() as u32;
         blobs.table[own].uncompressed_size = output.uncompressed_size;
+        if options.readahead {
+            // A hint: what does not fit is fetched when it is read.
+            blobs.table[own].readahead_size = output.head_end().try_into().unwrap_or(u32::MAX);
+        }
     }
     let image = Image {
         version: options.version,

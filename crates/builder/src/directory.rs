@@ -10,35 +10,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use tree::marker::Marker;
-use tree::{ChunkId, Content, Inode, InodeId, Tree, Xattrs};
+use tree::{ChunkId, Content, Inode, InodeId, Tree, Whiteouts, Xattrs};
 use walkdir::{DirEntry, WalkDir};
 
 use crate::build::{BuiltLayer, build};
 use crate::pipeline::Cutter;
 use crate::{BuildOptions, Dedup, Error};
-
-/// Which entries of a source directory stand for the absence of a file, and are left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Whiteouts {
-    /// Files named `.wh.*`.
-    #[default]
-    Oci,
-    /// Character devices with device number 0.
-    Overlayfs,
-    /// None: every entry is a file.
-    None,
-}
-
-impl Whiteouts {
-    fn covers(self, name: &[u8], metadata: &Metadata) -> bool {
-        match self {
-            Self::Oci => Marker::is_marker(name),
-            Self::Overlayfs => metadata.file_type().is_char_device() && metadata.rdev() == 0,
-            Self::None => false,
-        }
-    }
-}
 
 /// Builds a layer from a directory. Files that a prefetch pattern names, or that lie below one it names, come first in
 /// the blob, by pattern; the others follow in canonical order. The root's modification time is left out.
@@ -61,6 +38,11 @@ pub fn build_directory(
     if !root.is_dir() {
         return Err(failed(io::ErrorKind::NotADirectory.into()));
     }
+    // Over a parent whiteouts have something to hide: they go into the tree.
+    let whiteouts = match options.parent {
+        Some(_) => Whiteouts::None,
+        None => whiteouts,
+    };
     build(out, options, dedup, |cutter| {
         let mut scan = Scan {
             root,
@@ -104,7 +86,11 @@ impl Scan<'_> {
             let entry = entry.map_err(|error| self.walk_error(error))?;
             let metadata = entry.metadata().map_err(|error| self.walk_error(error))?;
             let name = entry.file_name().as_bytes();
-            if entry.depth() > 0 && self.whiteouts.covers(name, &metadata) {
+            let covers = || {
+                let rdev = device_number(metadata.rdev());
+                self.whiteouts.covers(name, metadata.mode(), rdev)
+            };
+            if entry.depth() > 0 && covers() {
                 if metadata.is_dir() {
                     entries.skip_current_dir();
                 }
@@ -163,16 +149,22 @@ impl Scan<'_> {
 
     /// Reads the data of all files, those that are to be prefetched first.
     fn read(mut self, cutter: &mut Cutter, options: &BuildOptions) -> Result<Tree, Error> {
-        let mut order: Vec<&Name> = self.files.iter().collect();
         let rank = |name: &Name| {
-            options
-                .prefetch
-                .iter()
-                .position(|pattern| matches(pattern, &name.path))
+            let mut patterns = options.prefetch.iter();
+            let rank = patterns.position(|pattern| matches(pattern, &name.path));
+            rank.unwrap_or(usize::MAX)
         };
-        order.sort_by_cached_key(|name| rank(name).unwrap_or(usize::MAX));
+        let mut order: Vec<(usize, &Name)> =
+            self.files.iter().map(|name| (rank(name), name)).collect();
+        order.sort_by_key(|(rank, _)| *rank);
+        let mut prefetching = false;
         let mut done = vec![false; self.tree.len()];
-        for name in order {
+        for (rank, name) in order {
+            if rank != usize::MAX {
+                prefetching = true;
+            } else if std::mem::take(&mut prefetching) {
+                cutter.end_prefetch();
+            }
             if std::mem::replace(&mut done[name.id.0 as usize], true) {
                 continue;
             }
@@ -183,6 +175,9 @@ impl Scan<'_> {
                         source,
                     })?;
             }
+        }
+        if prefetching {
+            cutter.end_prefetch();
         }
         Ok(self.tree)
     }

@@ -156,6 +156,18 @@ pub enum Error {
     /// Images that contradict each other.
     #[error(transparent)]
     Merge(#[from] tree::Error),
+    /// An image that no layer of this build can lie on.
+    #[error(
+        "the parent image differs from the build in {what}: it has {parent}, the build makes {build}; build alike"
+    )]
+    Parent {
+        /// The attribute.
+        what: &'static str,
+        /// The parent's value.
+        parent: String,
+        /// The value of the build.
+        build: String,
+    },
     /// Images that cannot be merged.
     #[error("layer {layer} differs from the first one in {what}: {actual} instead of {expected}")]
     Inconsistent {

@@ -12,7 +12,10 @@ use rafs_format::{
     Version,
 };
 
-use crate::{Budget, Encryption, Error};
+use crate::{Budget, Encryption, Error, Parent};
+
+/// Largest address in a blob file, in bytes.
+pub(crate) const COMPRESSED_MAX: u64 = 1 << 40;
 
 /// Options of a build, and the means it may use.
 #[derive(Clone)]
@@ -45,6 +48,13 @@ pub struct BuildOptions {
     pub explicit_owners: bool,
     /// Absolute paths of files and directories to fetch first, in order.
     pub prefetch: Vec<Vec<u8>>,
+    /// Records the files that come first in the blob, by [`BuildOptions::prefetch`], as the blob's head, to be fetched as
+    /// one piece, and not as a table of inodes. RAFS v6 has no place for it.
+    pub readahead: bool,
+    /// Where the blob begins in the file that readers see, in bytes: what comes before is put there by someone else.
+    pub blob_offset: u64,
+    /// The image that the layer lies on.
+    pub parent: Option<Arc<Parent>>,
     /// How tar entries are read.
     pub layer: layer::Options,
     /// Chunks of other images that need not be stored again.
@@ -82,6 +92,9 @@ impl BuildOptions {
             blob_id: None,
             explicit_owners: true,
             prefetch: Vec::new(),
+            readahead: false,
+            blob_offset: 0,
+            parent: None,
             layer: layer::Options::default(),
             dictionary: None,
             dictionary_run: None,
@@ -112,6 +125,12 @@ impl BuildOptions {
             (self.version, of_v6.iter().find(|(asked, _)| *asked))
         {
             return Err(Error::NotInV5(what));
+        }
+        if self.blob_offset > COMPRESSED_MAX {
+            return Err(Error::TooLarge {
+                what: "the offset of the blob",
+                limit: "2^40 bytes",
+            });
         }
         Encoder::new(self.compressor, self.level).map_err(Error::Compress)?;
         Ok(())
@@ -160,6 +179,8 @@ impl fmt::Debug for BuildOptions {
             .field("inline_meta", &self.inline_meta)
             .field("blob_id", &self.blob_id)
             .field("explicit_owners", &self.explicit_owners)
+            .field("readahead", &self.readahead)
+            .field("blob_offset", &self.blob_offset)
             .field("dictionary_run", &self.dictionary_run)
             .finish_non_exhaustive()
     }

@@ -35,6 +35,7 @@ pub(crate) use places::Places;
 
 use dedup::Outgoing;
 
+use crate::options::COMPRESSED_MAX;
 use crate::turn::{Dedup, Finish};
 use crate::{BuildOptions, Error};
 
@@ -43,9 +44,8 @@ const QUEUE: usize = 1024;
 /// Buffers that one layer has under way for each thread of the pool. Enough to keep the threads busy, and few enough
 /// that a buffer is still in a processor cache when it comes to the next stage, or is filled again.
 const BUFFERS_PER_THREAD: usize = 8;
-/// Largest address in a blob's uncompressed space and in its file, in bytes.
+/// Largest address in a blob's uncompressed space, in bytes.
 const UNCOMPRESSED_MAX: u64 = 1 << 44;
-const COMPRESSED_MAX: u64 = 1 << 40;
 
 /// A chunk as the pool saw it.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +99,8 @@ pub(crate) struct Output<W, R> {
     pub places: Places,
     /// The chunk behind each provisional [`ChunkId`] that the cutter gave out.
     pub ids: Vec<ChunkId>,
+    /// How many of the first of them are of files to prefetch.
+    pub prefetched: u32,
     /// End of the blob's uncompressed address space.
     pub uncompressed_size: u64,
     /// The other end of the turn that was passed in.
@@ -134,8 +136,10 @@ pub(crate) fn run<W: Write + Send, R>(
             .spawn_scoped(scope, move || commit::run(&commit, out, options))
             .map_err(Error::Thread)?;
         let mut cutter = Cutter::new(options, lane, cut_sender);
-        let produced = produce(&mut cutter)
-            .and_then(|produced| cutter.finish().map(|()| produced).map_err(Error::Cut));
+        let produced = produce(&mut cutter).and_then(|produced| {
+            cutter.finish().map_err(Error::Cut)?;
+            Ok((produced, cutter.prefetched()))
+        });
         drop(cutter);
         Ok::<_, Error>((
             produced,
@@ -147,17 +151,23 @@ pub(crate) fn run<W: Write + Send, R>(
     // The last stage first: a failure travels up the line as a mere "stopped".
     let (blob, units) = committed?;
     let mut deduped = deduped?;
-    let produced = produced?;
+    let (produced, prefetched) = produced?;
     let own = deduped
         .chunks
         .iter_mut()
         .filter(|(home, _)| *home == Home::Own);
-    let places = Places::settle(own.map(|(_, record)| record), &units, encrypted)?;
+    let places = Places::settle(
+        own.map(|(_, record)| record),
+        &units,
+        encrypted,
+        options.blob_offset,
+    )?;
     Ok(Output {
         blob,
         produced,
         chunks: deduped.chunks,
         places,
+        prefetched,
         ids: deduped.ids,
         uncompressed_size: deduped.uncompressed_size,
         finish: deduped.finish,
@@ -170,6 +180,22 @@ fn join<T>(
     thread: ScopedJoinHandle<'_, Result<T, Error>>,
 ) -> Result<T, Error> {
     thread.join().unwrap_or(Err(Error::Panicked { stage }))
+}
+
+impl<W, R> Output<W, R> {
+    /// Where the head of the blob ends that holds all that is new of the files to prefetch.
+    pub(crate) fn head_end(&self) -> u64 {
+        let prefetched = self.ids.get(..self.prefetched as usize);
+        let last = prefetched.and_then(|ids| ids.iter().max());
+        let chunks = last.and_then(|last| self.chunks.get(..=last.0 as usize));
+        let own = chunks
+            .into_iter()
+            .flatten()
+            .filter(|(home, _)| *home == Home::Own);
+        let end =
+            |record: &ChunkRecord| record.compressed_offset + u64::from(record.compressed_size);
+        own.map(|(_, record)| end(record)).max().unwrap_or(0)
+    }
 }
 
 /// The error that ends a stage whose neighbour has ended: never the one that is reported.

@@ -142,7 +142,7 @@ pub(crate) fn write_blob(
         readers: HashMap::new(),
         again: StoredAgain::new(&again, origin, &options)?,
         source: &*origin.source,
-        blob: BlobWriter::new(out),
+        blob: BlobWriter::new(out, 0),
         records: Vec::with_capacity(chunks.len()),
         end: 0,
     };

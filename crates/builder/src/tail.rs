@@ -91,7 +91,7 @@ pub(crate) fn finish<W: Write>(
         if options.blob_toc {
             tail.digests(image, own)?;
         }
-        image.blobs[own].compressed_size = tail.blob.len();
+        image.blobs[own].compressed_size = tail.blob.position();
     }
     if options.inline_meta {
         tail.bootstrap(image, options)?;
@@ -107,7 +107,7 @@ pub(crate) fn finish<W: Write>(
     if let Some(own) = own {
         let info = &mut image.blobs[own];
         if !options.inline_meta {
-            info.compressed_size = finished.size;
+            info.compressed_size = options.blob_offset + finished.size;
         }
         info.id = options.blob_id.clone().unwrap_or_else(|| {
             let id = if options.inline_meta {
@@ -150,14 +150,14 @@ impl<W: Write> Tail<W> {
 
     /// The chunks are there already; their entry's digest covers the header too.
     fn data(&mut self, uncompressed_size: u64) -> Result<(), Error> {
-        let size = self.blob.len();
+        let (offset, size) = (self.blob.position() - self.blob.len(), self.blob.len());
         self.header(toc::DATA, size)?;
         let digest = self.blob.sha256().finalize().into();
         self.entry(
             toc::DATA,
             Compressor::None,
             digest,
-            0,
+            offset,
             size,
             uncompressed_size,
         );
@@ -180,7 +180,7 @@ impl<W: Write> Tail<W> {
         };
         let info = &mut image.blobs[own];
         info.meta_compressor = compressor;
-        info.meta_offset = self.blob.len();
+        info.meta_offset = self.blob.position();
         info.meta_compressed_size = stored.len() as u64;
         info.meta_uncompressed_size = table.len() as u64;
         let header = header_with_batches(info, kind.places).encode();
@@ -219,7 +219,7 @@ impl<W: Write> Tail<W> {
         let digests: Vec<u8> = own_chunks(image, own)
             .flat_map(|chunk| chunk.digest)
             .collect();
-        let (offset, size) = (self.blob.len(), digests.len() as u64);
+        let (offset, size) = (self.blob.position(), digests.len() as u64);
         self.without_digests = Some(self.blob.sha256());
         self.blob.append(&digests)?;
         self.header(toc::DIGESTS, size)?;
@@ -250,7 +250,7 @@ impl<W: Write> Tail<W> {
             Compressor::None
         };
         let stored = compressed.unwrap_or(&bootstrap);
-        let (offset, size) = (self.blob.len(), stored.len() as u64);
+        let (offset, size) = (self.blob.position(), stored.len() as u64);
         self.append(stored)?;
         self.header(toc::BOOTSTRAP, size)?;
         let digest = Sha256::digest(&bootstrap).into();

@@ -94,20 +94,36 @@ pub fn is_usable(blob: &BlobInfo) -> bool {
 impl Dictionary {
     /// A dictionary of `chunks`, whose blob indexes point into `blobs`; chunks of no such blob are left out.
     pub fn new(blobs: Vec<BlobInfo>, chunks: impl IntoIterator<Item = ChunkRecord>) -> Self {
-        let mut table = ChunkTable::default();
-        let mut further: HashMap<ChunkKey, Vec<ChunkRecord>> = HashMap::new();
-        for chunk in chunks {
-            if (chunk.blob_index as usize) < blobs.len() {
-                let key = ChunkKey::from(&chunk);
-                if !table.insert(key, chunk) {
-                    further.entry(key).or_default().push(chunk);
-                }
-            }
-        }
+        let mut dictionary = Self::default();
+        dictionary.enter(blobs.len(), chunks);
         Self {
             blobs,
-            chunks: table,
-            further,
+            ..dictionary
+        }
+    }
+
+    /// Adds chunks of further blobs, whose blob indexes point into those, behind what is known.
+    pub fn extend(&mut self, blobs: &[BlobInfo], chunks: impl IntoIterator<Item = ChunkRecord>) {
+        let base = self.blobs.len() as u32;
+        self.blobs.extend_from_slice(blobs);
+        let moved = chunks.into_iter().filter_map(|chunk| {
+            let blob_index = chunk.blob_index.checked_add(base)?;
+            Some(ChunkRecord {
+                blob_index,
+                ..chunk
+            })
+        });
+        self.enter(self.blobs.len(), moved);
+    }
+
+    fn enter(&mut self, blobs: usize, chunks: impl IntoIterator<Item = ChunkRecord>) {
+        for chunk in chunks {
+            if (chunk.blob_index as usize) < blobs {
+                let key = ChunkKey::from(&chunk);
+                if !self.chunks.insert(key, chunk) {
+                    self.further.entry(key).or_default().push(chunk);
+                }
+            }
         }
     }
 

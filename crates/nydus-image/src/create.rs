@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use builder::{
-    Budget, BuildOptions, BuiltLayer, Dedup, Encryption, Whiteouts, build_directory, build_tar,
-    build_tarfs, encode,
+    Budget, BuildOptions, BuiltLayer, Dedup, Encryption, Parent, Whiteouts, build_directory,
+    build_tar, build_tarfs, encode,
 };
 use clap::ValueEnum;
 use inspect::CommandReport;
@@ -22,11 +22,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Usage;
 use crate::args::{Create, PrefetchPolicy, SourceType, WhiteoutSpec};
+use crate::blobs::Config;
 use crate::cache_files;
 use crate::dictionary;
 use crate::estargz;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Output};
+use crate::parent;
 use crate::prefetch;
 use crate::report;
 use crate::unsupported::Unsupported;
@@ -38,8 +40,16 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     check_conflicts(args)?;
     check_supported(args)?;
     check_paths(args)?;
+    if let Some(path) = &args.config {
+        // Nothing needs a blob to be read, but a configuration has to be one.
+        Config::read(path)?;
+    }
     let start = Instant::now();
     let mut options = options(args, interrupt)?;
+    if let Some(image) = parent::load(args.parent_bootstrap.as_deref())? {
+        let whiteouts = whiteouts(args);
+        options.parent = Some(Arc::new(Parent { image, whiteouts }));
+    }
     if let Some(value) = &args.chunk_dict {
         options.dictionary = dictionary::load(value, &options)?;
     }
@@ -137,15 +147,16 @@ fn check_conflicts(args: &Create) -> Result<(), Usage> {
 
 /// Refuses what tarfs has no place for.
 fn check_tarfs(args: &Create) -> Result<(), Usage> {
-    let parent = args.parent_bootstrap.as_deref().unwrap_or_default();
+    let parent = parent::path(args.parent_bootstrap.as_deref());
     let conflicts = [
         ("--fs-version 5", args.fs_version != "6"),
         ("--blob-inline-meta", args.blob_inline_meta),
         ("--features", !args.features.is_empty()),
         ("--batch-size", args.batch_size != 0),
         ("--encrypt", args.encrypt),
+        ("--blob-offset", args.blob_offset != 0),
         ("--chunk-dict", args.chunk_dict.is_some()),
-        ("--parent-bootstrap", !parent.is_empty()),
+        ("--parent-bootstrap", parent.is_some()),
         ("--blob-cache-dir", args.blob_cache_dir.is_some()),
         (
             "--prefetch-policy blob",
@@ -179,21 +190,9 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
             value.as_ref().map_or("", |value| value.get_name()),
         ));
     }
-    if args.prefetch_policy == PrefetchPolicy::Blob {
-        return Err(Unsupported::value("--prefetch-policy", "blob"));
-    }
-    if args.blob_offset != 0 {
-        return Err(Unsupported::value("--blob-offset", args.blob_offset));
-    }
-    let parent = args
-        .parent_bootstrap
-        .as_deref()
-        .is_some_and(|path| !path.is_empty());
     let flags = [
-        ("--parent-bootstrap", parent),
         ("--external-blob", args.external_blob.is_some()),
         ("--attributes", args.attributes.is_some()),
-        ("--config", args.config.is_some()),
     ];
     match flags.iter().find(|(_, given)| *given) {
         Some((flag, _)) => Err(Unsupported::flag(flag)),
@@ -295,6 +294,8 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         blob_id,
         explicit_owners: !args.repeatable,
         prefetch: prefetch::read(args.prefetch_policy)?,
+        readahead: args.prefetch_policy == PrefetchPolicy::Blob,
+        blob_offset: args.blob_offset,
         layer: layer::Options {
             drop_estargz: true,
             concatenated: true,
@@ -331,20 +332,19 @@ fn build(
         None if estargz::is_toc(args.source_type) => Ok(estargz::build(args, options)?),
         None => build_tarfs(open_plain_tar(&args.source)?, options),
         Some(blob) if is_directory(args.source_type) => {
-            let whiteouts = match args.whiteout_spec {
-                WhiteoutSpec::Oci => Whiteouts::Oci,
-                WhiteoutSpec::Overlayfs => Whiteouts::Overlayfs,
-                WhiteoutSpec::None => Whiteouts::None,
-            };
-            build_directory(&args.source, whiteouts, blob, options, Dedup::Layer)
+            build_directory(&args.source, whiteouts(args), blob, options, Dedup::Layer)
         }
         Some(blob) => build_tar(open_tar(&args.source)?, blob, options, Dedup::Layer),
     };
-    let mut layer = built.with_context(failed)?;
-    if args.prefetch_policy != PrefetchPolicy::Fs {
-        layer.image.prefetch.clear();
+    built.with_context(failed)
+}
+
+fn whiteouts(args: &Create) -> Whiteouts {
+    match args.whiteout_spec {
+        WhiteoutSpec::Oci => Whiteouts::Oci,
+        WhiteoutSpec::Overlayfs => Whiteouts::Overlayfs,
+        WhiteoutSpec::None => Whiteouts::None,
     }
-    Ok(layer)
 }
 
 /// The tar stream of a file or FIFO, which is opened once and read front to back.

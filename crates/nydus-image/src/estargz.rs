@@ -45,6 +45,7 @@ pub fn check_conflicts(args: &Create) -> Result<(), Usage> {
         ("--features", !args.features.is_empty()),
         ("--batch-size", args.batch_size != 0),
         ("--encrypt", args.encrypt),
+        ("--blob-offset", args.blob_offset != 0),
         ("--chunk-dict", args.chunk_dict.is_some()),
         ("--parent-bootstrap", !parent.is_empty()),
         ("--blob-cache-dir", args.blob_cache_dir.is_some()),

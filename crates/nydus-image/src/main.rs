@@ -15,6 +15,7 @@ mod logging;
 mod merge;
 mod optimize;
 mod output;
+mod parent;
 mod prefetch;
 mod report;
 mod rewrite;

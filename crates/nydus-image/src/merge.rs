@@ -17,7 +17,7 @@ use crate::blobs::Config;
 use crate::dictionary;
 use crate::interrupt::Interrupt;
 use crate::report;
-use crate::{Usage, output, prefetch};
+use crate::{Usage, output, parent, prefetch};
 
 pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     if let Some(path) = &args.config {
@@ -34,16 +34,8 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
         .try_for_each(|path| output::check_place(path))?;
     let start = Instant::now();
     let patterns = prefetch::read(args.prefetch_policy)?;
-    let mut layers = Vec::new();
-    if let Some(parent) = args
-        .parent_bootstrap
-        .as_deref()
-        .filter(|path| !path.is_empty())
-    {
-        let loaded = storage::load_bootstrap(Path::new(parent))?;
-        let image = loaded.image();
-        layers.push(image.with_context(|| format!("cannot load {parent}"))?);
-    }
+    let parent = parent::load(args.parent_bootstrap.as_deref())?;
+    let mut layers = Vec::from_iter(parent);
     for (number, source) in args.sources.iter().enumerate() {
         interrupt.cancel.check()?;
         let mut layer = load(source)?;

@@ -191,16 +191,8 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "--type targz-ref",
         ),
         (
-            "create -t tar-rafs -b blob -B boot --parent-bootstrap x layer.tar",
-            "--parent-bootstrap",
-        ),
-        (
             "create -t tar-rafs -b blob -B boot --attributes x layer.tar",
             "--attributes",
-        ),
-        (
-            "create -t tar-rafs -b blob -B boot --config x layer.tar",
-            "--config",
         ),
         ("chunkdict generate", "chunkdict"),
     ] {

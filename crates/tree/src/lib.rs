@@ -16,7 +16,7 @@ mod overlay;
 mod walk;
 
 pub use error::Error;
-pub use overlay::overlay;
+pub use overlay::{Whiteouts, overlay, overlay_with};
 pub use walk::{Visit, Walk};
 
 /// Type bits of `st_mode`.

@@ -1,7 +1,7 @@
-//! Laying one layer over another: the whiteout rules of OCI images.
+//! Laying one layer over another: the whiteout rules of OCI images, or those of overlayfs.
 //!
 //! Markers act on what lies below only, wherever they stand: an opaque directory keeps the children that its own
-//! layer gives it. Overlayfs's own ways of saying so (attributes, device 0/0) mean nothing here.
+//! layer gives it. The ways of the other rules mean nothing: a `.wh.` name to overlayfs, a device 0/0 to OCI.
 
 use std::collections::{BTreeMap, HashMap};
 use std::mem;
@@ -9,7 +9,74 @@ use std::mem;
 use rafs_format::BlobInfo;
 
 use crate::marker::Marker;
-use crate::{ChunkId, Content, Error, Image, InodeId, Tree};
+use crate::{ChunkId, Content, Error, Image, Inode, InodeId, Tree, mode};
+
+/// How a layer says that files of the layers below are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Whiteouts {
+    /// By names: `.wh.NAME`, and `.wh..wh..opq` in an opaque directory.
+    #[default]
+    Oci,
+    /// As overlayfs does it: a character device 0/0 of that name, and an attribute of an opaque directory.
+    Overlayfs,
+    /// Not at all: every entry is a file.
+    None,
+}
+
+impl Whiteouts {
+    /// The attribute of a directory that is opaque to overlayfs, and its value.
+    const OPAQUE: (&'static [u8], &'static [u8]) = (b"trusted.overlay.opaque", b"y");
+
+    /// Whether an entry stands for the absence of a file and is none itself.
+    pub fn covers(self, name: &[u8], mode: u32, rdev: u32) -> bool {
+        match self {
+            Self::Oci => Marker::is_marker(name),
+            Self::Overlayfs => mode & mode::TYPE_MASK == mode::CHARACTER && rdev == 0,
+            Self::None => false,
+        }
+    }
+
+    fn covers_inode(self, name: &[u8], inode: &Inode) -> bool {
+        self.covers(name, inode.mode, inode.rdev)
+    }
+
+    /// The lower entry that an entry hides.
+    fn hides<'a>(self, name: &'a [u8], inode: &Inode) -> Option<&'a [u8]> {
+        match self {
+            Self::Oci => match Marker::parse(name) {
+                Marker::Whiteout(hidden) => Some(hidden),
+                _ => None,
+            },
+            Self::Overlayfs | Self::None => self.covers_inode(name, inode).then_some(name),
+        }
+    }
+
+    /// Whether a directory hides all lower entries.
+    fn is_opaque(self, inode: &Inode) -> bool {
+        let (name, value) = Self::OPAQUE;
+        match (self, &inode.content) {
+            (Self::Oci, Content::Directory(entries)) => entries.contains_key(crate::marker::OPAQUE),
+            (Self::Overlayfs, Content::Directory(_)) => {
+                let xattrs = inode.xattrs.as_deref();
+                xattrs
+                    .and_then(|xattrs| xattrs.get(name))
+                    .map(|own| &own[..])
+                    == Some(value)
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the attribute away that makes a directory opaque.
+    fn clear_opaque(self, inode: &mut Inode) {
+        if self == Self::Overlayfs && self.is_opaque(inode) {
+            if let Some(xattrs) = &mut inode.xattrs {
+                xattrs.remove(Self::OPAQUE.0);
+            }
+            inode.xattrs.take_if(|xattrs| xattrs.is_empty());
+        }
+    }
+}
 
 /// Where the inodes of an upper tree went.
 struct Moved {
@@ -40,6 +107,14 @@ impl Moved {
 /// Images of different versions or chunk sizes, the same blob id with different facts, chunks of unknown blobs, or more than
 /// 2^32 inodes or chunks.
 pub fn overlay(lower: &mut Image, upper: Image) -> Result<(), Error> {
+    overlay_with(lower, upper, Whiteouts::Oci)
+}
+
+/// [`overlay`] with whiteouts of any kind.
+///
+/// # Errors
+/// As [`overlay`].
+pub fn overlay_with(lower: &mut Image, upper: Image, whiteouts: Whiteouts) -> Result<(), Error> {
     if lower.version != upper.version {
         return Err(Error::Version {
             lower: lower.version,
@@ -67,7 +142,7 @@ pub fn overlay(lower: &mut Image, upper: Image) -> Result<(), Error> {
         chunk.blob_index = *index;
         lower.chunks.push(chunk);
     }
-    let moved = lower.tree.graft(upper.tree, base)?;
+    let moved = lower.tree.graft(upper.tree, base, whiteouts)?;
     lower
         .prefetch
         .extend(upper.prefetch.into_iter().map(|id| moved.to(id)));
@@ -118,26 +193,43 @@ impl Tree {
     /// # Errors
     /// More than 2^32 inodes.
     pub fn overlay(&mut self, upper: Self) -> Result<(), Error> {
-        self.graft(upper, 0).map(drop)
+        self.overlay_with(upper, Whiteouts::Oci)
+    }
+
+    /// The same with whiteouts of any kind.
+    ///
+    /// # Errors
+    /// More than 2^32 inodes.
+    pub fn overlay_with(&mut self, upper: Self, whiteouts: Whiteouts) -> Result<(), Error> {
+        self.graft(upper, 0, whiteouts).map(drop)
     }
 
     /// Removes every whiteout marker: a lowest layer has nothing below for them to act on.
     pub fn strip_whiteouts(&mut self) {
-        self.strip_below(InodeId::ROOT);
+        self.strip_below(InodeId::ROOT, Whiteouts::Oci);
     }
 
-    fn strip_below(&mut self, id: InodeId) {
+    fn strip_below(&mut self, id: InodeId, whiteouts: Whiteouts) {
         let mut todo = vec![id];
         while let Some(id) = todo.pop() {
-            let Content::Directory(entries) = &mut self.inodes[id.0 as usize].content else {
+            let Some(entries) = self.entries_mut(id) else {
                 continue;
             };
-            entries.retain(|name, _| !Marker::is_marker(name));
+            let mut entries = mem::take(entries);
+            entries.retain(|name, id| !whiteouts.covers_inode(name, self.inode(*id)));
             todo.extend(entries.values().copied());
+            let inode = self.inode_mut(id);
+            whiteouts.clear_opaque(inode);
+            inode.content = Content::Directory(entries);
         }
     }
 
-    fn graft(&mut self, upper: Self, chunk_base: u32) -> Result<Moved, Error> {
+    fn graft(
+        &mut self,
+        upper: Self,
+        chunk_base: u32,
+        whiteouts: Whiteouts,
+    ) -> Result<Moved, Error> {
         let base = u32::try_from(self.inodes.len()).map_err(|_| Error::TooManyInodes)?;
         if u32::try_from(self.inodes.len() + upper.inodes.len()).is_err() {
             return Err(Error::TooManyInodes);
@@ -160,8 +252,14 @@ impl Tree {
         let mut todo = vec![(InodeId::ROOT, InodeId(base))];
         while let Some((lower, upper)) = todo.pop() {
             moved.joined.insert(upper, lower);
+            if whiteouts.is_opaque(self.inode(upper))
+                && let Some(entries) = self.entries_mut(lower)
+            {
+                entries.clear();
+            }
+            whiteouts.clear_opaque(self.inode_mut(upper));
             let entries = self.take_directory(lower, upper);
-            self.join(lower, entries, &mut todo);
+            self.join(lower, entries, whiteouts, &mut todo);
         }
         Ok(moved)
     }
@@ -188,22 +286,20 @@ impl Tree {
         &mut self,
         lower: InodeId,
         upper: BTreeMap<Box<[u8]>, InodeId>,
+        whiteouts: Whiteouts,
         todo: &mut Vec<(InodeId, InodeId)>,
     ) {
         let Content::Directory(entries) = &mut self.inode_mut(lower).content else {
             return;
         };
         let mut entries = mem::take(entries);
-        if upper.contains_key(crate::marker::OPAQUE) {
-            entries.clear();
-        }
-        for name in upper.keys() {
-            if let Marker::Whiteout(hidden) = Marker::parse(name) {
+        for (name, &id) in &upper {
+            if let Some(hidden) = whiteouts.hides(name, self.inode(id)) {
                 entries.remove(hidden);
             }
         }
         for (name, id) in upper {
-            if Marker::is_marker(&name) {
+            if whiteouts.covers_inode(&name, self.inode(id)) {
                 continue;
             }
             if !self.inode(id).is_directory() {
@@ -213,7 +309,7 @@ impl Tree {
             match entries.get(&name) {
                 Some(&below) if self.inode(below).is_directory() => todo.push((below, id)),
                 _ => {
-                    self.strip_below(id);
+                    self.strip_below(id, whiteouts);
                     entries.insert(name, id);
                 }
             }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
+use tree::{ChunkId, Content, Inode, InodeId, Tree, Whiteouts, mode};
 
 fn inode(kind: u32, tag: u32, content: Content) -> Inode {
     Inode {
@@ -300,6 +300,64 @@ fn the_ways_of_overlayfs_mean_nothing() {
     ));
     below.overlay(upper).expect("small");
     expect(facts(&below), &[("a", 2), ("d/", 2), ("d/x", 1)]);
+}
+
+#[test]
+fn whiteouts_of_overlayfs_hide_and_are_gone() {
+    let opaque = |tree: &mut Tree, path: &[u8], value: &[u8]| {
+        let id = tree.lookup(path).expect("there");
+        tree.inode_mut(id).xattrs = Some(Box::new(
+            [(b"trusted.overlay.opaque"[..].into(), value.into())].into(),
+        ));
+    };
+    let device = |rdev| Inode {
+        rdev,
+        ..inode(mode::CHARACTER, 2, Content::Special)
+    };
+    let mut below = layer(&[("a", 1), ("b", 1), ("d/x", 1), ("e/x", 1), ("null", 1)]);
+    let mut upper = layer(&[
+        ("d/y", 2),
+        ("e/y", 2),
+        ("n/m", 2),
+        (".wh.b", 2),
+        (".wh..wh..opq", 2),
+    ]);
+    for path in ["a", "d/nothing", "n/o"] {
+        put(&mut upper, path, device(0));
+    }
+    put(&mut upper, "null", device(0x103));
+    opaque(&mut upper, b"d", b"y");
+    opaque(&mut upper, b"e", b"x");
+    opaque(&mut upper, b"n", b"y");
+    let d = upper.lookup(b"d").expect("there");
+    upper.inode_mut(d).implied = false;
+    let (lower, above) = (below.clone(), upper.clone());
+    below
+        .overlay_with(upper, Whiteouts::Overlayfs)
+        .expect("small");
+    let of = |path: &[u8]| below.inode(below.lookup(path).expect("there"));
+    assert_eq!(of(b"d").xattrs, None);
+    assert_eq!(of(b"n").xattrs, None);
+    assert_eq!(of(b"null").rdev, 0x103);
+    let expected = [
+        (".wh..wh..opq", 2),
+        (".wh.b", 2),
+        ("b", 1),
+        ("d/", 0),
+        ("d/y", 2),
+        ("e/", 0),
+        ("e/x", 1),
+        ("e/y", 2),
+        ("n/", 0),
+        ("n/m", 2),
+        ("null", 2),
+    ];
+    expect(facts(&below), &expected);
+    let mut below = lower;
+    below.overlay_with(above, Whiteouts::None).expect("small");
+    for path in [&b"a"[..], b"b", b".wh.b", b"d/x", b"d/nothing", b"n/o"] {
+        assert!(below.lookup(path).is_some(), "{path:?}");
+    }
 }
 
 #[test]

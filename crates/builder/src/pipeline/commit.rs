@@ -13,15 +13,17 @@ use crate::{BuildOptions, Error};
 pub(crate) struct BlobWriter<W> {
     out: W,
     sha256: Sha256,
+    offset: u64,
     len: u64,
 }
 
 impl<W: Write> BlobWriter<W> {
-    /// A blob that goes to `out`.
-    pub(crate) fn new(out: W) -> Self {
+    /// A blob that goes to `out` and begins at `offset` of the file that readers see.
+    pub(crate) fn new(out: W, offset: u64) -> Self {
         Self {
             out,
             sha256: Sha256::new(),
+            offset,
             len: 0,
         }
     }
@@ -37,6 +39,11 @@ impl<W: Write> BlobWriter<W> {
     /// Bytes so far.
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Where the next byte lies in the file that readers see.
+    pub(crate) fn position(&self) -> u64 {
+        self.offset + self.len
     }
 
     /// The running digest of what was written so far.
@@ -55,7 +62,7 @@ pub(super) fn run<W: Write>(
     out: W,
     options: &BuildOptions,
 ) -> Result<(BlobWriter<W>, Vec<StoredUnit>), Error> {
-    let mut blob = BlobWriter::new(out);
+    let mut blob = BlobWriter::new(out, options.blob_offset);
     let mut units = Vec::new();
     for job in jobs {
         options.cancel.check()?;

@@ -39,6 +39,7 @@ pub(crate) struct Cutter<'a> {
     jobs: SyncSender<Pending<Hashed>>,
     open: Option<Open>,
     next: u32,
+    prefetched: u32,
 }
 
 /// The job that is being filled.
@@ -63,6 +64,7 @@ impl<'a> Cutter<'a> {
             jobs,
             open: None,
             next: 0,
+            prefetched: 0,
         }
     }
 
@@ -83,6 +85,16 @@ impl<'a> Cutter<'a> {
                 .ok_or_else(|| io::Error::other("more than 2^32 chunks in a layer"))?;
         }
         Ok(first..self.next)
+    }
+
+    /// Says that all files to prefetch have been cut.
+    pub(crate) fn end_prefetch(&mut self) {
+        self.prefetched = self.next;
+    }
+
+    /// Chunks of files to prefetch.
+    pub(super) fn prefetched(&self) -> u32 {
+        self.prefetched
     }
 
     /// Reads one chunk into the open job, or into a new one if it does not fit there.

@@ -17,15 +17,15 @@ pub(crate) struct Places {
 
 impl Places {
     /// Enters into the records of the new chunks, in order, where and how they are stored. Those of a batch say nothing
-    /// of it, as in the deployed builder's bootstraps: the blob's own table does.
+    /// of it, as in the deployed builder's bootstraps: the blob's own table does. The first chunk lies at `offset`.
     pub(super) fn settle<'a>(
         mut own: impl Iterator<Item = &'a mut ChunkRecord>,
         units: &[StoredUnit],
         encrypted: bool,
+        mut offset: u64,
     ) -> Result<Self, Error> {
         let mut places = Self::default();
         let any = units.iter().any(|unit| unit.members != 0);
-        let mut offset = 0;
         for unit in units {
             let mut filled = 0;
             for _ in 0..unit.members.max(1) {

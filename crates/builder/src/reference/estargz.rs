@@ -107,7 +107,6 @@ pub fn build_estargz(
     Ok(BuiltLayer {
         table: table.transpose()?,
         image,
-        has_data,
         own_blob,
         blob_digest: [0; 32],
         self_digest: [0; 32],

@@ -67,7 +67,6 @@ pub fn build_tarfs(source: impl Read, options: &BuildOptions) -> Result<BuiltLay
     };
     Ok(BuiltLayer {
         image,
-        has_data,
         own_blob: has_data.then_some(0),
         blob_digest: [0; 32],
         self_digest: [0; 32],

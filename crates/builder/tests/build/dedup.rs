@@ -51,7 +51,10 @@ fn a_chunk_is_stored_by_the_lowest_layer_that_has_it() {
         [4, 2, 0]
     );
     assert_eq!(
-        built.iter().map(|layer| layer.has_data).collect::<Vec<_>>(),
+        built
+            .iter()
+            .map(|layer| layer.own_blob.is_some())
+            .collect::<Vec<_>>(),
         [true, true, false]
     );
     assert_eq!(built[2].image.blobs.len(), 2, "only blobs of lower layers");

@@ -7,6 +7,7 @@ mod directory;
 mod failure;
 mod golden;
 mod merge;
+mod parent;
 mod roundtrip;
 mod tail;
 mod transcode;

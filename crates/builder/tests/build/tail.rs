@@ -114,7 +114,7 @@ fn a_layer_without_data_has_no_blob_and_still_its_bootstrap() {
         .add(Entry::file("d/empty", ""))
         .add(Entry::symlink("l", "d"));
     let (layer, blob) = build(&tar.finish(), &options());
-    assert!(!layer.has_data && layer.image.blobs.is_empty());
+    assert!(layer.own_blob.is_none() && layer.image.blobs.is_empty());
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &blob).unwrap();
     let bootstrap = storage::extract_bootstrap(&FileBlob::open(file.path()).unwrap()).unwrap();

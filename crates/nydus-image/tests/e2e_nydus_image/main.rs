@@ -10,6 +10,7 @@ mod dictionary;
 mod estargz;
 mod golden;
 mod optimize;
+mod parent;
 mod stack;
 mod stat;
 mod support;
