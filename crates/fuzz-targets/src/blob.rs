@@ -52,7 +52,7 @@ pub const TAIL: Target = Target {
         let (_, blob) = sample::native_layer();
         vec![blob, vec![0; 4096]]
     },
-    changes: 2000,
+    changes: 5000,
 };
 
 /// A compressor, a size and stored bytes.

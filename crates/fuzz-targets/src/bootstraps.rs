@@ -24,7 +24,7 @@ pub const V6: Target = Target {
     name: "bootstrap",
     run: |input| walk(&changed(&SAMPLE_V6, input)),
     samples,
-    changes: 2000,
+    changes: 5000,
 };
 
 /// The same for v5.
@@ -32,7 +32,7 @@ pub const V5: Target = Target {
     name: "bootstrap_v5",
     run: |input| walk_v5(&changed(&SAMPLE_V5, input)),
     samples,
-    changes: 2000,
+    changes: 5000,
 };
 
 /// Either version becomes a tree; what is sound can be written again and is sound then.
@@ -51,7 +51,7 @@ pub const LOAD: Target = Target {
         };
         with(5).chain(with(6)).collect()
     },
-    changes: 2000,
+    changes: 5000,
 };
 
 /// Changes to the samples: none, and one within the superblock, the first inodes, and the rest.

@@ -1,4 +1,4 @@
-//! The files of a mount's cache.
+//! What a mount reads: blobs, and the files of its cache.
 
 use std::io;
 use std::sync::{Arc, LazyLock};
@@ -16,6 +16,27 @@ pub const CACHE: Target = Target {
     run: |input| IMAGE.read_with(input),
     samples: || vec![IMAGE.fill(), vec![0; 4096]],
     changes: 300,
+};
+
+/// Any blob behind a good bootstrap: a read fails, or gives what the bootstrap records.
+pub const STORE: Target = Target {
+    name: "store",
+    run: |input| {
+        let blob = Arc::new(Bytes(input.to_vec()));
+        let options = StoreOptions {
+            threads: 1,
+            ..StoreOptions::default()
+        };
+        if let Ok(store) = ChunkStore::open(&IMAGE.bootstrap, Arc::new(One(blob)), options) {
+            // Verified by its type.
+            IMAGE
+                .chunks
+                .iter()
+                .for_each(|&chunk| drop(store.chunk(chunk)));
+        }
+    },
+    samples: || vec![IMAGE.blob.0.clone()],
+    changes: 1000,
 };
 
 static IMAGE: LazyLock<Image> = LazyLock::new(Image::new);

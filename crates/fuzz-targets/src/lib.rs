@@ -28,7 +28,7 @@ pub struct Target {
 }
 
 /// All there is to fuzz.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     bootstraps::V6,
     bootstraps::V5,
     bootstraps::LOAD,
@@ -37,6 +37,7 @@ pub const TARGETS: [Target; 15] = [
     blob::TAIL,
     blob::CHUNK,
     cache::CACHE,
+    cache::STORE,
     layers::TAR,
     layers::OVERLAY,
     layers::DECOMPRESS,

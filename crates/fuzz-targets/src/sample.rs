@@ -40,7 +40,7 @@ pub fn options() -> BuildOptions {
 pub fn entries() -> Vec<Entry> {
     vec![
         Entry::directory("usr/").mode(0o1755).owner(1 << 30, 7),
-        Entry::file("usr/file", testkit::prose(1, 5000)).xattr("user.a", "b"),
+        Entry::file("usr/file", testkit::prose(1, 4500)).xattr("user.a", "b"),
         Entry::file("usr/small", "small").mode(0o4755),
         Entry::hard("usr/hard", "usr/file"),
         Entry::symlink("lib", "usr/lib"),
@@ -53,27 +53,40 @@ pub fn entries() -> Vec<Entry> {
     ]
 }
 
-/// A tar of [`entries`] and sparse files of all dialects.
-pub fn tar() -> Vec<u8> {
-    let mut tar = Tar::new();
-    for entry in entries() {
-        tar.add(entry);
-    }
-    for (name, dialect) in [
-        ("s0", Sparse::Gnu),
-        ("s1", Sparse::Pax00),
-        ("s2", Sparse::Pax01),
-        ("s3", Sparse::Pax10),
-    ] {
+/// Small tars: a hard link and its target, each of the other [`entries`], and sparse files of all dialects.
+pub fn tars() -> Vec<Vec<u8>> {
+    let mut tars: Vec<Tar> = entries()
+        .into_iter()
+        .filter(|entry| !entry.path.starts_with(b"usr/hard"))
+        .map(|entry| {
+            let mut tar = Tar::new();
+            tar.add(entry);
+            tar
+        })
+        .collect();
+    let mut links = Tar::new();
+    links
+        .add(Entry::symlink("a", "b/../c"))
+        .add(Entry::symlink("c", "/a"))
+        .add(Entry::file("a/below", "x"))
+        .add(Entry::hard("../h", "./a"));
+    tars.push(links);
+    for dialect in [Sparse::Gnu, Sparse::Pax00, Sparse::Pax01, Sparse::Pax10] {
         let segments = [(512, vec![1; 512]), (2048, vec![2; 100])];
-        tar.sparse(Entry::file(name, ""), dialect, 3000, &segments);
+        let mut tar = Tar::new();
+        tar.sparse(Entry::file("s", ""), dialect, 3000, &segments);
+        tars.push(tar);
     }
-    tar.finish()
+    tars.iter().map(Tar::finish).collect()
 }
 
 /// A native layer with table of contents, and its blob.
 pub fn native_layer() -> (BuiltLayer, Vec<u8>) {
+    let mut tar = Tar::new();
+    for entry in entries() {
+        tar.add(entry);
+    }
     let mut blob = Vec::new();
-    let layer = builder::build_tar(&tar()[..], &mut blob, &options(), Dedup::Layer);
+    let layer = builder::build_tar(&tar.finish()[..], &mut blob, &options(), Dedup::Layer);
     (layer.expect("the sample can be built"), blob)
 }
