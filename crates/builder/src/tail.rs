@@ -61,7 +61,7 @@ impl ChunkTable {
     /// multiple of 4096 bytes, and the header.
     pub fn cache_file(&self) -> Vec<u8> {
         let mut file = self.table.clone();
-        file.resize(file.len().next_multiple_of(self.header.len().max(1)), 0);
+        file.resize(file.len().next_multiple_of(blob_meta::HEADER_SIZE), 0);
         file.extend_from_slice(&self.header);
         file
     }

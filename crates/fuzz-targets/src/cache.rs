@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::{Arc, LazyLock};
 
-use rafs_format::{Bootstrap, ChunkPointer};
+use builder::{BlobKey, BuildOptions, Encryption};
+use rafs_format::{Bootstrap, ChunkPointer, Compressor};
 use storage::{BlobReader, BlobSource, ChunkStore, StoreOptions};
 
 use crate::blob::Bytes;
@@ -13,33 +14,59 @@ use crate::{Target, sample};
 /// what the bootstrap records.
 pub const CACHE: Target = Target {
     name: "cache",
-    run: |input| IMAGE.read_with(input),
-    samples: || vec![IMAGE.fill(), vec![0; 4096]],
+    run: |input| PLAIN.read_with(input),
+    samples: || vec![PLAIN.fill(), vec![0; 4096]],
     changes: 300,
 };
 
-/// Any blob behind a good bootstrap: a read fails, or gives what the bootstrap records.
+/// Any blob behind a good bootstrap: a read fails, or gives what the bootstrap records. The first byte picks one of
+/// [`IMAGES`].
 pub const STORE: Target = Target {
     name: "store",
     run: |input| {
-        let blob = Arc::new(Bytes(input.to_vec()));
+        let Some((number, blob)) = input.split_first() else {
+            return;
+        };
+        let image = IMAGES[usize::from(*number) % IMAGES.len()];
+        let source = Arc::new(One(Arc::new(Bytes(blob.to_vec()))));
         let options = StoreOptions {
             threads: 1,
             ..StoreOptions::default()
         };
-        if let Ok(store) = ChunkStore::open(&IMAGE.bootstrap, Arc::new(One(blob)), options) {
-            // Verified by its type.
-            IMAGE
-                .chunks
-                .iter()
-                .for_each(|&chunk| drop(store.chunk(chunk)));
+        if let Ok(store) = ChunkStore::open(&image.bootstrap, source, options) {
+            for &chunk in &image.chunks {
+                // Verified by its type.
+                let _ = store.chunk(chunk);
+            }
         }
     },
-    samples: || vec![IMAGE.blob.0.clone()],
+    samples: || {
+        let blobs = (0..).zip(IMAGES);
+        blobs
+            .map(|(number, image)| [&[number], &image.blob.0[..]].concat())
+            .collect()
+    },
     changes: 1000,
 };
 
-static IMAGE: LazyLock<Image> = LazyLock::new(Image::new);
+static PLAIN: LazyLock<Image> = LazyLock::new(|| Image::new(&sample::options()));
+static BATCHED: LazyLock<Image> = LazyLock::new(|| {
+    Image::new(&BuildOptions {
+        batch_size: 0x1000,
+        compressor: Compressor::None,
+        ..sample::options()
+    })
+});
+static ENCRYPTED: LazyLock<Image> = LazyLock::new(|| {
+    let key: [u8; 32] = std::array::from_fn(|i| i as u8);
+    Image::new(&BuildOptions {
+        encryption: Some(Encryption::Key(BlobKey::new(key, [7; 16]))),
+        compressor: Compressor::Lz4Block,
+        ..sample::options()
+    })
+});
+/// Images of every kind of blob.
+static IMAGES: [&LazyLock<Image>; 3] = [&PLAIN, &BATCHED, &ENCRYPTED];
 
 struct Image {
     bootstrap: Bootstrap<Vec<u8>>,
@@ -58,8 +85,8 @@ impl BlobSource for One {
 }
 
 impl Image {
-    fn new() -> Self {
-        let (layer, blob) = sample::native_layer();
+    fn new(options: &BuildOptions) -> Self {
+        let (layer, blob) = sample::native_layer_with(options);
         let bootstrap = builder::encode(&layer.image).expect("the sample can be encoded");
         let bootstrap = Bootstrap::parse(bootstrap).expect("what was written can be read");
         let chunks = bootstrap

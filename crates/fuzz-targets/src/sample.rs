@@ -82,11 +82,16 @@ pub fn tars() -> Vec<Vec<u8>> {
 
 /// A native layer with table of contents, and its blob.
 pub fn native_layer() -> (BuiltLayer, Vec<u8>) {
+    native_layer_with(&options())
+}
+
+/// The same with other options.
+pub fn native_layer_with(options: &BuildOptions) -> (BuiltLayer, Vec<u8>) {
     let mut tar = Tar::new();
     for entry in entries() {
         tar.add(entry);
     }
     let mut blob = Vec::new();
-    let layer = builder::build_tar(&tar.finish()[..], &mut blob, &options(), Dedup::Layer);
+    let layer = builder::build_tar(&tar.finish()[..], &mut blob, options, Dedup::Layer);
     (layer.expect("the sample can be built"), blob)
 }
