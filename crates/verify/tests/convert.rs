@@ -6,6 +6,7 @@ mod common;
 
 use common::{assert_verified, build, build_options, check, image_tars, layers, target};
 use proptest::prelude::*;
+use rafs_format::BlobId;
 use testkit::tar::{Entry, Tar};
 use tree::{Content, Image, Inode, InodeId, Xattrs, mode};
 use verify::{Fact, Outcome, Rule};
@@ -346,4 +347,36 @@ proptest! {
         let report = check(Some(&layers(&tars)), &target(&image, blobs));
         prop_assert!(report.verified, "{}", report);
     }
+}
+
+#[test]
+fn an_estargz_layer_by_its_table_equals_its_tar() {
+    let chunk = 0x4000;
+    let entries = [
+        Entry::directory("dir"),
+        Entry::file("dir/large", testkit::noise(1, 3 * chunk + 5)),
+        Entry::file("small", "with many headers behind it in its gzip member"),
+    ];
+    let headers = (0..200).map(|i| Entry::directory(format!("many/{i:080}")));
+    // Its member is shorter than what is recorded as a bound, and the last one.
+    let last = Entry::file("zeros", vec![0; chunk]);
+    let entries: Vec<Entry> = entries.into_iter().chain(headers).chain([last]).collect();
+    let mut tar = Tar::new();
+    for entry in &entries {
+        tar.add(entry.clone());
+    }
+    let source = layers(&[tar.finish()]);
+    let made = testkit::estargz::estargz(&entries, chunk);
+    let target = |blob: &[u8]| {
+        let id = BlobId::new(testkit::sha256(blob)).unwrap();
+        let layer = builder::build_estargz(&made.toc[..], id, None, &build_options()).unwrap();
+        target(&layer.image, vec![blob.to_vec()])
+    };
+    let report = check(Some(&source), &target(&made.blob));
+    assert_verified(&report);
+    assert_eq!((report.counts.chunks_read, report.counts.chunks), (6, 6));
+    let mut damaged = made.blob.clone();
+    damaged[chunk / 2] ^= 1;
+    let report = check(Some(&source), &target(&damaged));
+    assert_eq!(report.rule(Rule::Data).unwrap().outcome, Outcome::Failed);
 }
