@@ -16,6 +16,7 @@ mod reader;
 mod sparse;
 
 pub(crate) use header::device_number;
+pub(crate) use reader::NAME_MAX;
 pub use reader::{Data, Reader};
 
 /// One entry of an archive.

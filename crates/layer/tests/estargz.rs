@@ -220,6 +220,10 @@ fn tables_that_make_no_sense_are_refused_by_name() {
             "256 bytes is above the limit",
         ),
         (
+            json!([{"name": "x/".repeat(40_000), "type": "dir"}]),
+            "more than 65536 bytes",
+        ),
+        (
             json!([{"name": "x", "type": "symlink"}]),
             "cannot be the target",
         ),

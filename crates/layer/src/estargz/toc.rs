@@ -16,7 +16,7 @@ use tree::Xattrs;
 
 use super::time;
 use crate::error::{Error, show};
-use crate::tar::device_number;
+use crate::tar::{NAME_MAX, device_number};
 
 /// Name of the TOC in its tar, and in the root of the layer.
 pub const TOC_NAME: &str = "stargz.index.json";
@@ -281,6 +281,11 @@ impl TryFrom<RawEntry> for TocEntry {
     type Error = String;
 
     fn try_from(raw: RawEntry) -> Result<Self, String> {
+        if raw.name.len() > NAME_MAX || raw.link_name.len() > NAME_MAX {
+            return Err(format!(
+                "the path or its link target has more than {NAME_MAX} bytes"
+            ));
+        }
         let kind = match &*raw.kind {
             "dir" => EntryKind::Directory,
             "reg" => EntryKind::Regular,

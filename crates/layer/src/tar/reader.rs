@@ -15,7 +15,7 @@ const END_MARK: u32 = 2;
 /// Longest PAX extended header, in bytes.
 const PAX_MAX: u64 = 1 << 20;
 /// Longest path or link target, in bytes.
-const NAME_MAX: usize = 64 << 10;
+pub(crate) const NAME_MAX: usize = 64 << 10;
 
 /// What precedes an entry's own header.
 #[derive(Default)]
