@@ -1,7 +1,7 @@
 //! Copying images as they are, from any place to any other.
 
 mod archive;
-mod gather;
+pub(crate) mod gather;
 mod report;
 
 use std::collections::HashSet;

@@ -84,7 +84,7 @@ pub enum Error {
     List(Box<builder::Error>),
     /// The image is not made of its layers alone.
     #[error(
-        "{manifest} uses blob {id}, which it does not list: take it in with nydusify copy --source-backend-type first"
+        "{manifest} uses blob {id}, which it does not list: name the backend that has it with --source-backend-type"
     )]
     Unlisted {
         /// The image's manifest.

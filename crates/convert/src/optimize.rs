@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use builder::{Budget, BuildOptions, Origin, PrefetchFile, Selection, write_prefetch_blob};
 use image::nydus::{self, ANNOTATION_PREFETCH_BLOB, BootstrapLayer, ImageBlobs, PREFETCH_LIST};
-use image::{Descriptor, Digest, PlatformChoice, Selected, Source, Target};
+use image::{Descriptor, Digest, Manifest, PlatformChoice, Selected, Source, Target};
 use progress::{Cancel, Progress};
 use storage::LoadedBootstrap;
 
+use crate::copy::gather::{self, Gathered};
 use crate::copy::{CopyOptions, Work};
 use crate::{Error, TOTAL, unplaced};
 
@@ -24,7 +25,8 @@ pub struct OptimizeReport {
 
 /// Writes the Nydus image of `source` for this machine's platform to `target`, with one more blob: the chunks of the files in
 /// `list` (the text of a list as [`builder::parse_prefetch_list`] reads it), in its order. All other blobs are copied, or taken over
-/// where they are. The list comes along in the bootstrap's layer. The tag comes last.
+/// where they are; those that lie in the source's backend become part of the image. The list comes along in the
+/// bootstrap's layer. The tag comes last.
 ///
 /// # Errors
 /// [`Error`]; the target then has no new tag and no unfinished file.
@@ -52,17 +54,16 @@ fn optimize(
 ) -> Result<OptimizeReport, Error> {
     let files = builder::parse_prefetch_list(list).map_err(|error| Error::List(Box::new(error)))?;
     let image = find(source)?;
-    let manifest = &image.manifest;
+    let gathered = gather::gather(source, &image)?;
+    let manifest = match &gathered {
+        Some(gathered) => &gathered.manifest,
+        None => &image.manifest,
+    };
     let size = manifest.layers.iter().map(|layer| layer.size).sum();
     progress.started(TOTAL, Some(size));
-    let loaded = load(source, &image)?;
+    let loaded = load(source, &image, manifest)?;
     let work = Optimized::new(source, &image, &loaded, &files)?;
     let left_out = work.selection.left_out.clone();
-    let blobs = match work.selection.is_empty() {
-        // The bootstrap stays, too.
-        true => &manifest.layers[..],
-        false => &manifest.layers[..manifest.layers.len() - 1],
-    };
     let copy = Work {
         source,
         target: &target,
@@ -70,15 +71,35 @@ fn optimize(
         total: true,
         cancel,
     };
-    copy.copy_blobs(&blobs.iter().collect::<Vec<_>>(), CopyOptions::LANES)?;
-    let (root, blob) = if work.selection.is_empty() {
-        copy.copy_blobs(&[&manifest.config], CopyOptions::LANES)?;
-        target.copy_document(source, &image.descriptor)?;
-        (unplaced(&image.descriptor), None)
-    } else {
-        let (root, blob) = work.write(list, &target, cancel)?;
-        (root, Some(blob))
+    let mut blobs: Vec<&Descriptor> = image.manifest.layers.iter().collect();
+    if !work.selection.is_empty() {
+        // The bootstrap's layer.
+        blobs.pop();
+    }
+    copy.copy_blobs(&blobs, CopyOptions::LANES)?;
+    if let (Some(gathered), Some(backend)) = (&gathered, source.at_backend()) {
+        let copy = Work {
+            source: &backend,
+            ..copy
+        };
+        copy.copy_blobs(
+            &gathered.blobs.iter().collect::<Vec<_>>(),
+            CopyOptions::LANES,
+        )?;
+    }
+    let (root, blob) = match (work.selection.is_empty(), gathered) {
+        (true, None) => {
+            copy.copy_blobs(&[&image.manifest.config], CopyOptions::LANES)?;
+            target.copy_document(source, &image.descriptor)?;
+            (image.descriptor.clone(), None)
+        }
+        (true, Some(gathered)) => (gathered.put(image.descriptor.clone(), &target)?, None),
+        (false, gathered) => {
+            let (root, blob) = work.write(gathered, list, &target, cancel)?;
+            (root, Some(blob))
+        }
     };
+    let root = unplaced(&root);
     cancel.check()?;
     target.commit(&root)?;
     progress.finished(TOTAL, &format!("{size} bytes"));
@@ -99,7 +120,8 @@ fn find(source: &Source) -> Result<Selected, Error> {
     }
 }
 
-fn load(source: &Source, image: &Selected) -> Result<LoadedBootstrap, Error> {
+/// Reads the bootstrap of an image that lists its blobs in `listing`.
+fn load(source: &Source, image: &Selected, listing: &Manifest) -> Result<LoadedBootstrap, Error> {
     let manifest = image.descriptor.digest;
     let failed =
         |source: Box<dyn std::error::Error + Send + Sync>| Error::Optimize { manifest, source };
@@ -108,7 +130,7 @@ fn load(source: &Source, image: &Selected) -> Result<LoadedBootstrap, Error> {
     loaded.check().map_err(|error| failed(error.into()))?;
     // A blob that the image does not list would have to be in the new one's backend, and so would the new blob.
     let listed = |id: &str| {
-        let mut layers = image.manifest.layers.iter();
+        let mut layers = listing.layers.iter();
         layers.any(|layer| layer.digest.hex() == id)
     };
     match loaded.blobs().iter().find(|blob| {
@@ -155,6 +177,7 @@ impl<'a> Optimized<'a> {
     /// Writes all that is new; the manifest and the blob.
     fn write(
         mut self,
+        gathered: Option<Gathered>,
         list: &[u8],
         target: &Target,
         cancel: &Cancel,
@@ -198,19 +221,25 @@ impl<'a> Optimized<'a> {
             manifest: digest,
             source,
         })?;
-        let root = self.put_documents(&blob, &layer, target)?;
+        let root = self.put_documents(gathered, &blob, &layer, target)?;
         Ok((root, blob))
     }
 
     /// Writes bootstrap layer, configuration and manifest.
     fn put_documents(
         &self,
+        gathered: Option<Gathered>,
         blob: &Descriptor,
         bootstrap: &BootstrapLayer,
         target: &Target,
     ) -> Result<Descriptor, Error> {
-        let mut manifest = self.selected.manifest.clone();
-        let config = self.source.config(&manifest)?;
+        let before = &self.selected.manifest;
+        let (mut manifest, config) = match gathered {
+            Some(Gathered {
+                manifest, config, ..
+            }) => (manifest, config),
+            None => (before.clone(), self.source.config(before)?),
+        };
         let what = format!("configuration {}", manifest.config.digest);
         let mut diff_ids = nydus::diff_ids(&config, &what)?;
         if diff_ids.len() != manifest.layers.len() {

@@ -69,7 +69,7 @@ options!(
 );
 options!(
     SourceSide,
-    "Where `check` and `copy` find blobs of the source.",
+    "Where `check`, `copy` and `optimize` find blobs of the source.",
     "source-",
     "the source's blobs that it does not list"
 );

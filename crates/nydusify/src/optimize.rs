@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::builder::PossibleValuesParser;
-use image::Location;
+use image::{Location, Store};
 use indicatif::MultiProgress;
 
 use crate::args::{Usage, any_path, given};
@@ -78,15 +79,13 @@ pub fn run(args: &OptimizeArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let cancel = interrupt.cancel();
     let places = Places::new(&args.registry, Some(&args.push), cancel);
-    if args.source_backend.choice().open(&places)?.is_some() {
-        let reason = "not supported yet: optimize with --source-backend-type; take the blobs into the image with \
-                      nydusify copy --source-backend-type first";
-        return Err(Usage(reason.to_owned()).into());
-    }
+    let backend = args.source_backend.choice().open(&places)?;
+    let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn Store>);
     let progress = renderer(args.progress, terminal);
     let result = places
         .source(&source, args.insecure.source_insecure)
         .and_then(|source| {
+            let source = source.with_backend(backend);
             let target = places.target(&target, args.insecure.target_insecure)?;
             Ok(convert::optimize_image(
                 &source, target, &list, &*progress, cancel,

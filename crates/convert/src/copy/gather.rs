@@ -4,23 +4,25 @@ use bootstrap::Parsed;
 use image::nydus::{self, ANNOTATION_BLOB_IDS};
 use image::{Descriptor, Digest, Manifest, Selected, Source, Target};
 
+use serde_json::Value;
+
 use crate::Error;
 
 /// An image as it is once it lists its blobs.
-pub(super) struct Gathered {
+pub(crate) struct Gathered {
     /// The blobs, which lie in the backend.
     pub blobs: Vec<Descriptor>,
     /// The configuration with their diff ids.
-    config: Vec<u8>,
+    pub config: Value,
     /// The manifest that lists them, but for the configuration.
-    manifest: Manifest,
+    pub manifest: Manifest,
 }
 
 /// What becomes of `image` if its blobs lie in the source's backend; `None` if it stays as it is.
 ///
 /// # Errors
 /// [`Error`] if the bootstrap cannot be read, or if the backend does not have one of the blobs.
-pub(super) fn gather(source: &Source, image: &Selected) -> Result<Option<Gathered>, Error> {
+pub(crate) fn gather(source: &Source, image: &Selected) -> Result<Option<Gathered>, Error> {
     let manifest = &image.manifest;
     let Some(backend) = source.backend().filter(|_| nydus::is_nydus(manifest)) else {
         return Ok(None);
@@ -56,7 +58,7 @@ pub(super) fn gather(source: &Source, image: &Selected) -> Result<Option<Gathere
     }
     manifest.layers.splice(0..0, blobs.iter().cloned());
     Ok(Some(Gathered {
-        config: serde_json::to_vec(&config).expect("a JSON value always serialises"),
+        config,
         blobs,
         manifest,
     }))
@@ -65,13 +67,14 @@ pub(super) fn gather(source: &Source, image: &Selected) -> Result<Option<Gathere
 impl Gathered {
     /// Writes configuration and manifest; gives the image's entry in the index, which was `entry`, as it is now. The
     /// layers are in place.
-    pub(super) fn put(
+    pub(crate) fn put(
         mut self,
         mut entry: Descriptor,
         target: &Target,
     ) -> Result<Descriptor, Error> {
         let kind = self.manifest.config.media_type.clone();
-        self.manifest.config = target.put(&self.config, &kind)?;
+        let config = serde_json::to_vec(&self.config).expect("a JSON value always serialises");
+        self.manifest.config = target.put(&config, &kind)?;
         let put = target.put_document(&self.manifest.to_json(), &self.manifest.media_type)?;
         (entry.media_type, entry.digest, entry.size) = (put.media_type, put.digest, put.size);
         Ok(entry)

@@ -177,22 +177,11 @@ fn what_cannot_be_optimized_leaves_no_tag() {
     let dir = place.path("blobs");
     fs::create_dir(&dir).unwrap();
     let config = json!({ "dir": dir }).to_string();
-    let backend = [
-        "--source-backend-type",
-        "localfs",
-        "--source-backend-config",
-        &config,
-        "--prefetch-files",
-        good.to_str().unwrap(),
-    ];
-    run(NYDUSIFY, words.iter().chain(&backend))
-        .exits(2)
-        .fails_with(&["not supported yet", "nydusify copy"]);
     let options = ["--backend-type", "localfs", "--backend-config", &config];
     convert(&fixture(), &place.oci("outside", "t"), &options).ok();
     optimize(&place.oci("outside", "t"), &after, &good)
         .exits(1)
-        .fails_with(&["does not list", "nydusify copy"]);
+        .fails_with(&["does not list", "--source-backend-type"]);
     let bad = list(&place, "/app/main\n");
     optimize(&before, &after, &bad)
         .exits(1)
@@ -211,6 +200,33 @@ fn what_cannot_be_optimized_leaves_no_tag() {
         .exits(1)
         .fails_with(&[digest]);
     assert_clean(&place.path("other"), "after");
+}
+
+#[test]
+fn blobs_come_from_a_backend() {
+    let place = Place::new();
+    let (outside, after) = (place.oci("outside", "t"), place.oci("other", "after"));
+    let dir = place.path("blobs");
+    fs::create_dir(&dir).unwrap();
+    let config = json!({ "dir": dir }).to_string();
+    let options = ["--backend-type", "localfs", "--backend-config", &config];
+    convert(&fixture(), &outside, &options).ok();
+    let backend = [
+        "--source-backend-type",
+        "localfs",
+        "--source-backend-config",
+        &config,
+    ];
+    for (text, blobs) in [(LIST, 4), ("", 3)] {
+        let list = list(&place, text);
+        let words = ["optimize", "--source", &outside, "--target", &after];
+        let list = ["--prefetch-files", list.to_str().unwrap()];
+        run(NYDUSIFY, words.iter().chain(&list).chain(&backend)).ok();
+        let layers = manifest(&place.path("other"), "after")["layers"].clone();
+        assert_eq!(layers.as_array().unwrap().len(), blobs + 1);
+        // All of it is in the image now.
+        check(&fixture(), &after).ok().says(&["verified image"]);
+    }
 }
 
 #[test]
