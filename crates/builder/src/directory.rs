@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use tree::{ChunkId, Content, Inode, InodeId, Tree, Whiteouts, Xattrs};
 use walkdir::{DirEntry, WalkDir};
 
+use crate::attributes::Attributes;
 use crate::build::{BuiltLayer, build};
 use crate::pipeline::Cutter;
 use crate::{BuildOptions, Dedup, Error};
@@ -29,44 +30,67 @@ pub fn build_directory(
     options: &BuildOptions,
     dedup: Dedup,
 ) -> Result<BuiltLayer, Error> {
-    let failed = |source| Error::Source {
-        path: root.to_owned(),
-        source,
-    };
-    // The root itself may be a link; nothing below it is followed.
-    let root = &fs::canonicalize(root).map_err(failed)?;
-    if !root.is_dir() {
-        return Err(failed(io::ErrorKind::NotADirectory.into()));
-    }
     // Over a parent whiteouts have something to hide: they go into the tree.
     let whiteouts = match options.parent {
         Some(_) => Whiteouts::None,
         None => whiteouts,
     };
     build(out, options, dedup, |cutter| {
-        let mut scan = Scan {
-            root,
-            whiteouts,
-            tree: Tree::new(),
-            links: HashMap::new(),
-            files: Vec::new(),
+        let part = match &options.external {
+            Some(attributes) => Part::Internal(attributes),
+            None => Part::Whole,
         };
-        scan.run(options)?;
-        scan.read(cutter, options)
+        let mut scan = Scan::run(root, whiteouts, part, options)?;
+        scan.read(cutter, options)?;
+        Ok(scan.tree)
     })
 }
 
+/// The files of one part of a directory, without their data, and the names of those that are regular, in canonical order.
+pub(crate) fn scan(
+    root: &Path,
+    whiteouts: Whiteouts,
+    part: Part<'_>,
+    options: &BuildOptions,
+) -> Result<(Tree, Vec<Name>), Error> {
+    let scan = Scan::run(root, whiteouts, part, options)?;
+    Ok((scan.tree, scan.files))
+}
+
+/// Which files of a directory belong to an image.
+#[derive(Clone, Copy)]
+pub(crate) enum Part<'a> {
+    /// All.
+    Whole,
+    /// All but the external ones, and but directories that have nothing else below them.
+    Internal(&'a Attributes),
+    /// The external ones and the directories on the way.
+    External(&'a Attributes),
+}
+
+impl Part<'_> {
+    fn leaves_out(self, path: &[u8], directory: bool) -> bool {
+        match self {
+            Self::Whole => false,
+            Self::Internal(attributes) => !directory && attributes.get(path).is_some(),
+            Self::External(attributes) if directory => !attributes.leads_to(path),
+            Self::External(attributes) => attributes.get(path).is_none(),
+        }
+    }
+}
+
 /// A name of a regular file.
-struct Name {
+pub(crate) struct Name {
     /// From the root on, with a leading slash.
-    path: Vec<u8>,
-    id: InodeId,
+    pub path: Vec<u8>,
+    pub id: InodeId,
     source: PathBuf,
 }
 
 struct Scan<'a> {
-    root: &'a Path,
+    root: PathBuf,
     whiteouts: Whiteouts,
+    part: Part<'a>,
     tree: Tree,
     /// Inodes with several names, by device and inode number.
     links: HashMap<(u64, u64), InodeId>,
@@ -74,11 +98,41 @@ struct Scan<'a> {
     files: Vec<Name>,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
     /// Enters every file without its data.
-    fn run(&mut self, options: &BuildOptions) -> Result<(), Error> {
+    fn run(
+        root: &Path,
+        whiteouts: Whiteouts,
+        part: Part<'a>,
+        options: &BuildOptions,
+    ) -> Result<Self, Error> {
+        let failed = |source| Error::Source {
+            path: root.to_owned(),
+            source,
+        };
+        // The root itself may be a link; nothing below it is followed.
+        let root = fs::canonicalize(root).map_err(failed)?;
+        if !root.is_dir() {
+            return Err(failed(io::ErrorKind::NotADirectory.into()));
+        }
+        let mut scan = Self {
+            root,
+            whiteouts,
+            part,
+            tree: Tree::new(),
+            links: HashMap::new(),
+            files: Vec::new(),
+        };
+        scan.walk(options)?;
+        if let Part::Internal(attributes) = part {
+            scan.drop_ways(InodeId::ROOT, b"", attributes);
+        }
+        Ok(scan)
+    }
+
+    fn walk(&mut self, options: &BuildOptions) -> Result<(), Error> {
         // Everything but directories first: that is the canonical order of a walk that descends at once.
-        let walk = WalkDir::new(self.root).sort_by(canonical);
+        let walk = WalkDir::new(&self.root).sort_by(canonical);
         let mut parents: Vec<InodeId> = Vec::new();
         let mut entries = walk.into_iter();
         while let Some(entry) = entries.next() {
@@ -90,7 +144,11 @@ impl Scan<'_> {
                 let rdev = device_number(metadata.rdev());
                 self.whiteouts.covers(name, metadata.mode(), rdev)
             };
-            if entry.depth() > 0 && covers() {
+            let elsewhere = || {
+                let path = self.path(entry.path());
+                self.part.leaves_out(&path, metadata.is_dir())
+            };
+            if entry.depth() > 0 && (covers() || elsewhere()) {
                 if metadata.is_dir() {
                     entries.skip_current_dir();
                 }
@@ -109,6 +167,32 @@ impl Scan<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Removes directories that only lead to external files.
+    fn drop_ways(&mut self, id: InodeId, path: &[u8], attributes: &Attributes) {
+        let entries: Vec<_> = match self.tree.entries(id) {
+            Some(entries) => entries.clone().into_iter().collect(),
+            None => return,
+        };
+        for (name, child) in entries {
+            let path = [path, b"/", &name].concat();
+            if !self.tree.inode(child).is_directory() || !attributes.leads_to(&path) {
+                continue;
+            }
+            // As deep as the source, whose depth the system bounds.
+            self.drop_ways(child, &path, attributes);
+            let empty = self.tree.entries(child).is_some_and(BTreeMap::is_empty);
+            if let (true, Some(entries)) = (empty, self.tree.entries_mut(id)) {
+                entries.remove(&name);
+            }
+        }
+    }
+
+    /// The path in the image: from the root on, with a leading slash.
+    fn path(&self, source: &Path) -> Vec<u8> {
+        let below = source.strip_prefix(&self.root).unwrap_or(source);
+        [b"/", below.as_os_str().as_bytes()].concat()
     }
 
     /// Adds the inode behind an entry, unless another name of it has been met.
@@ -136,8 +220,7 @@ impl Scan<'_> {
             self.links.insert(link, id);
         }
         if metadata.is_file() {
-            let below = entry.path().strip_prefix(self.root).unwrap_or(entry.path());
-            let path = [b"/", below.as_os_str().as_bytes()].concat();
+            let path = self.path(entry.path());
             self.files.push(Name {
                 path,
                 id,
@@ -148,7 +231,7 @@ impl Scan<'_> {
     }
 
     /// Reads the data of all files, those that are to be prefetched first.
-    fn read(mut self, cutter: &mut Cutter, options: &BuildOptions) -> Result<Tree, Error> {
+    fn read(&mut self, cutter: &mut Cutter, options: &BuildOptions) -> Result<(), Error> {
         let rank = |name: &Name| {
             let mut patterns = options.prefetch.iter();
             let rank = patterns.position(|pattern| matches(pattern, &name.path));
@@ -179,11 +262,11 @@ impl Scan<'_> {
         if prefetching {
             cutter.end_prefetch();
         }
-        Ok(self.tree)
+        Ok(())
     }
 
     fn walk_error(&self, error: walkdir::Error) -> Error {
-        let path = error.path().unwrap_or(self.root).to_owned();
+        let path = error.path().unwrap_or(&self.root).to_owned();
         let source = error
             .into_io_error()
             .unwrap_or_else(|| io::Error::other("a loop of symbolic links"));

@@ -156,6 +156,14 @@ pub enum Error {
     /// Images that contradict each other.
     #[error(transparent)]
     Merge(#[from] tree::Error),
+    /// A file whose data is said to lie elsewhere, but not in a way that can be.
+    #[error("external file {path}: {what}")]
+    External {
+        /// Path in the directory, and the line that is about it.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
     /// An image that no layer of this build can lie on.
     #[error(
         "the parent image differs from the build in {what}: it has {parent}, the build makes {build}; build alike"

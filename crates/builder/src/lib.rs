@@ -7,12 +7,14 @@
 //! one byte [`Budget`]; what comes out depends on the input and the options alone.
 #![forbid(unsafe_code)]
 
+mod attributes;
 mod budget;
 mod build;
 mod compact;
 mod directory;
 mod encryption;
 mod error;
+mod external;
 mod merge;
 mod optimize;
 mod options;
@@ -26,6 +28,7 @@ mod tail;
 mod transcode;
 mod turn;
 
+pub use attributes::{Attributes, AttributesError, ExternalFile};
 pub use bootstrap::{encode, encode_v5, encode_v6, load_image};
 pub use budget::Budget;
 pub use build::{BuiltLayer, Stats, build_tar};
@@ -33,6 +36,7 @@ pub use compact::{CompactOptions, CompactPlan, compact_group};
 pub use directory::build_directory;
 pub use encryption::{BlobKey, Encryption};
 pub use error::Error;
+pub use external::{ExternalBlob, ExternalImage};
 pub use merge::{check_compatible, merge};
 pub use optimize::{PrefetchFile, Selection, parse_prefetch_list, write_prefetch_blob};
 pub use options::BuildOptions;

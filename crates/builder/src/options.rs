@@ -12,7 +12,7 @@ use rafs_format::{
     Version,
 };
 
-use crate::{Budget, Encryption, Error, Parent};
+use crate::{Attributes, Budget, Encryption, Error, Parent};
 
 /// Largest address in a blob file, in bytes.
 pub(crate) const COMPRESSED_MAX: u64 = 1 << 40;
@@ -55,6 +55,8 @@ pub struct BuildOptions {
     pub blob_offset: u64,
     /// The image that the layer lies on.
     pub parent: Option<Arc<Parent>>,
+    /// The files of a directory that are left out, for their data lies elsewhere: see [`crate::ExternalImage`].
+    pub external: Option<Arc<Attributes>>,
     /// How tar entries are read.
     pub layer: layer::Options,
     /// Chunks of other images that need not be stored again.
@@ -95,6 +97,7 @@ impl BuildOptions {
             readahead: false,
             blob_offset: 0,
             parent: None,
+            external: None,
             layer: layer::Options::default(),
             dictionary: None,
             dictionary_run: None,

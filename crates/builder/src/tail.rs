@@ -21,6 +21,7 @@ use tree::Image;
 
 use crate::build::own_chunks;
 use crate::pipeline::{BlobWriter, Places, Sealer};
+use crate::transcode::table_apart;
 use crate::{BuildOptions, Error};
 
 /// How a record of the chunk table is written.
@@ -117,6 +118,49 @@ pub(crate) fn finish<W: Write>(
             };
             BlobId::new(hex::encode(id)).expect("64 hexadecimal digits make an id")
         });
+    }
+    Ok(finished)
+}
+
+/// Writes the blob that goes with an image whose data lies elsewhere. In v6 it begins with the chunk tables of all blobs, one
+/// behind the other, each with its header; the image's blob table says so.
+pub(crate) fn finish_external<W: Write>(
+    out: W,
+    image: &mut Image,
+    options: &BuildOptions,
+) -> Result<Finished, Error> {
+    let mut tail = Tail {
+        blob: BlobWriter::new(out, 0),
+        without_digests: None,
+        headers: options.inline_meta || options.blob_toc,
+        toc: Vec::new(),
+        bootstrap_digest: None,
+        table: None,
+    };
+    if image.version == Version::V6 {
+        for index in 0..image.blobs.len() {
+            let chunks = image.chunks.iter_mut();
+            let chunks = chunks.filter(|chunk| chunk.blob_index as usize == index);
+            let table = table_apart(&mut image.blobs[index], chunks, tail.blob.len())?;
+            tail.append(&table)?;
+        }
+        if tail.blob.len() != 0 {
+            tail.header(toc::META, tail.blob.len())?;
+        }
+    }
+    if options.inline_meta {
+        tail.bootstrap(image, options)?;
+    }
+    if options.blob_toc && !tail.toc.is_empty() {
+        tail.table_of_contents()?;
+    }
+    let finished = tail.close()?;
+    let apart = |blob: &&mut BlobInfo| blob.features.contains(BlobFeatures::SEPARATE);
+    if !options.inline_meta {
+        for blob in image.blobs.iter_mut().filter(apart) {
+            blob.meta_digest = finished.digest;
+            blob.meta_size = finished.size;
+        }
     }
     Ok(finished)
 }

@@ -159,6 +159,28 @@ fn make_table<'a>(
     info: &mut BlobInfo,
     chunks: impl Iterator<Item = &'a mut ChunkRecord>,
 ) -> Result<TableBlob, Error> {
+    // Data and table are apart, so that the size of the one blob says where the data ends.
+    info.compressed_size = info.data_size();
+    info.features = BlobFeatures::empty();
+    let bytes = table_apart(info, chunks, 0)?;
+    let digest: [u8; 32] = Sha256::digest(&bytes).into();
+    info.meta_digest = digest;
+    info.meta_size = bytes.len() as u64;
+    debug_assert!(bytes.len() >= HEADER_SIZE);
+    Ok(TableBlob {
+        id: BlobId::new(hex::encode(digest)).expect("64 hexadecimal digits make an id"),
+        of: info.id.clone(),
+        bytes,
+    })
+}
+
+/// The table of the chunks of a blob, to be written to another one at `offset`. Numbers the chunks by their place, moves them
+/// to block boundaries of the address space, and says so in the blob's entry.
+pub(crate) fn table_apart<'a>(
+    info: &mut BlobInfo,
+    chunks: impl Iterator<Item = &'a mut ChunkRecord>,
+    offset: u64,
+) -> Result<Vec<u8>, Error> {
     let mut ordered = BTreeMap::new();
     for chunk in chunks {
         ordered.insert((chunk.uncompressed_offset, chunk.index), chunk);
@@ -183,26 +205,16 @@ fn make_table<'a>(
         Some(compressed) => (Compressor::Zstd, compressed.to_vec()),
         None => (Compressor::None, table.clone()),
     };
-    // Data and table are apart, so that the size of the one blob says where the data ends.
-    info.compressed_size = info.data_size();
-    info.features = BlobFeatures::ALIGNED
+    info.features |= BlobFeatures::ALIGNED
         | BlobFeatures::CHUNK_INFO_V2
         | BlobFeatures::SEPARATE
         | BlobFeatures::CAP_TAR_TOC;
     info.chunk_count = count;
     info.uncompressed_size = end;
     info.meta_compressor = compressor;
-    info.meta_offset = 0;
+    info.meta_offset = offset;
     info.meta_compressed_size = bytes.len() as u64;
     info.meta_uncompressed_size = table.len() as u64;
     bytes.extend_from_slice(&crate::tail::table_header(info).encode());
-    let digest: [u8; 32] = Sha256::digest(&bytes).into();
-    info.meta_digest = digest;
-    info.meta_size = bytes.len() as u64;
-    debug_assert!(bytes.len() >= HEADER_SIZE);
-    Ok(TableBlob {
-        id: BlobId::new(hex::encode(digest)).expect("64 hexadecimal digits make an id"),
-        of: info.id.clone(),
-        bytes,
-    })
+    Ok(bytes)
 }

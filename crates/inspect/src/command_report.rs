@@ -1,6 +1,6 @@
 //! What `--output-json` of the `nydus-image` commands holds.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rafs_format::{Bootstrap, Compressor, Version};
 use serde::Serialize;
@@ -39,6 +39,17 @@ impl CommandReport {
             fs_version: version.digit().to_owned(),
             compressor: compressor.to_string(),
         }
+    }
+
+    /// Adds the external image: its bootstrap, if it has a file of its own, and the ids of its blobs.
+    #[must_use]
+    pub fn external(mut self, external: Option<(Option<PathBuf>, Vec<String>)>) -> Self {
+        let (bootstrap, blobs) = external.unwrap_or_default();
+        self.external_bootstrap = bootstrap
+            .map(|path| path.display().to_string())
+            .unwrap_or_default();
+        self.external_blobs = blobs;
+        self
     }
 
     /// What `nydus-image check` reports of a bootstrap that took it so many seconds to check.

@@ -26,6 +26,7 @@ use crate::blobs::Config;
 use crate::cache_files;
 use crate::dictionary;
 use crate::estargz;
+use crate::external;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Output};
 use crate::parent;
@@ -53,6 +54,7 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     if let Some(value) = &args.chunk_dict {
         options.dictionary = dictionary::load(value, &options)?;
     }
+    let external = external::scan(args, whiteouts(args), &mut options)?;
     let mut blob = create_blob(args, interrupt)?;
     let layer = build(args, blob.as_mut(), &options)?;
     let built = start.elapsed().as_secs_f64();
@@ -66,6 +68,14 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
         Some(write_bootstrap(args, &layer, interrupt)?)
     };
     let cached = estargz::write_cached_table(args, &layer, interrupt)?;
+    let external = match external {
+        Some(external) => {
+            // A FIFO ends before the next one begins: its reader may want them one after the other.
+            blob = blob.filter(Output::is_regular);
+            Some(external::write(external, args, &options, interrupt)?)
+        }
+        None => None,
+    };
     match (blob, &args.blob_cache_dir) {
         (Some(blob), Some(dir)) => cache_files::write(dir, &blob, &layer, &interrupt.unfinished)?,
         (Some(blob), None) => finish_blob(args, blob, &layer, id.as_deref())?,
@@ -78,6 +88,13 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
         Some((output, path)) => {
             output.commit(&path)?;
             Some(path)
+        }
+        None => None,
+    };
+    let external = match external {
+        Some(written) => {
+            let ids = written.ids.clone();
+            Some((written.commit()?, ids))
         }
         None => None,
     };
@@ -98,6 +115,7 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
             blobs,
             layer.image.compressor,
         )
+        .external(external)
         .trace(times, events(&layer));
         report::write(&report, path, &interrupt.unfinished)?;
     }
@@ -107,6 +125,7 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
 /// Refuses options that contradict each other.
 fn check_conflicts(args: &Create) -> Result<(), Usage> {
     estargz::check_conflicts(args)?;
+    external::check_conflicts(args, is_directory(args.source_type))?;
     if args.source_type == SourceType::TarTarfs {
         return check_tarfs(args);
     }
@@ -190,14 +209,7 @@ fn check_supported(args: &Create) -> Result<(), Unsupported> {
             value.as_ref().map_or("", |value| value.get_name()),
         ));
     }
-    let flags = [
-        ("--external-blob", args.external_blob.is_some()),
-        ("--attributes", args.attributes.is_some()),
-    ];
-    match flags.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => Err(Unsupported::flag(flag)),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Refuses what could only fail later.
@@ -234,10 +246,15 @@ fn check_paths(args: &Create) -> anyhow::Result<()> {
     if writes_blob(args.source_type) && !place {
         bail!("there is no place for the blob: give --blob, --blob-dir or --blob-cache-dir");
     }
-    [&args.blob, &args.bootstrap, &args.output_json]
-        .into_iter()
-        .flatten()
-        .try_for_each(|path| output::check_place(path))
+    [
+        &args.blob,
+        &args.bootstrap,
+        &args.external_blob,
+        &args.output_json,
+    ]
+    .into_iter()
+    .flatten()
+    .try_for_each(|path| output::check_place(path))
 }
 
 /// Whether the source itself is not the blob.

@@ -9,6 +9,7 @@ mod compact;
 mod create;
 mod dictionary;
 mod estargz;
+mod external;
 mod inspect;
 mod interrupt;
 mod logging;

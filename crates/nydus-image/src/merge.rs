@@ -185,6 +185,8 @@ fn own_blob<'a>(
         .blobs
         .iter_mut()
         .filter(|blob| !dictionary.contains(&blob.id))
+        // Those have the name that the attributes of their files say.
+        .filter(|blob| !blob.features.contains(BlobFeatures::EXTERNAL))
         .collect();
     let inlined = |blob: &&mut BlobInfo| blob.features.contains(BlobFeatures::INLINED_FS_META);
     let count = own.len();

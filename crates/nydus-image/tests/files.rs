@@ -190,10 +190,6 @@ fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
             "create -t targz-ref -b blob --blob-inline-meta layer.tar",
             "--type targz-ref",
         ),
-        (
-            "create -t tar-rafs -b blob -B boot --attributes x layer.tar",
-            "--attributes",
-        ),
         ("chunkdict generate", "chunkdict"),
     ] {
         run(dir.path(), words)

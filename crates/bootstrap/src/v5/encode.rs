@@ -8,12 +8,13 @@ use crate::limits::{self, BOOTSTRAP_MAX, Numbers, path, xattrs};
 
 /// Features that are said of a blob in v5. Others are about a chunk table, which v5 has no use for.
 const FEATURES: BlobFeatures = BlobFeatures::INLINED_FS_META
+    .union(BlobFeatures::EXTERNAL)
     .union(BlobFeatures::CHUNKDICT_GENERATED)
     .union(BlobFeatures::SEPARATED_WITH_PREFETCH_FILES)
     .union(BlobFeatures::HAS_TAR_HEADER)
     .union(BlobFeatures::CAP_TAR_TOC);
 /// Kinds of blobs whose chunks v5 has no words for.
-const FOREIGN: [(BlobFeatures, &str); 6] = [
+const FOREIGN: [(BlobFeatures, &str); 5] = [
     (BlobFeatures::TARFS, "a raw tar file"),
     (
         BlobFeatures::ZRAN,
@@ -22,7 +23,6 @@ const FOREIGN: [(BlobFeatures, &str); 6] = [
     (BlobFeatures::SEPARATE, "apart from its chunk table"),
     (BlobFeatures::BATCH, "in batches"),
     (BlobFeatures::ENCRYPTED, "encrypted"),
-    (BlobFeatures::EXTERNAL, "in an external backend"),
 ];
 
 /// Encodes the bootstrap of an image in RAFS v5 layout, record for record as the deployed builder does it. Extended

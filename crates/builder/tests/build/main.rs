@@ -4,6 +4,7 @@
 mod batch;
 mod dedup;
 mod directory;
+mod external;
 mod failure;
 mod golden;
 mod merge;

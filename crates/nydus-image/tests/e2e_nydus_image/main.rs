@@ -8,6 +8,7 @@ mod consumer;
 mod damage;
 mod dictionary;
 mod estargz;
+mod external;
 mod golden;
 mod optimize;
 mod parent;
