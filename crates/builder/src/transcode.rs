@@ -161,7 +161,7 @@ fn make_table<'a>(
 ) -> Result<TableBlob, Error> {
     // Data and table are apart, so that the size of the one blob says where the data ends.
     info.compressed_size = info.data_size();
-    info.features = BlobFeatures::empty();
+    info.features &= BlobFeatures::EXTERNAL;
     let bytes = table_apart(info, chunks, 0)?;
     let digest: [u8; 32] = Sha256::digest(&bytes).into();
     info.meta_digest = digest;
