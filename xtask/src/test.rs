@@ -17,13 +17,15 @@ const PRIVILEGED: &str = "privileged";
 const NO_DATA: &str = "SKIPPED (no ../shared)";
 
 /// What the privileged tests run, and the Debian packages of it.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("docker-registry", "docker-registry"),
     ("fsck.erofs", "erofs-utils"),
     ("fusermount3", "fuse3"),
     ("getfattr", "attr"),
     ("getcap", "libcap2-bin"),
+    ("losetup", "mount"),
     ("tar", "tar"),
+    ("veritysetup", "cryptsetup-bin"),
 ];
 
 /// Runs the tests without privileges, or those with.

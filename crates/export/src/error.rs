@@ -18,6 +18,20 @@ pub enum Error {
         /// What went wrong.
         source: ReadError,
     },
+    /// A blob cannot be read.
+    #[error("cannot read blob {id}")]
+    Blob {
+        /// Its id.
+        id: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// A chunk cannot be had.
+    #[error("cannot read the data of the image")]
+    Chunk(#[source] ReadError),
+    /// The image cannot be laid out as one disk.
+    #[error("this cannot become a disk: {0}")]
+    Disk(String),
     /// The image contradicts itself.
     #[error("{}: {what}", path.escape_ascii())]
     Damaged {

@@ -51,13 +51,15 @@ pub enum Command {
     Stat(crate::stat::Stat),
     /// Write the bootstrap of an image in the other RAFS version
     Transcode(crate::transcode::Transcode),
+    /// Write an image as one disk that the kernel mounts
+    Export(crate::export::Export),
     /// Write the files of an image as a tar stream
     Unpack(crate::unpack::Unpack),
     /// Put small blobs of an image together, and leave out what it does not use of others
     Compact(crate::compact::Compact),
     /// Put the files of an image that are needed first into a blob of their own
     Optimize(crate::optimize::Optimize),
-    /// Not built yet: export, dictionaries
+    /// Not built yet: dictionaries
     #[command(external_subcommand)]
     Other(Vec<String>),
 }

@@ -10,7 +10,9 @@ use clap::Args;
 use progress::Cancel;
 use rafs_format::{BlobFeatures, BlobInfo};
 use registry::{Credentials, Proxy, Secret, Settings};
-use storage::{BlobReader, BlobSource, ChunkStore, DirSource, FileBlob, LoadedBootstrap};
+use storage::{
+    BlobReader, BlobSource, ChunkStore, DirSource, FileBlob, LoadedBootstrap, StoreOptions,
+};
 
 use crate::Usage;
 
@@ -83,6 +85,16 @@ impl Config {
         })
     }
 
+    /// The bootstrap that an entry of a blob cache names.
+    pub fn bootstrap(&self) -> anyhow::Result<&Path> {
+        self.parsed.bootstrap().with_context(|| {
+            let path = self.path.display();
+            format!(
+                "{path} names no bootstrap: it is no entry of a blob cache with \"metadata_path\""
+            )
+        })
+    }
+
     /// Where blobs are read from.
     pub fn open(&self, cancel: &Cancel) -> anyhow::Result<Arc<dyn BlobSource>> {
         let opened = self.parsed.open(&settings(cancel));
@@ -148,6 +160,7 @@ pub fn open_chunks(
     loaded: &mut LoadedBootstrap,
     rest: Option<Arc<dyn BlobSource>>,
     needed: &str,
+    options: StoreOptions,
 ) -> anyhow::Result<ChunkStore> {
     let own = loaded.own_blob.as_ref().map(|(id, _)| id);
     let others = |info: &BlobInfo| Some(&info.id) != own;
@@ -164,9 +177,5 @@ pub fn open_chunks(
             info.cut_to_data();
         }
     }
-    Ok(ChunkStore::open(
-        &loaded.bootstrap,
-        source,
-        Default::default(),
-    )?)
+    Ok(ChunkStore::open(&loaded.bootstrap, source, options)?)
 }

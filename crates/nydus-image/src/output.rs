@@ -88,7 +88,7 @@ impl Output {
         self.temporary.is_some()
     }
 
-    /// The file. A regular one can be read back.
+    /// The file. A regular one can be read back, and written in any order.
     pub fn file(&self) -> &File {
         &self.file
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use storage::load_bootstrap;
+use storage::{StoreOptions, load_bootstrap};
 
 use crate::Usage;
 use crate::blobs::{self, BackendArgs};
@@ -50,7 +50,7 @@ pub fn run(args: &Unpack, interrupt: &Interrupt) -> anyhow::Result<()> {
         &interrupt.cancel,
     )?;
     let needed = "the image has file data: say with --blob, --blob-dir or --backend-type where its blobs are";
-    let store = blobs::open_chunks(&mut loaded, source, needed)?;
+    let store = blobs::open_chunks(&mut loaded, source, needed, StoreOptions::default())?;
     let mut out = Output::create(&args.output, &interrupt.unfinished)?;
     let mut buffered = BufWriter::with_capacity(BUFFER, &mut out);
     let summary = export::write_tar(&image, &store, &mut buffered, &interrupt.cancel)

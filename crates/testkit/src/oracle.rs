@@ -10,7 +10,7 @@ use std::process::Command;
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
 pub use stack::{Stack, no_overlay};
@@ -124,6 +124,47 @@ impl Drop for KernelMount {
     }
 }
 
+/// A file as a read-only block device, until this value goes.
+#[derive(Debug)]
+pub struct LoopDevice {
+    path: PathBuf,
+}
+
+impl LoopDevice {
+    /// Attaches a file.
+    ///
+    /// # Errors
+    /// What `losetup` says.
+    pub fn attach(file: &Path) -> Result<Self, String> {
+        let output = Command::new("losetup")
+            .args(["--find", "--show", "--read-only"])
+            .arg(file)
+            .output()
+            .map_err(|error| format!("losetup: {error}"))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        let path = String::from_utf8_lossy(&output.stdout);
+        Ok(Self {
+            path: path.trim().into(),
+        })
+    }
+
+    /// The device.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let status = Command::new("losetup").arg("-d").arg(&self.path).status();
+        if !status.is_ok_and(|status| status.success()) {
+            eprintln!("{}: cannot detach", self.path.display());
+        }
+    }
+}
+
 /// Mounts a bootstrap file read-only at `at` through the kernel's EROFS, one device file per blob in slot order.
 /// Not through the mount program: that puts loop devices in between.
 ///
@@ -132,6 +173,8 @@ impl Drop for KernelMount {
 pub fn kernel_mount(bootstrap: &Path, devices: &[PathBuf], at: &Path) -> io::Result<KernelMount> {
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", bootstrap)?;
+    // Else a read-only block device is refused.
+    fsconfig_set_flag(&context, "ro")?;
     for device in devices {
         fsconfig_set_string(&context, "device", device)?;
     }

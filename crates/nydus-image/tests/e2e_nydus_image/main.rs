@@ -9,6 +9,7 @@ mod damage;
 mod dictionary;
 mod estargz;
 mod external;
+mod export;
 mod golden;
 mod optimize;
 mod parent;
