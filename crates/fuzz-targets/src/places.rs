@@ -4,18 +4,23 @@ use std::io;
 use std::sync::LazyLock;
 
 use backend::{Config, DaemonConfig, Kind};
+use builder::Attributes;
 use image::{Descriptor, Digest, Node, Platform, PlatformChoice, Source, media};
 use testkit::tar::{Entry, Tar};
 
 use crate::Target;
 
 /// A kind of text, told by the first byte, and the text: manifests, indexes, image configurations, names of images and
-/// platforms, headers of registries, configurations of backends and daemons.
+/// platforms, headers of registries, configurations of backends and daemons, attributes of external files.
 pub const DOCUMENTS: Target = Target {
     name: "documents",
     run: document,
     samples: || {
         let digest = format!("sha256:{}", "0".repeat(64));
+        let external = format!(
+            "# a comment\n/w/a type=external file_size=9000 blob_index=1 blob_id={} chunk_size=1.0MiB chunk_0_compressed_offset=512 compressed_size=20480 crcs=0xAA,0xbb\n\"w/./b\" type=external crcs=\r\n/c type=internal",
+            "8f".repeat(32)
+        );
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"c","digest":"{digest}","size":2}},"layers":[{{"mediaType":"l","digest":"{digest}","size":3,"annotations":{{"a":"b"}}}}],"x":1}}"#,
             media::OCI_MANIFEST
@@ -35,6 +40,7 @@ pub const DOCUMENTS: Target = Target {
             (7, r#"{"version":2,"backend":{"type":"localfs","localfs":{"dir":"/blobs"}},"cache":{"type":"blobcache"}}"#),
             (7, "version = 2\n[backend]\ntype = \"registry\"\n[backend.registry]\nhost = \"h\"\nrepo = \"r\"\n"),
             (7, r#"{"device":{"backend":{"type":"oss","config":{"bucket_name":"b","endpoint":"e"}}},"mode":"direct"}"#),
+            (8, &external),
         ]
         .into_iter()
         .map(|(kind, text)| [&[kind], text.as_bytes()].concat())
@@ -59,6 +65,7 @@ fn document(input: &[u8]) {
         0 => node(media::OCI_MANIFEST, text),
         1 => node(media::OCI_INDEX, text),
         4 => registry::fuzzing::headers(text),
+        8 => attributes(text),
         _ => {}
     }
     let Ok(text) = std::str::from_utf8(text) else {
@@ -82,6 +89,16 @@ fn document(input: &[u8]) {
         6 => drop(Config::parse(Kind::Localfs, text)),
         7 => drop(DaemonConfig::parse(text)),
         _ => {}
+    }
+}
+
+fn attributes(text: &[u8]) {
+    let Ok(attributes) = Attributes::parse(text) else {
+        return;
+    };
+    for (path, file) in attributes.iter() {
+        assert_eq!(attributes.get(path), Some(file));
+        assert!(path.starts_with(b"/") && attributes.leads_to(path));
     }
 }
 
