@@ -4,10 +4,14 @@
 //! build may refer to instead of storing them again. Both know chunks by [`ChunkKey`]: content is never compared.
 #![forbid(unsafe_code)]
 
+mod generate;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Digest};
+
+pub use generate::{GenerateError, Generated, Source, generate};
 
 /// What makes two chunks the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -59,7 +59,9 @@ pub enum Command {
     Compact(crate::compact::Compact),
     /// Put the files of an image that are needed first into a blob of their own
     Optimize(crate::optimize::Optimize),
-    /// Not built yet: dictionaries
+    /// Make chunk dictionaries
+    Chunkdict(crate::chunkdict::Chunkdict),
+    /// Words that are no command
     #[command(external_subcommand)]
     Other(Vec<String>),
 }

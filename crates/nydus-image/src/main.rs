@@ -5,6 +5,7 @@ mod args;
 mod blobs;
 mod cache_files;
 mod check;
+mod chunkdict;
 mod compact;
 mod create;
 mod dictionary;
@@ -84,20 +85,17 @@ fn run(cli: &Cli, command: &Command, watching: &mut Option<Interrupt>) -> anyhow
         Command::Unpack(args) => unpack::run(args, interrupt),
         Command::Compact(args) => compact::run(args, interrupt),
         Command::Optimize(args) => optimize::run(args, interrupt),
-        Command::Other(words) => Err(unbuilt(words.first().map_or("", String::as_str))),
+        Command::Chunkdict(args) => chunkdict::run(args, interrupt),
+        Command::Other(words) => Err(unknown(words.first().map_or("", String::as_str))),
     }
 }
 
 /// What is wrong with a command that is none of [`Command`]'s.
-fn unbuilt(name: &str) -> anyhow::Error {
-    if name == "chunkdict" {
-        Unsupported::flag(name).into()
-    } else {
-        Usage(format!(
-            "unrecognized subcommand '{name}'; try nydus-image --help"
-        ))
-        .into()
-    }
+fn unknown(name: &str) -> anyhow::Error {
+    Usage(format!(
+        "unrecognized subcommand '{name}'; try nydus-image --help"
+    ))
+    .into()
 }
 
 /// The error and what caused it, one cause a line.

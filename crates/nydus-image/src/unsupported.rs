@@ -2,16 +2,11 @@
 
 use std::fmt::{self, Display};
 
-/// A flag, with its value if it is the value that is not supported.
+/// A flag with the value that is not supported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsupported(String);
 
 impl Unsupported {
-    /// A flag or command that is not supported at all.
-    pub fn flag(flag: &str) -> Self {
-        Self(flag.to_owned())
-    }
-
     /// A flag with this value.
     pub fn value(flag: &str, value: impl Display) -> Self {
         Self(format!("{flag} {value}"))

@@ -185,18 +185,13 @@ fn patterns_from_standard_input_become_the_prefetch_table() {
 #[test]
 fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
     let dir = workplace();
-    for (words, name) in [
-        (
-            "create -t targz-ref -b blob --blob-inline-meta layer.tar",
-            "--type targz-ref",
-        ),
-        ("chunkdict generate", "chunkdict"),
-    ] {
-        run(dir.path(), words)
-            .exits(2)
-            .fails_with(&["not supported yet", name]);
-        assert_eq!(names(dir.path()), ["layer.tar", "out"], "{words}");
-    }
+    run(
+        dir.path(),
+        "create -t targz-ref -b blob --blob-inline-meta layer.tar",
+    )
+    .exits(2)
+    .fails_with(&["not supported yet", "--type targz-ref"]);
+    assert_eq!(names(dir.path()), ["layer.tar", "out"]);
     run(
         dir.path(),
         "create -t tar-rafs -b blob -B boot --parent-bootstrap= layer.tar",

@@ -168,3 +168,98 @@ fn a_blob_in_a_directory_has_its_own_name_and_not_that_of_the_dictionary() {
     let digest = testkit::sha256(&std::fs::read(&blob).unwrap());
     assert_eq!(blob.file_name().unwrap().to_str(), Some(digest.as_str()));
 }
+
+#[test]
+fn a_dictionary_of_several_images_holds_what_two_of_them_have() {
+    for version in ["6", "5"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let report = path.join("report.json");
+        let build = |name: &str, files: &[u64], more: &[&str]| match version {
+            "6" => layer(path, name, files, more),
+            // A layer of v5 has no table of contents.
+            _ => {
+                let (source, blob) = (path.join("files"), path.join(name));
+                std::fs::create_dir(&source).unwrap();
+                for file in files {
+                    std::fs::write(source.join(file.to_string()), noise(*file, 30_000)).unwrap();
+                }
+                let usual = [
+                    "create",
+                    "--fs-version",
+                    "5",
+                    "--blob-inline-meta",
+                    "--blob",
+                ];
+                let paths = [text(&blob), text(&source)];
+                nydus_image(usual.iter().chain(&paths).chain(more)).ok();
+                std::fs::remove_dir_all(&source).unwrap();
+                blob
+            }
+        };
+        let mut sources = Vec::new();
+        for (name, files) in [("one", [1, 2, 3]), ("two", [3, 4, 1]), ("old", [5, 6, 7])] {
+            let blob = build(name, &files, &[]);
+            let place = path.join(format!("team:{name}:1"));
+            std::fs::create_dir(&place).unwrap();
+            let boot = place.join("nydus_bootstrap");
+            nydus_image(["merge", "--bootstrap", text(&boot), text(&blob)]).ok();
+            sources.push(boot);
+        }
+        // The command line of the deployed nydusify.
+        let made = path.join("chunkdict_bootstrap");
+        let database = format!("sqlite://{}/database.db", path.display());
+        let generate = |sources: &[&str]| {
+            let usual = [
+                "chunkdict",
+                "generate",
+                "--log-level",
+                "warn",
+                "--bootstrap",
+                text(&made),
+                "--database",
+                &database,
+                "--output-json",
+                text(&report),
+            ];
+            nydus_image(usual.iter().chain(sources)).ok();
+            (std::fs::read(&made).unwrap(), json(&report))
+        };
+        let [one, two, old] = &sources[..] else {
+            panic!()
+        };
+        let (bytes, _) = generate(&[text(one), text(two), text(old)]);
+        let (again, told) = generate(&[text(old), text(two), text(one)]);
+        assert!(bytes == again, "in any order");
+        assert_eq!(told["blobs"], serde_json::json!(["one"]));
+        assert_eq!(told["fs_version"], version);
+        assert_eq!(told["trace"]["registered_events"]["dedup_chunks"], 2);
+        nydus_image(["check", "--bootstrap", text(&made)]).ok();
+        // 2 and 4 were of one image each: they are stored again.
+        let value = format!("bootstrap={}", made.display());
+        let next = build("next", &[1, 2, 3, 4], &["--chunk-dict", &value]);
+        let boot = path.join("next.merged");
+        let merge = [
+            "merge",
+            "--bootstrap",
+            text(&boot),
+            text(&next),
+            "--chunk-dict",
+            &value,
+        ];
+        nydus_image(merge).ok();
+        let stat = nydus_image(["check", "-v", text(&boot)]).ok().stdout;
+        assert!(stat.contains("one"), "{stat}");
+        let out = path.join("out.tar");
+        let unpack = ["unpack", "-B", text(&boot), "--output", text(&out)];
+        nydus_image(unpack.iter().chain(&["--blob-dir", text(path)])).ok();
+        let bytes = std::fs::read(&out).unwrap();
+        for file in 1..=4 {
+            let content = noise(file, 30_000);
+            assert!(bytes.windows(content.len()).any(|part| part == content));
+        }
+        let stored = std::fs::metadata(&next).unwrap().len();
+        assert!((60_000..90_000).contains(&stored), "{stored}");
+        assert!(!path.join("database.db").exists());
+    }
+}
