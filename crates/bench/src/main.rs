@@ -36,7 +36,7 @@ enum Command {
         /// A layout with the tag `big`, made by the tool that makes the big image.
         #[arg(long)]
         big: Option<PathBuf>,
-        /// Only images whose name contains this.
+        /// Only images whose name contains this; `merge` is the merge of many layers.
         #[arg(long, default_value = "")]
         only: String,
         /// Counted runs of each command.
@@ -112,6 +112,9 @@ fn run(
             }
             .measure()?,
         );
+    }
+    if "merge".contains(only) {
+        rows.push(scenario::merge_many(&programs, work, runs)?);
     }
     if print {
         print!("{}", report::table(&rows));

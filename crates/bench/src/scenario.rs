@@ -81,16 +81,7 @@ impl Scenario<'_> {
     }
 
     fn repeat(&self, clean: &[&Path], command: &[OsString]) -> Result<Runs> {
-        let run = || -> Result<Usage> {
-            for path in clean {
-                remove(path)?;
-            }
-            usage(command)
-        };
-        run()?; // a first run that does not count
-        Ok(Runs::of(
-            (0..self.runs).map(|_| run()).collect::<Result<_>>()?,
-        ))
+        repeat(self.runs, clean, command)
     }
 
     fn push(&mut self, what: impl Into<String>, usage: Runs, bytes: u64) -> &mut Row {
@@ -399,6 +390,64 @@ impl Drop for Mount<'_> {
             .arg(&self.at)
             .output();
     }
+}
+
+fn repeat(runs: usize, clean: &[&Path], command: &[OsString]) -> Result<Runs> {
+    let run = || -> Result<Usage> {
+        for path in clean {
+            remove(path)?;
+        }
+        usage(command)
+    };
+    run()?; // a first run that does not count
+    Ok(Runs::of((0..runs).map(|_| run()).collect::<Result<_>>()?))
+}
+
+/// Layers and files of each that [`merge_many`] merges.
+const MANY_LAYERS: u64 = 30;
+const MANY_FILES: u64 = 4000;
+
+/// Merges many layers of many files, each with data of its own.
+pub fn merge_many(programs: &Programs, work: &Path, runs: usize) -> Result<Row> {
+    let out = work.join("many.boot");
+    let mut command = args(&[
+        programs.nydus_image.as_os_str(),
+        "merge".as_ref(),
+        "--bootstrap".as_ref(),
+        out.as_os_str(),
+    ]);
+    let (tar, blob) = (work.join("many.tar"), work.join("many.blob"));
+    for layer in 0..MANY_LAYERS {
+        let boot = work.join(format!("many{layer}.boot"));
+        let mut files = testkit::tar::Tar::new();
+        for number in 0..MANY_FILES {
+            let path = format!("data/{:02}/{layer:02}-{number:04}", number % 100);
+            files.add(testkit::tar::Entry::file(path, format!("{layer} {number}")));
+        }
+        std::fs::write(&tar, files.finish())?;
+        run(Command::new(&programs.nydus_image)
+            .args(["create", "--type", "tar-rafs", "--bootstrap"])
+            .args([
+                boot.as_os_str(),
+                "--blob".as_ref(),
+                blob.as_os_str(),
+                tar.as_os_str(),
+            ]))?;
+        remove(&blob)?;
+        command.push(boot.into());
+    }
+    let runs = repeat(runs, &[&out], &command)?;
+    let (seconds, bytes) = (runs.median.wall, size(&out)?);
+    eprintln!("merge: {seconds:.3} s, {} KiB", runs.median.peak_kib);
+    Ok(Row {
+        input: "merge".to_owned(),
+        what: format!("{MANY_LAYERS} layers, {} files", MANY_LAYERS * MANY_FILES),
+        usage: runs,
+        bytes,
+        attainable: None,
+        stages: vec![],
+        ratio: None,
+    })
 }
 
 fn args(words: &[&std::ffi::OsStr]) -> Vec<OsString> {

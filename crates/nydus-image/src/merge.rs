@@ -38,6 +38,11 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut layers = Vec::from_iter(parent);
     for (number, source) in args.sources.iter().enumerate() {
         interrupt.cancel.check()?;
+        // All that a layer does is done again by the same layer further up.
+        let mut above = args.sources.iter().enumerate().skip(number + 1);
+        if above.any(|(at, other)| other == source && facts.are_same(number, at)) {
+            continue;
+        }
         let mut layer = load(source)?;
         facts.apply(number, source, &mut layer, &dictionary)?;
         layers.push(layer);
@@ -100,6 +105,18 @@ impl Facts {
                 Some(*size)
             })?,
         })
+    }
+
+    /// Whether the same is said of the blobs of two layers.
+    fn are_same(&self, one: usize, other: usize) -> bool {
+        fn same<T: PartialEq>(list: &Option<Vec<T>>, one: usize, other: usize) -> bool {
+            list.as_ref().is_none_or(|list| list[one] == list[other])
+        }
+        same(&self.ids, one, other)
+            && same(&self.digests, one, other)
+            && same(&self.sizes, one, other)
+            && same(&self.toc_digests, one, other)
+            && same(&self.toc_sizes, one, other)
     }
 
     /// Enters them, or what the file name of the bootstrap says, into the layer's own blob.

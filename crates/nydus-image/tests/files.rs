@@ -345,6 +345,32 @@ fn merge_names_blobs_by_files_unless_told_otherwise() {
 }
 
 #[test]
+fn a_layer_that_is_named_again_counts_where_it_comes_last() {
+    let dir = workplace();
+    for (name, file) in [("a", "1"), ("b", "2")] {
+        bootstrap(dir.path(), name, file);
+    }
+    // The same in a file of another name is read each time.
+    fs::copy(dir.path().join("a"), dir.path().join("copy")).unwrap();
+    let merge = |words: &str| {
+        run(dir.path(), &format!("merge -B merged {words}")).ok();
+        fs::read(dir.path().join("merged")).unwrap()
+    };
+    let read_each_time = merge("a b copy b --original-blob-ids x,y,x,y");
+    assert_eq!(merge("a b a b --original-blob-ids x,y,x,y"), read_each_time);
+    assert_eq!(merge("a b --original-blob-ids x,y"), read_each_time);
+    // Not the same blob, so not the same layer.
+    let two = merge("a b a --original-blob-ids x,y,z");
+    let ids: Vec<String> = Bootstrap::parse(two)
+        .unwrap()
+        .blobs()
+        .iter()
+        .map(|blob| blob.id.to_string())
+        .collect();
+    assert_eq!(ids, ["z", "y"]);
+}
+
+#[test]
 fn merge_takes_one_item_for_each_source() {
     let dir = workplace();
     bootstrap(dir.path(), "layer", "1");

@@ -83,7 +83,10 @@ fn a_tar_lies_over_its_parent() {
             .add(Entry::file("o/.wh..wh..opq", ""))
             .add(Entry::file("o/seen", bytes(6, 100)))
             .add(Entry::file("copy", bytes(1, 9000)));
-        let over = over(&parent.image, Whiteouts::Oci, &options);
+        let over = BuildOptions {
+            prefetch: vec![b"/d/kept".to_vec(), b"/o/seen".to_vec()],
+            ..over(&parent.image, Whiteouts::Oci, &options)
+        };
         let (layer, blob) = build(&tar.finish(), &over);
         assert_eq!(layer.own_blob, Some(1));
         assert_eq!(layer.stats.duplicate_chunks, 3, "the copy's");
@@ -101,6 +104,8 @@ fn a_tar_lies_over_its_parent() {
                 "/o/seen"
             ]
         );
+        let first = [&b"/d/kept"[..], b"/o/seen"].map(|path| image.tree.lookup(path).unwrap());
+        assert_eq!(image.prefetch, first, "of the parent, too");
         assert_eq!(image.blobs[0], parent.image.blobs[0], "comes first");
         assert_eq!(image.blobs[1].chunk_count, 3);
         let of = |path| content(&image, &[&lower_blob, &blob], path);
