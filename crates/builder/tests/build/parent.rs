@@ -267,11 +267,12 @@ fn a_blob_begins_somewhere_in_a_file() {
     for (version, native) in [
         (Version::V6, true),
         (Version::V6, false),
+        (Version::V5, true),
         (Version::V5, false),
     ] {
         let at = |blob_offset| BuildOptions {
             blob_offset,
-            blob_toc: native,
+            blob_toc: native && version == Version::V6,
             inline_meta: native,
             ..options_of(version)
         };
@@ -281,7 +282,13 @@ fn a_blob_begins_somewhere_in_a_file() {
         let image = match native {
             true => {
                 let found = storage::extract_bootstrap(&whole).unwrap();
-                load_image(&Bootstrap::parse(found).unwrap()).unwrap()
+                match version {
+                    Version::V6 => load_image(&Bootstrap::parse(found).unwrap()).unwrap(),
+                    Version::V5 => {
+                        bootstrap::load_v5(&rafs_format::v5::Bootstrap::parse(found).unwrap())
+                            .unwrap()
+                    }
+                }
             }
             false => read_back(&layer.image),
         };
