@@ -8,7 +8,7 @@ use crate::{system, test};
 
 /// Our crates by level: each depends only on crates of lower levels.
 const LEVELS: [&[&str]; 12] = [
-    &["rafs-format", "progress", "build-info"],
+    &["rafs-format", "progress", "build-info", "sys"],
     &["codec"],
     &["tree"],
     &["bootstrap"],

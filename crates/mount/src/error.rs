@@ -55,6 +55,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The kernel cannot mount the image itself, or could not be told when data is missing.
+    #[error("the kernel can't serve this mount: {what}; `--mode fuse` does without it")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The directory is no mount of ours.
     #[error("{path}: not a mount of a RAFS image{found}")]
     NotOurs {

@@ -4,12 +4,15 @@
 //! of such a program's life: it waits for signals or for the unmount, and leaves the mount point clean.
 //! [`unmount`] is the other side, for another process.
 //!
+//! [`mount_kernel`] mounts by the kernel's EROFS instead, see the module `erofs`.
+//!
 //! The file system is read-only and immutable, so the kernel is told to keep whatever it has once seen. Metadata
 //! is answered from memory without locks; file data comes from [`storage::ChunkStore`], verified. Damage in the
 //! bootstrap or in a blob gives EIO at the place that is damaged, never wrong data.
 #![forbid(unsafe_code)]
 
 mod device;
+mod erofs;
 mod error;
 mod fs;
 mod inode;
@@ -21,6 +24,10 @@ mod session;
 mod stats;
 mod unmount;
 
+pub use erofs::{
+    Finding, KernelOptions, Program, Resumed, ResumedSocket, examine, guard, mount_kernel,
+    resume_kernel,
+};
 pub use error::Error;
 pub use mountinfo::{MountEntry, find_mount};
 pub use serve::{Ending, Signals};

@@ -20,11 +20,20 @@ pub struct MountEntry {
 
 /// Source and subtype of every mount that this crate makes.
 pub(crate) const NAME: &str = "rafs";
+/// Name of the file, in the cache directory, of which the kernel mounts.
+pub(crate) const IMAGE_FILE: &str = "mounted.boot";
 
 impl MountEntry {
     /// Whether this crate (in whichever process) made the mount.
     pub fn is_ours(&self) -> bool {
-        self.source == NAME && (self.kind == "fuse" || self.kind == "fuse.rafs")
+        let fuse = self.source == NAME && (self.kind == "fuse" || self.kind == "fuse.rafs");
+        fuse || self.is_erofs()
+    }
+
+    /// Whether it is a mount by the kernel, of a bootstrap that this crate wrote.
+    pub(crate) fn is_erofs(&self) -> bool {
+        let name = Path::new(&self.source).file_name();
+        self.kind == "erofs" && name.is_some_and(|name| name == IMAGE_FILE)
     }
 }
 
@@ -32,6 +41,15 @@ impl MountEntry {
 pub fn find_mount(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     Ok(topmost(&table, mountpoint))
+}
+
+/// Every mount whose source is the file `source`, the topmost last.
+pub(crate) fn mounts_of(source: &Path) -> io::Result<Vec<MountEntry>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let entries = table.split(|&b| b == b'\n').filter_map(parse_line);
+    Ok(entries
+        .filter(|entry| Path::new(&entry.source) == source)
+        .collect())
 }
 
 fn topmost(table: &[u8], mountpoint: &Path) -> Option<MountEntry> {

@@ -93,6 +93,7 @@ impl Mounted {
                     let idle = self.detach()?;
                     if second || !idle {
                         // Somebody holds files: they get errors once the process is gone.
+                        self.abandon();
                         break;
                     }
                 }

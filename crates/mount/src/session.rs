@@ -1,6 +1,7 @@
 //! Mounting: from an image in memory to a directory that is served.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use fuser::{BackgroundSession, Config, Session, SessionACL};
 use rafs_format::Bootstrap;
 use storage::ChunkStore;
 
+use crate::erofs::filler::{self, Filler};
 use crate::fs::RafsFs;
 use crate::mountinfo::find_mount;
 use crate::prefetch::Prefetcher;
@@ -60,11 +62,31 @@ pub enum Prefetch {
 
 /// A mounted image. Dropping it unmounts.
 pub struct Mounted {
-    mountpoint: Mountpoint,
-    counters: Arc<Counters>,
-    store: Arc<ChunkStore>,
-    prefetcher: Prefetcher,
-    pub(crate) session: Option<BackgroundSession>,
+    pub(crate) mountpoint: Mountpoint,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) store: Arc<ChunkStore>,
+    pub(crate) prefetcher: Prefetcher,
+    pub(crate) session: Option<Front>,
+    /// Over which to tell guardians that this process goes; FUSE has none.
+    pub(crate) leaver: Option<Arc<OwnedFd>>,
+}
+
+/// What serves a mount.
+pub(crate) enum Front {
+    /// This process, through FUSE.
+    Fuse(BackgroundSession),
+    /// The kernel, which this process fills the cache for.
+    Kernel(Filler),
+}
+
+impl Front {
+    /// Waits until the mount is gone.
+    pub(crate) fn join(self) -> io::Result<()> {
+        match self {
+            Self::Fuse(session) => session.join(),
+            Self::Kernel(filler) => filler.join(),
+        }
+    }
 }
 
 /// Mounts the image on the directory `mountpoint`, which is made if absent, and serves it until it is unmounted.
@@ -108,7 +130,8 @@ pub fn mount(
         counters,
         store,
         prefetcher,
-        session: Some(session),
+        session: Some(Front::Fuse(session)),
+        leaver: None,
     })
 }
 
@@ -132,6 +155,13 @@ impl Mounted {
         self.mountpoint.detach()
     }
 
+    /// This process ends though the mount is still in use: its users get errors, and nobody takes its place.
+    pub(crate) fn abandon(&mut self) {
+        if let Some(socket) = self.leaver.take() {
+            filler::leave(&socket);
+        }
+    }
+
     /// Stops background work and makes the cache durable.
     pub(crate) fn settle(&mut self) {
         self.prefetcher.stop();
@@ -144,15 +174,15 @@ impl Mounted {
 
 /// The directory mounted on. Dropping it unmounts, and removes the directory if it was made for the mount.
 #[derive(Debug)]
-struct Mountpoint {
-    path: PathBuf,
+pub(crate) struct Mountpoint {
+    pub(crate) path: PathBuf,
     /// Device number of the mount; `None` before it is made and after it is gone.
     device: Option<String>,
     made: bool,
 }
 
 impl Mountpoint {
-    fn prepare(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn prepare(path: &Path) -> Result<Self, Error> {
         let fail = |source| Error::MountPoint {
             path: path.to_owned(),
             source,
@@ -180,8 +210,21 @@ impl Mountpoint {
         })
     }
 
+    /// The mount point of an image that is mounted already.
+    pub(crate) fn found(path: &Path) -> Self {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let entry = find_mount(&path).ok().flatten();
+        Self {
+            device: entry
+                .filter(crate::MountEntry::is_ours)
+                .map(|entry| entry.device),
+            path,
+            made: false,
+        }
+    }
+
     /// Remembers which mount is ours, so that another one in its place is never taken away.
-    fn attached(&mut self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn attached(&mut self, path: &Path) -> Result<(), Error> {
         let found = find_mount(&self.path).map_err(|source| Error::System {
             what: "/proc/self/mountinfo",
             source,

@@ -1,8 +1,10 @@
 //! Taking a mount away, from within its process or from another.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
@@ -49,7 +51,13 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
         what: "/proc/self/mountinfo",
         source,
     })?;
+    let mut kernel = None;
     match found {
+        Some(entry) if entry.is_erofs() => {
+            kernel = Path::new(&entry.source)
+                .parent()
+                .map(|cache| cache.join("lock"));
+        }
         Some(entry) if entry.is_ours() => {}
         Some(entry) => {
             let found = format!(" (it is {:?} of type {})", entry.source, entry.kind);
@@ -67,10 +75,34 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
     }
     let server = find_server(&mountpoint);
     detach(&mountpoint, options.lazy)?;
+    if let Some(lock) = kernel.filter(|_| !options.lazy) {
+        return wait_released(path, &lock, options.patience);
+    }
     match server {
         Some((pid, process)) if !options.lazy => wait(path, pid, &process, options.patience),
         _ => Ok(()),
     }
+}
+
+/// Waits until the processes that served a mount by the kernel have let the cache go.
+fn wait_released(path: &Path, lock: &Path, patience: Duration) -> Result<(), Error> {
+    let start = Instant::now();
+    // Somebody deleted the cache: nothing can be told from it.
+    let Ok(mut file) = File::open(lock) else {
+        return Ok(());
+    };
+    while file.try_lock_shared().is_err() {
+        if start.elapsed() >= patience {
+            let mut owner = String::new();
+            let _ = (&mut file).take(20).read_to_string(&mut owner);
+            return Err(Error::StillServed {
+                path: path.to_owned(),
+                pid: owner.trim().parse().unwrap_or_default(),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Unmounts; only root may do so directly.

@@ -51,6 +51,11 @@ pub enum Command {
     Auth(crate::auth::AuthArgs),
     /// Unmount an image mounted before
     Umount(crate::umount::UmountArgs),
+    /// Say which kinds of mounts work on this machine, and what the others are missing
+    Doctor(crate::doctor::DoctorArgs),
+    /// A process that guards a mount by the kernel; started by `mount` alone
+    #[command(hide = true)]
+    Guard,
     /// Commands of the deployed tool that this one does not have yet
     #[command(external_subcommand)]
     Unbuilt(Vec<OsString>),

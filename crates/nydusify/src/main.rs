@@ -8,6 +8,7 @@ mod cache;
 mod check;
 mod convert;
 mod copy;
+mod doctor;
 mod interrupt;
 mod logging;
 mod mount;
@@ -50,6 +51,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Check(options) => check::run(options),
         Command::Mount(options) => mount::run(options, log_file),
         Command::Umount(options) => umount::run(options),
+        Command::Doctor(options) => doctor::run(options),
+        Command::Guard => mount::guard(),
         Command::Unbuilt(words) => Err(args::unbuilt(words).into()),
     }
 }

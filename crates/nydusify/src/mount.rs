@@ -2,14 +2,16 @@
 
 mod detach;
 mod image;
+mod kernel;
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use ::image::Platform;
 use anyhow::{Context, Result};
-use mount::{Options, Prefetch, Signals};
+use mount::{Mounted, Options, Prefetch, Resumed, Signals};
 use storage::{ChunkStore, StoreOptions};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
@@ -55,6 +57,11 @@ pub struct MountArgs {
     )]
     mount_path: PathBuf,
 
+    /// What serves the mount: `fuse` is this process; `erofs` is the kernel, for which this process only fetches what is
+    /// missing; `auto` is `erofs` where it works (see `nydusify doctor`)
+    #[arg(long, value_name = "MODE", default_value = "fuse")]
+    mode: Mode,
+
     /// Directory of the chunk cache [default: one per image below $XDG_CACHE_HOME/nydusify or ~/.cache/nydusify]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -92,8 +99,20 @@ pub struct MountArgs {
     #[arg(long, hide = true)]
     detached: bool,
 
+    /// This process takes the place of one that died
+    #[arg(long, hide = true)]
+    resume: bool,
+
     #[command(flatten)]
     unsupported: Unsupported<Unbuilt>,
+}
+
+/// What serves a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    Auto,
+    Fuse,
+    Erofs,
 }
 
 /// Flags for images whose chunks cannot be verified.
@@ -105,6 +124,14 @@ impl Table for Unbuilt {
 }
 
 impl MountArgs {
+    fn options(&self) -> Options {
+        let threads = self.fuse_threads.map(usize::from);
+        Options {
+            threads: threads.unwrap_or_else(Options::threads_for_this_machine),
+            prefetch: self.prefetch(),
+        }
+    }
+
     fn prefetch(&self) -> Prefetch {
         match (self.no_prefetch, self.prefetch) {
             (true, _) => Prefetch::Nothing,
@@ -120,6 +147,9 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     refuse(args.unsupported.given())?;
     let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
     check_blob_dir(args.blob_dir.as_deref())?;
+    if args.resume {
+        return resume(named, args);
+    }
     if args.detach && !args.detached {
         return detach::spawn();
     }
@@ -131,14 +161,20 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     image.warn_of_missing_blobs();
     let (store, cache) = open_store(args, &image)?;
     store.warm_up();
-    let threads = args
-        .fuse_threads
-        .map_or_else(Options::threads_for_this_machine, usize::from);
-    let options = Options {
-        threads,
-        prefetch: args.prefetch(),
+    let by_kernel = match args.mode {
+        Mode::Fuse => false,
+        Mode::Erofs => {
+            image.check_for_kernel()?;
+            true
+        }
+        Mode::Auto => kernel_can(&image, &cache),
     };
-    let mounted = mount::mount(image.bootstrap, Arc::new(store), &args.mount_path, &options)?;
+    let mounted = if by_kernel {
+        kernel::mount(args, image, store, &cache, log_file)?
+    } else {
+        let options = args.options();
+        mount::mount(image.bootstrap, Arc::new(store), &args.mount_path, &options)?
+    };
     tracing::info!(
         "mounted on {}, cache in {}",
         mounted.mountpoint().display(),
@@ -147,8 +183,63 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     if args.detached {
         detach::ready(log_file)?;
     }
+    serve(mounted, signals)
+}
+
+fn serve(mounted: Mounted, signals: Signals) -> Result<ExitCode> {
     let ending = mounted.serve(signals, |stats| eprintln!("nydusify mount: {stats}"))?;
     eprintln!("nydusify mount: {}", ending.stats);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Goes on in place of a process that filled the cache of a mount by the kernel, and died.
+fn resume(named: Named<'_>, args: &MountArgs) -> Result<ExitCode> {
+    let (handed, socket) = Resumed::from_stdin()?.split();
+    let signals = Signals::listen()?;
+    let image = image::open(named, args)?;
+    let options = StoreOptions {
+        cache_dir: args.cache_dir.clone(),
+        ..StoreOptions::default()
+    };
+    let store = ChunkStore::take_over(&image.bootstrap, image.blobs, options, handed)?;
+    store.warm_up();
+    let store = Arc::new(store);
+    let mounted = mount::resume_kernel(
+        image.bootstrap,
+        store,
+        &args.mount_path,
+        &args.options(),
+        socket,
+    )?;
+    serve(mounted, signals)
+}
+
+/// Whether the kernel can mount the image here; says why not.
+fn kernel_can(image: &image::Image, cache: &Path) -> bool {
+    if let Err(error) = image.check_for_kernel() {
+        tracing::info!("mounted through FUSE: {error:#}");
+        return false;
+    }
+    let findings = mount::examine(cache);
+    let missing = findings
+        .iter()
+        .find(|finding| finding.erofs && finding.result.is_err());
+    if let Some(finding) = missing {
+        tracing::info!(
+            "mounted through FUSE: {} is missing (nydusify doctor)",
+            finding.name
+        );
+    }
+    missing.is_none()
+}
+
+/// The process that guards a mount by the kernel.
+pub fn guard() -> Result<ExitCode> {
+    let socket = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("standard input")?;
+    mount::guard(socket)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rafs_format::Digester;
 
+pub use blob::BlobFiles;
 pub(crate) use blob::{BlobCache, State};
 
 use crate::Error;
@@ -29,7 +30,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct CacheDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl CacheDir {
@@ -67,8 +68,21 @@ impl CacheDir {
             .and_then(|()| writeln!(lock, "{}", std::process::id()));
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            lock,
         })
+    }
+
+    /// A directory whose lock another process has passed on.
+    pub fn take_over(path: &Path, lock: File) -> Self {
+        Self {
+            path: path.to_owned(),
+            lock,
+        }
+    }
+
+    /// The lock, for [`CacheDir::take_over`]: it is held as long as any descriptor of it is open.
+    pub fn lock(&self) -> std::io::Result<File> {
+        self.lock.try_clone()
     }
 
     pub fn path(&self) -> &Path {

@@ -132,6 +132,12 @@ pub enum Error {
         /// Latest layout version that this release knows.
         known: u32,
     },
+    /// A cache that was handed over by another process is not the one that the image wants.
+    #[error("the cache of blob {blob} was changed while an image was mounted from it")]
+    CacheLost {
+        /// Id of the blob.
+        blob: String,
+    },
     /// A chunk that must be in the cache is not.
     #[error("the cache cannot be completed")]
     Incomplete {
@@ -232,4 +238,7 @@ pub enum ReadCause {
     /// Stored bytes are not the chunk.
     #[error(transparent)]
     Decode(#[from] ChunkError),
+    /// The chunk is needed in the cache file, and cannot be kept there.
+    #[error("the cache takes no more: its disk is full or has failed")]
+    NotKept,
 }

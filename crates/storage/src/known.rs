@@ -1,6 +1,6 @@
 //! What a bootstrap says of the chunks of its blobs: where they lie once decoded, and their digests.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use rafs_format::blob_meta::BlobMeta;
 use rafs_format::{BLOCK_SIZE, BlobFeatures, BlobInfo, Bootstrap, ChunkFlags, ChunkRecord, Digest};
@@ -197,18 +197,21 @@ impl KnownChunks {
     /// Whether a run of the uncompressed address space touches a block of a known chunk.
     pub(crate) fn overlaps(&self, offset: u64, size: u32) -> bool {
         let end = offset.saturating_add(u64::from(size));
-        let chunk = |slot: &u32| {
-            usize::try_from(*slot)
-                .ok()
-                .and_then(|slot| self.chunks.get(slot))
-        };
-        let after = self
+        self.within(&(offset..end)).next().is_some()
+    }
+
+    /// Positions of the chunks that touch a run of the uncompressed address space, in its order.
+    pub(crate) fn within(&self, run: &Range<u64>) -> impl Iterator<Item = usize> {
+        let chunk = |slot: &u32| self.chunks.get(usize::try_from(*slot).ok()?);
+        let first = self
             .by_offset
-            .partition_point(|slot| chunk(slot).is_some_and(|chunk| chunk.end() <= offset));
+            .partition_point(|slot| chunk(slot).is_some_and(|chunk| chunk.end() <= run.start));
         self.by_offset
-            .get(after)
-            .and_then(chunk)
-            .is_some_and(|chunk| chunk.offset < end)
+            .get(first..)
+            .unwrap_or_default()
+            .iter()
+            .take_while(move |slot| chunk(slot).is_some_and(|chunk| chunk.offset < run.end))
+            .filter_map(|&slot| usize::try_from(slot).ok())
     }
 
     fn in_order(&self) -> impl Iterator<Item = &KnownChunk> {

@@ -17,7 +17,7 @@ mod reader;
 mod store;
 
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
-pub use cache::cache_file;
+pub use cache::{BlobFiles, cache_file};
 pub use decode::{
     BATCH_SIZE_MAX, ChunkDecoder, ChunkError, DecodedBatch, VerifiedChunk, decode_chunk,
     require_supported,
@@ -27,4 +27,4 @@ pub use known::{KnownChunk, KnownChunks};
 pub use locate::find_chunk_table;
 pub use meta::{read_blob_meta, read_blob_meta_from, read_chunk_table};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
-pub use store::{ChunkStore, Sequence, Stats, StoreOptions, complete_cache_files};
+pub use store::{ChunkStore, HandedOver, Sequence, Stats, StoreOptions, complete_cache_files};

@@ -9,7 +9,9 @@ mod barrier;
 mod blob;
 mod budget;
 mod fetch;
+mod fill;
 mod flight;
+mod hand_over;
 mod prefetch;
 mod recent;
 mod sequence;
@@ -22,8 +24,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rafs_format::{Bootstrap, ChunkPointer};
+use rafs_format::{BlobInfo, Bootstrap, ChunkPointer};
 
+pub use hand_over::HandedOver;
 pub use sequence::Sequence;
 pub use stats::Stats;
 
@@ -131,14 +134,28 @@ impl ChunkStore {
         source: Arc<dyn BlobSource>,
         options: StoreOptions,
     ) -> Result<Self, Error> {
-        bootstrap.blobs().iter().try_for_each(require_supported)?;
-        let known = KnownChunks::of(bootstrap)?;
-        let tables = KnownChunks::tables(bootstrap)?;
         let cache_dir = options
             .cache_dir
             .as_deref()
             .map(CacheDir::open)
             .transpose()?;
+        let open = |dir: &Path, info: &BlobInfo, known: &KnownChunks, boot| {
+            BlobCache::open(dir, info, known, boot)
+        };
+        Self::with_caches(bootstrap, source, options, cache_dir, open)
+    }
+
+    /// A store with blobs' caches from `open`, which gets the directory, the blob, its chunks and the running boot.
+    fn with_caches<D: Deref<Target = [u8]>>(
+        bootstrap: &Bootstrap<D>,
+        source: Arc<dyn BlobSource>,
+        options: StoreOptions,
+        cache_dir: Option<CacheDir>,
+        mut open: impl FnMut(&Path, &BlobInfo, &KnownChunks, u64) -> Result<BlobCache, Error>,
+    ) -> Result<Self, Error> {
+        bootstrap.blobs().iter().try_for_each(require_supported)?;
+        let known = KnownChunks::of(bootstrap)?;
+        let tables = KnownChunks::tables(bootstrap)?;
         let boot = options
             .boot_id
             .as_deref()
@@ -148,7 +165,7 @@ impl ChunkStore {
         for ((info, known), table) in bootstrap.blobs().iter().zip(known).zip(tables) {
             let cache = cache_dir
                 .as_ref()
-                .map(|dir| BlobCache::open(dir.path(), info, &known, boot));
+                .map(|dir| open(dir.path(), info, &known, boot));
             let cache = match cache.transpose() {
                 // Reading does not need the cache.
                 Err(Error::Io { source, .. }) if is_full(&source) => {

@@ -50,14 +50,7 @@ pub(super) fn leave_terminal() -> Result<()> {
 /// In the child: tells the parent, then lets go of its directory and its standard streams. What comes later goes to
 /// `log_file`.
 pub(super) fn ready(log_file: Option<&Path>) -> Result<()> {
-    let log = match log_file {
-        Some(path) => OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .with_context(|| path.display().to_string())?,
-        None => null()?,
-    };
+    let log = log(log_file)?;
     std::env::set_current_dir("/").context("/")?;
     io::stdout()
         .write_all(READY)
@@ -66,6 +59,18 @@ pub(super) fn ready(log_file: Option<&Path>) -> Result<()> {
     rustix::stdio::dup2_stderr(&log).context("standard error")?;
     rustix::stdio::dup2_stdout(null()?).context("standard output")?;
     Ok(())
+}
+
+/// Where processes without a terminal report.
+pub(super) fn log(log_file: Option<&Path>) -> Result<File> {
+    match log_file {
+        Some(path) => OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .with_context(|| path.display().to_string()),
+        None => null(),
+    }
 }
 
 fn null() -> Result<File> {

@@ -12,7 +12,7 @@ use progress::Cancel;
 use rafs_format::Bootstrap;
 use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
-use super::MountArgs;
+use super::{Mode, MountArgs};
 use crate::args::Named;
 use crate::place::Places;
 
@@ -20,9 +20,19 @@ use crate::place::Places;
 pub(super) struct Image {
     pub(super) bootstrap: Arc<Bootstrap<Vec<u8>>>,
     pub(super) blobs: Arc<dyn BlobSource>,
+    /// Why the kernel must not mount it.
+    not_for_kernel: Option<String>,
 }
 
 impl Image {
+    /// Refuses what the kernel must not be given: another format, and a bootstrap that contradicts itself.
+    pub(super) fn check_for_kernel(&self) -> Result<()> {
+        match &self.not_for_kernel {
+            Some(why) => Err(anyhow!("the kernel can't mount the image: {why}")),
+            None => Ok(()),
+        }
+    }
+
     /// Says which blobs cannot be opened. What is in the cache, or in other blobs, can be read all the same.
     pub(super) fn warn_of_missing_blobs(&self) {
         let needed = self.bootstrap.blobs().iter();
@@ -63,6 +73,7 @@ fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Backend>) -> Resul
     };
     let blobs = loaded.source(rest)?;
     Ok(Image {
+        not_for_kernel: not_for_kernel(&loaded),
         bootstrap: Arc::new(loaded.bootstrap),
         blobs,
     })
@@ -91,9 +102,23 @@ fn in_image(
     let loaded =
         LoadedBootstrap::from_bytes(bytes).with_context(|| format!("{target}: the bootstrap"))?;
     Ok(Image {
+        not_for_kernel: match args.mode {
+            Mode::Fuse => None,
+            Mode::Auto | Mode::Erofs => not_for_kernel(&loaded),
+        },
         bootstrap: Arc::new(loaded.bootstrap),
         blobs: Arc::new(ImageBlobs::new(source, &manifest)),
     })
+}
+
+fn not_for_kernel(loaded: &LoadedBootstrap) -> Option<String> {
+    if loaded.v5.is_some() {
+        return Some("it is RAFS v5; `nydus-image transcode --to 6` makes v6 of it".to_owned());
+    }
+    loaded
+        .check()
+        .err()
+        .map(|error| format!("the bootstrap is damaged: {error}"))
 }
 
 /// The same place from any directory: blobs are opened when they are first read, and a detached process lets go of the

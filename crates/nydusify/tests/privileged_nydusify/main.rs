@@ -3,6 +3,7 @@
 
 mod backend;
 mod damage;
+mod kernel;
 mod life;
 mod serving;
 mod support;

@@ -53,6 +53,15 @@ struct Promises {
     linked: bool,
 }
 
+/// The two files of a blob's cache.
+#[derive(Debug)]
+pub struct BlobFiles {
+    /// The cache file.
+    pub data: File,
+    /// The chunk map.
+    pub map: File,
+}
+
 impl BlobCache {
     /// Opens or makes the files of the blob in `dir` and learns what they hold.
     pub fn open(
@@ -61,8 +70,6 @@ impl BlobCache {
         known: &KnownChunks,
         boot: u64,
     ) -> Result<Self, Error> {
-        let data_path = cache_file(dir, info.id.as_str());
-        let map_path = dir.join(format!("{}.blob.map", info.id));
         let open = |path: &Path| {
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(false);
@@ -70,13 +77,55 @@ impl BlobCache {
                 .open(path)
                 .map_err(Error::io("open the cache file", path))
         };
-        let (data, map) = (open(&data_path)?, open(&map_path)?);
-        let size = device_size(info);
-        let header = Header {
-            blob: info.id.to_string(),
-            chunk_count: info.chunk_count,
-            data_size: size,
+        let [data_path, map_path] = paths(dir, info);
+        let files = BlobFiles {
+            data: open(&data_path)?,
+            map: open(&map_path)?,
         };
+        let (mut cache, good) = Self::learned(dir, info, known, boot, files)?;
+        if !good {
+            cache
+                .clear(&header(info), known.len())
+                .map_err(Error::io("make the cache file", &data_path))?;
+        }
+        Ok(cache)
+    }
+
+    /// Goes on with files that another process has opened, and that may be mounted from.
+    pub fn take_over(
+        dir: &Path,
+        info: &BlobInfo,
+        known: &KnownChunks,
+        boot: u64,
+        files: BlobFiles,
+    ) -> Result<Self, Error> {
+        match Self::learned(dir, info, known, boot, files)? {
+            (cache, true) => Ok(cache),
+            // Beginning anew would take data from under a mount.
+            (_, false) => Err(Error::CacheLost {
+                blob: info.id.to_string(),
+            }),
+        }
+    }
+
+    /// Descriptors of the files, for [`BlobCache::take_over`] by another process.
+    pub fn files(&self) -> io::Result<BlobFiles> {
+        Ok(BlobFiles {
+            data: self.data.try_clone()?,
+            map: self.map.try_clone()?,
+        })
+    }
+
+    /// What the files hold, and whether it is of this blob and whole.
+    fn learned(
+        dir: &Path,
+        info: &BlobInfo,
+        known: &KnownChunks,
+        boot: u64,
+        BlobFiles { data, map }: BlobFiles,
+    ) -> Result<(Self, bool), Error> {
+        let [data_path, map_path] = paths(dir, info);
+        let header = header(info);
         let mut cache = Self {
             data,
             map,
@@ -103,17 +152,12 @@ impl BlobCache {
             .metadata()
             .map_err(Error::io("read the cache file", &data_path))?
             .len();
-        let good = kind == HeaderKind::Good && data_size == size;
-        if !(good
+        let good = kind == HeaderKind::Good
+            && data_size == header.data_size
             && cache
                 .load(&header, known)
-                .map_err(Error::io("read the chunk map", &map_path))?)
-        {
-            cache
-                .clear(&header, known.len())
-                .map_err(Error::io("make the cache file", &data_path))?;
-        }
-        Ok(cache)
+                .map_err(Error::io("read the chunk map", &map_path))?;
+        Ok((cache, good))
     }
 
     /// What is known of the chunk in `slot`. Whoever sees `Present` sees the bytes too.
@@ -233,7 +277,12 @@ impl BlobCache {
     }
 
     fn link(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()?;
+        match File::open(&self.dir) {
+            Ok(dir) => dir.sync_all()?,
+            // Somebody deleted the directory: no one will look for the files there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
         self.promises().linked = true;
         Ok(())
     }
@@ -312,6 +361,19 @@ impl BlobCache {
 
     fn promises(&self) -> MutexGuard<'_, Promises> {
         self.promises.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn paths(dir: &Path, info: &BlobInfo) -> [PathBuf; 2] {
+    let map = dir.join(format!("{}.blob.map", info.id));
+    [cache_file(dir, info.id.as_str()), map]
+}
+
+fn header(info: &BlobInfo) -> Header {
+    Header {
+        blob: info.id.to_string(),
+        chunk_count: info.chunk_count,
+        data_size: device_size(info),
     }
 }
 

@@ -1,0 +1,270 @@
+//! The kernel as front end: an EROFS mount of the bootstrap, with the cache files as its devices.
+//!
+//! The kernel reads files out of the cache files itself. A cache file that is not complete has a fanotify mark, so that
+//! whoever reads it waits until the range is filled; see [`guardian`] for who answers and what happens when one of
+//! them dies, and [`filler`] for where the data comes from. A complete blob loses its mark, and then no process is asked
+//! any more.
+
+mod bits;
+mod channel;
+pub(crate) mod filler;
+mod guardian;
+mod kit;
+mod probe;
+mod table;
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use rafs_format::Bootstrap;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+use storage::{ChunkStore, cache_file};
+use sys::fanotify::Group;
+
+pub use guardian::guard;
+pub use kit::{Program, Resumed};
+pub use probe::{Finding, examine};
+
+use crate::Error;
+use crate::mountinfo::{IMAGE_FILE, mounts_of};
+use crate::prefetch::Prefetcher;
+use crate::session::{Front, Mounted, Mountpoint, Options};
+use crate::stats::Counters;
+use crate::unmount::detach;
+use channel::Message;
+use filler::Filler;
+use kit::Kit;
+use table::Table;
+
+/// What a mount by the kernel needs beside what every mount does.
+#[derive(Debug)]
+pub struct KernelOptions {
+    /// Directory of the store's cache.
+    pub cache_dir: PathBuf,
+    /// How to start this program again, should this process die.
+    pub program: Program,
+    /// Where the processes that guard the mount report; this one's standard error if not given.
+    pub log: Option<File>,
+}
+
+/// Mounts the image on the directory `mountpoint` by the kernel's EROFS, and fills the store's cache files on demand.
+/// `bootstrap` is RAFS v6 and must have been checked.
+///
+/// # Errors
+/// When the kernel can't, see [`examine`]; nothing stays mounted then.
+pub fn mount_kernel(
+    bootstrap: Arc<Bootstrap<Vec<u8>>>,
+    store: Arc<ChunkStore>,
+    mountpoint: &Path,
+    options: &Options,
+    kernel: KernelOptions,
+) -> Result<Mounted, Error> {
+    let path = mountpoint;
+    let mut mountpoint = Mountpoint::prepare(path)?;
+    let source = kernel.cache_dir.join(IMAGE_FILE);
+    take_away_unguarded(&source)?;
+    let image = write_image(&source, bootstrap.data())
+        .map_err(failed("write the bootstrap into the cache"))?;
+    let cache = store.hand_over().map_err(failed("keep the cache open"))?;
+    let group = Group::new().map_err(failed(
+        "ask the kernel for pre-content events (root, and Linux 6.15)",
+    ))?;
+    for (blob, index) in cache.blobs.iter().zip(0..) {
+        // Complete ones are unmarked once they are known to be on the disk.
+        if !blob_is_empty(&blob.data)? && !store.is_complete(index) {
+            group
+                .mark(&blob.data)
+                .map_err(failed("have the kernel ask before cache files are read (ext4, xfs or btrfs, and Linux 6.15)"))?;
+        }
+    }
+    let blobs = u32::try_from(cache.blobs.len()).unwrap_or(u32::MAX);
+    let system = failed("start the processes that guard the mount");
+    let (guardian_end, filler_end) = channel::pair().map_err(&system)?;
+    let (alive, alive_here) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|errno| system(errno.into()))?;
+    let socket = filler_end.try_clone().map_err(&system)?;
+    let kit = Kit {
+        group,
+        table: Table::create().map_err(&system)?,
+        guardian_end,
+        filler_end,
+        image,
+        alive,
+        cache,
+        program: kernel.program,
+        standby: false,
+        mounted: false,
+    };
+    let stderr = kernel.log.map_or_else(Stdio::inherit, Stdio::from);
+    kit.start_guardian(false, false, stderr).map_err(&system)?;
+    // From here on only the guardians hold the group.
+    drop(kit);
+
+    let devices = bootstrap
+        .blobs()
+        .iter()
+        .map(|info| cache_file(&kernel.cache_dir, info.id.as_str()));
+    let devices: Vec<PathBuf> = devices.collect();
+    attach(&source, &devices, &mountpoint.path).map_err(failed(
+        "mount EROFS from files (Linux 6.12, and the module erofs)",
+    ))?;
+    mountpoint.attached(path)?;
+    Message::Mounted.send(&socket, true).map_err(&system)?;
+    serve(
+        bootstrap, store, mountpoint, options, blobs, socket, alive_here,
+    )
+}
+
+/// Goes on with a mount whose process died. `bootstrap` and `store` are as they were there.
+///
+/// # Errors
+/// When the system refuses what every process may do.
+pub fn resume_kernel(
+    bootstrap: Arc<Bootstrap<Vec<u8>>>,
+    store: Arc<ChunkStore>,
+    mountpoint: &Path,
+    options: &Options,
+    socket: ResumedSocket,
+) -> Result<Mounted, Error> {
+    let mountpoint = Mountpoint::found(mountpoint);
+    let blobs = u32::try_from(bootstrap.blobs().len()).unwrap_or(u32::MAX);
+    let ResumedSocket { socket, alive } = socket;
+    serve(bootstrap, store, mountpoint, options, blobs, socket, alive)
+}
+
+/// What is left of [`Resumed`] once the store has the cache.
+#[derive(Debug)]
+pub struct ResumedSocket {
+    socket: std::os::fd::OwnedFd,
+    alive: std::os::fd::OwnedFd,
+}
+
+impl Resumed {
+    /// The cache, for the store, and the rest.
+    pub fn split(self) -> (storage::HandedOver, ResumedSocket) {
+        let Self {
+            cache,
+            socket,
+            alive,
+        } = self;
+        (cache, ResumedSocket { socket, alive })
+    }
+}
+
+fn serve(
+    bootstrap: Arc<Bootstrap<Vec<u8>>>,
+    store: Arc<ChunkStore>,
+    mountpoint: Mountpoint,
+    options: &Options,
+    blobs: u32,
+    socket: std::os::fd::OwnedFd,
+    alive: std::os::fd::OwnedFd,
+) -> Result<Mounted, Error> {
+    let counters = Arc::new(Counters::default());
+    let filler = Filler::start(&store, blobs, &counters, socket, alive)?;
+    let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
+    Ok(Mounted {
+        mountpoint,
+        counters,
+        store,
+        prefetcher,
+        leaver: Some(filler.socket()),
+        session: Some(Front::Kernel(filler)),
+    })
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Kernel {
+        what: what.to_owned(),
+        source,
+    }
+}
+
+fn blob_is_empty(data: &File) -> Result<bool, Error> {
+    let metadata = data.metadata().map_err(failed("look at a cache file"))?;
+    Ok(metadata.len() == 0)
+}
+
+/// The bootstrap as a file that nobody else has open.
+fn write_image(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let temporary = path.with_extension("tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    // A descriptor for writing would keep the kernel from telling whether the file is in use.
+    drop(file);
+    std::fs::rename(&temporary, path)?;
+    File::open(path)
+}
+
+/// Whoever may have left a mount of this cache behind is dead, for the cache is ours. Nobody guards it, so it may show
+/// zeros in place of data.
+fn take_away_unguarded(source: &Path) -> Result<(), Error> {
+    let mounts = mounts_of(source).map_err(failed("read the mount table"))?;
+    for entry in mounts.iter().rev() {
+        tracing::warn!(
+            "{}: the processes that guarded this mount are gone: taken away",
+            entry.mountpoint.display()
+        );
+        detach(&entry.mountpoint, true)?;
+    }
+    Ok(())
+}
+
+/// Whether the file is mounted somewhere in this mount namespace.
+fn is_mounted_here(image: &File) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", image.as_raw_fd()));
+    link.and_then(|path| mounts_of(&path))
+        .is_ok_and(|mounts| !mounts.is_empty())
+}
+
+/// Has the kernel mount `image` on `mountpoint`, with a device for each slot. Not by mount(8), which would put loop
+/// devices in between, and not by mount(2), whose options have a page at most.
+fn attach(image: &Path, devices: &[PathBuf], mountpoint: &Path) -> io::Result<()> {
+    let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let context = context.as_fd();
+    let set = || {
+        rustix::mount::fsconfig_set_string(context, "source", image)?;
+        for device in devices {
+            rustix::mount::fsconfig_set_string(context, "device", device)?;
+        }
+        rustix::mount::fsconfig_set_flag(context, "ro")?;
+        rustix::mount::fsconfig_create(context)
+    };
+    set().map_err(|errno: rustix::io::Errno| said(context, errno))?;
+    let mount = rustix::mount::fsmount(
+        context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )?;
+    rustix::mount::move_mount(
+        &mount,
+        "",
+        rustix::fs::CWD,
+        mountpoint,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?;
+    Ok(())
+}
+
+/// What the kernel has to say beside the error's number.
+fn said(context: std::os::fd::BorrowedFd<'_>, errno: rustix::io::Errno) -> io::Error {
+    let mut text = Vec::new();
+    let mut line = [0; 512];
+    while let Ok(read) = rustix::io::read(context, &mut line)
+        && read > 0
+    {
+        let part = String::from_utf8_lossy(&line[..read]).trim().to_owned();
+        text.push(part);
+    }
+    let source = io::Error::from(errno);
+    if text.is_empty() {
+        source
+    } else {
+        io::Error::new(source.kind(), format!("{source}: {}", text.join("; ")))
+    }
+}

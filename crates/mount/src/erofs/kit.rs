@@ -1,0 +1,210 @@
+//! All that a guardian holds, and how it comes to the next one and to a filler.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use storage::{BlobFiles, HandedOver};
+use sys::fanotify::Group;
+
+use super::channel;
+use crate::Error;
+
+/// The program itself, even after its file was replaced.
+const PROGRAM: &str = "/proc/self/exe";
+/// The hidden command that is a guardian.
+pub(super) const GUARD: &str = "guard";
+/// The hidden flag that makes `mount` a filler in place of one that died.
+pub(super) const RESUME: &str = "--resume";
+
+/// How to start a filler.
+#[derive(Debug, Clone, Default)]
+pub struct Program {
+    /// Arguments of the command that mounted.
+    pub arguments: Vec<OsString>,
+    /// Its working directory.
+    pub directory: PathBuf,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Kit {
+    pub(super) group: Group,
+    /// Memory of the [`super::table::Table`].
+    pub(super) table: OwnedFd,
+    /// The two ends of the socket between guardian and filler. Who holds which changes, they stay.
+    pub(super) guardian_end: OwnedFd,
+    pub(super) filler_end: OwnedFd,
+    /// The file of the bootstrap, of which the kernel mounts.
+    pub(super) image: File,
+    /// Reads an end of file once the filler is gone.
+    pub(super) alive: OwnedFd,
+    pub(super) cache: HandedOver,
+    pub(super) program: Program,
+    /// Whether this guardian waits for the other one to die.
+    pub(super) standby: bool,
+    /// Whether the image was mounted when the kit was sent.
+    pub(super) mounted: bool,
+}
+
+/// Descriptors before those of the cache.
+const FIXED: usize = 7;
+
+impl Kit {
+    /// Starts a guardian with this kit, and waits until it is ready. The socket to it breaks when it dies.
+    pub(super) fn start_guardian(
+        &self,
+        standby: bool,
+        mounted: bool,
+        stderr: Stdio,
+    ) -> io::Result<(Child, OwnedFd)> {
+        let (ours, theirs) = channel::pair()?;
+        let child = Command::new(PROGRAM)
+            .arg(GUARD)
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()?;
+        let mut text = vec![u8::from(standby), u8::from(mounted)];
+        text.extend_from_slice(self.program.directory.as_os_str().as_bytes());
+        for argument in &self.program.arguments {
+            text.push(0);
+            text.extend_from_slice(argument.as_bytes());
+        }
+        let mut all = vec![
+            self.group.as_fd(),
+            self.table.as_fd(),
+            self.guardian_end.as_fd(),
+            self.filler_end.as_fd(),
+            self.image.as_fd(),
+            self.alive.as_fd(),
+            self.cache.lock.as_fd(),
+        ];
+        all.extend(self.cache_files());
+        channel::send_all(&ours, &text, &all)?;
+        match channel::Message::receive(&ours, true)? {
+            Some(channel::Message::Ready) => Ok((child, ours)),
+            _ => Err(io::Error::other("the guardian did not come up")),
+        }
+    }
+
+    /// In a guardian: what it was started with.
+    pub(super) fn receive(socket: impl AsFd) -> io::Result<Self> {
+        let broken = || io::Error::new(io::ErrorKind::InvalidData, "this is no kit of a guardian");
+        let (text, mut all) = channel::receive_all(socket)?;
+        let ([standby, mounted], words) = text.split_first_chunk::<2>().ok_or_else(broken)?;
+        let mut words = words
+            .split(|&byte| byte == 0)
+            .map(|word| OsString::from_vec(word.to_vec()));
+        let directory = words.next().map(PathBuf::from).unwrap_or_default();
+        if all.len() < FIXED {
+            return Err(broken());
+        }
+        let files = all.split_off(FIXED);
+        let fixed: [OwnedFd; FIXED] = all.try_into().map_err(|_| broken())?;
+        let [group, table, guardian_end, filler_end, image, alive, lock] = fixed;
+        Ok(Self {
+            group: group.into(),
+            table,
+            guardian_end,
+            filler_end,
+            image: image.into(),
+            alive,
+            cache: HandedOver {
+                lock: lock.into(),
+                blobs: blob_files(files)?,
+            },
+            program: Program {
+                arguments: words.collect(),
+                directory,
+            },
+            standby: *standby != 0,
+            mounted: *mounted != 0,
+        })
+    }
+
+    /// Starts a filler in place of one that died. It holds `alive` as long as it lives.
+    pub(super) fn start_filler(&self, alive: OwnedFd) -> io::Result<Child> {
+        let (ours, theirs) = channel::pair()?;
+        let directory = Some(self.program.directory.as_path()).filter(|dir| dir.is_dir());
+        let child = Command::new(PROGRAM)
+            .args(&self.program.arguments)
+            .arg(RESUME)
+            .current_dir(directory.unwrap_or(Path::new("/")))
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .spawn()?;
+        let mut all = vec![
+            self.filler_end.as_fd(),
+            alive.as_fd(),
+            self.cache.lock.as_fd(),
+        ];
+        all.extend(self.cache_files());
+        channel::send_all(&ours, b"", &all)?;
+        Ok(child)
+    }
+
+    fn cache_files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.cache
+            .blobs
+            .iter()
+            .flat_map(|blob| [blob.data.as_fd(), blob.map.as_fd()])
+    }
+}
+
+/// What a filler gets from the guardian that started it.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The cache that the dead filler left.
+    pub cache: HandedOver,
+    pub(super) socket: OwnedFd,
+    pub(super) alive: OwnedFd,
+}
+
+impl Resumed {
+    /// Receives it over the standard input.
+    ///
+    /// # Errors
+    /// When no guardian started this process.
+    pub fn from_stdin() -> Result<Self, Error> {
+        let receive = || {
+            let (_, mut all) = channel::receive_all(io::stdin())?;
+            let broken = || io::Error::from(io::ErrorKind::InvalidData);
+            if all.len() < 3 {
+                return Err(broken());
+            }
+            let files = all.split_off(3);
+            let fixed: [OwnedFd; 3] = all.try_into().map_err(|_| broken())?;
+            let [socket, alive, lock] = fixed;
+            Ok(Self {
+                cache: HandedOver {
+                    lock: lock.into(),
+                    blobs: blob_files(files)?,
+                },
+                socket,
+                alive,
+            })
+        };
+        receive().map_err(|source| Error::System {
+            what: "taking over from a process that served the mount",
+            source,
+        })
+    }
+}
+
+fn blob_files(files: Vec<OwnedFd>) -> io::Result<Vec<BlobFiles>> {
+    let mut blobs = Vec::with_capacity(files.len() / 2);
+    let mut files = files.into_iter();
+    while let Some(data) = files.next() {
+        let map = files.next().ok_or(io::ErrorKind::InvalidData)?;
+        blobs.push(BlobFiles {
+            data: data.into(),
+            map: map.into(),
+        });
+    }
+    Ok(blobs)
+}

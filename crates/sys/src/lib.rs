@@ -1,0 +1,11 @@
+//! System interfaces for which no safe wrapper exists: fanotify's pre-content events, memory shared between
+//! processes, and asking whether anybody else has a file open.
+//!
+//! This is the only crate with unsafe code. Each function is a thin and safe face of one system call.
+
+pub mod fanotify;
+mod lease;
+mod shared;
+
+pub use lease::is_open_elsewhere;
+pub use shared::SharedWords;
