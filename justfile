@@ -20,6 +20,10 @@ test-privileged:
 lint:
     cargo xtask lint
 
+# Our images, seen by the published reader (compiles for minutes at first).
+oracle *filter:
+    cargo xtask oracle {{filter}}
+
 # The table of docs/benchmarks.md.
 bench *arguments:
     cargo xtask bench {{arguments}}

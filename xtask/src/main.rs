@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod fixtures;
 mod lint;
+mod oracle;
 mod system;
 mod test;
 
@@ -39,6 +40,11 @@ enum Chore {
     },
     /// Checks formatting, clippy, the fuzzer's binaries, the direction of dependencies and that sources are ASCII
     Lint,
+    /// Opens images of every kind with the published crate `nydus-rafs` and compares what it sees with what we see
+    Oracle {
+        /// Only images whose names contain this
+        filter: Option<String>,
+    },
     /// Measures the release binaries and writes docs/benchmarks.md
     Bench {
         /// What the benchmark program takes: `--only NAME`, `--runs N`, `--big LAYOUT`, `--print`
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
             no_skips,
         } => test::run(privileged, no_skips),
         Chore::Bench { arguments } => bench::bench(&arguments),
+        Chore::Oracle { filter } => oracle::run(filter),
         Chore::Lint => lint::run(),
         Chore::Fixtures { busybox } => fixtures::run(busybox),
     };
