@@ -81,6 +81,14 @@ pub enum Error {
         /// What is allowed.
         limit: &'static str,
     },
+    /// Gzip data in which inflating can begin at too few places.
+    #[error(
+        "the layer's gzip data has no place within {size} bytes of output at which inflating could begin, so its files cannot be read one by one: compress the layer anew, or use targz-rafs"
+    )]
+    NoPlace {
+        /// Bytes between two places.
+        size: u64,
+    },
     /// More blobs than the format can express.
     #[error(
         "the image needs {0} blobs, the format allows 255: share chunks between fewer images, or squash layers"

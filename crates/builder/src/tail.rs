@@ -4,7 +4,7 @@
 //!
 //! | Piece | Header | When |
 //! |---|---|---|
-//! | chunk data | `image.blob` | the blob has chunks; header with either of the two below |
+//! | chunk data | `image.blob` | the blob has chunks, and they are in it; header with either of the two below |
 //! | chunk table, then its 4096-byte header | `blob.meta` | v6 and the blob has chunks; header likewise |
 //! | 32 bytes of digest per chunk | `blob.digest` | table of contents asked for and the blob has chunks |
 //! | bootstrap | `image.boot` | inline metadata asked for |
@@ -51,7 +51,7 @@ pub(crate) struct Kind<'a> {
 /// The chunk table of a blob, as a reader of the blob knows it: decompressed and decrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkTable {
-    /// One record per chunk, then one per batch.
+    /// One record per chunk, then one per batch or slice, then the dictionaries of slices.
     pub table: Vec<u8>,
     /// The header behind it.
     pub header: Vec<u8>,
@@ -84,15 +84,24 @@ pub(crate) fn finish<W: Write>(
         bootstrap_digest: None,
         table: None,
     };
+    // Chunks that stay in a layer's tar: the file holds what describes them alone.
+    let separate = own.is_some_and(|own| {
+        let features = image.blobs[own].features;
+        features.contains(BlobFeatures::SEPARATE)
+    });
     if let Some(own) = own {
-        tail.data(image.blobs[own].uncompressed_size)?;
+        if !separate {
+            tail.data(image.blobs[own].uncompressed_size)?;
+        }
         if options.version == Version::V6 {
             tail.chunk_table(image, own, kind)?;
         }
         if options.blob_toc {
             tail.digests(image, own)?;
         }
-        image.blobs[own].compressed_size = tail.blob.position();
+        if !separate {
+            image.blobs[own].compressed_size = tail.blob.position();
+        }
     }
     if options.inline_meta {
         tail.bootstrap(image, options)?;
@@ -105,7 +114,13 @@ pub(crate) fn finish<W: Write>(
         }
     }
     let finished = tail.close()?;
-    if let Some(own) = own {
+    if let (Some(own), true) = (own, separate) {
+        // The file itself cannot say so.
+        if !options.inline_meta {
+            image.blobs[own].meta_digest = finished.digest;
+            image.blobs[own].meta_size = finished.size;
+        }
+    } else if let Some(own) = own {
         let info = &mut image.blobs[own];
         if !options.inline_meta {
             info.compressed_size = options.blob_offset + finished.size;
@@ -227,7 +242,7 @@ impl<W: Write> Tail<W> {
         info.meta_offset = self.blob.position();
         info.meta_compressed_size = stored.len() as u64;
         info.meta_uncompressed_size = table.len() as u64;
-        let header = header_with_batches(info, kind.places).encode();
+        let header = header_with_contexts(info, kind.places).encode();
         let (offset, size, full) = (
             info.meta_offset,
             info.meta_compressed_size,
@@ -364,21 +379,22 @@ pub(crate) fn chunk_table(image: &Image, own: usize, places: &Places) -> Result<
     let info = &image.blobs[own];
     Ok(ChunkTable {
         table: encode_table(own_chunks(image, own), info, places)?,
-        header: header_with_batches(info, places).encode().to_vec(),
+        header: header_with_contexts(info, places).encode().to_vec(),
     })
 }
 
-fn header_with_batches(info: &BlobInfo, places: &Places) -> Header {
+fn header_with_contexts(info: &BlobInfo, places: &Places) -> Header {
     let mut header = table_header(info);
-    if info.features.contains(BlobFeatures::BATCH) {
-        header.contexts_count = places.batches().count() as u32;
+    let contexts = BlobFeatures::BATCH | BlobFeatures::ZRAN;
+    if info.features.intersects(contexts) {
+        header.contexts_count = places.contexts();
         header.contexts_offset = u64::from(info.chunk_count) * blob_meta::CHUNK_V2_SIZE;
         header.contexts_size = info.meta_uncompressed_size - header.contexts_offset;
     }
     header
 }
 
-/// What stands behind the chunk table of a blob without batches.
+/// What stands behind the chunk table of a blob without batches and slices.
 pub(crate) fn table_header(info: &BlobInfo) -> Header {
     Header {
         features: info.features,
@@ -411,8 +427,6 @@ fn encode_table<'a>(
             source,
         })?;
     }
-    for batch in places.batches() {
-        blob_meta::encode_batch(batch, &mut table);
-    }
+    places.encode_contexts(&mut table);
     Ok(table)
 }

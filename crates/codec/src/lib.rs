@@ -5,8 +5,10 @@ mod cipher;
 mod compress;
 mod decompress;
 mod digest;
+mod slice;
 
 pub use cipher::{BlobCipher, CipherError};
 pub use compress::{Encoder, Stored};
 pub use decompress::{DecodeError, decompress, gunzip_head};
 pub use digest::{crc32c, digest};
+pub use slice::{DEFLATE_WINDOW, SliceDecoder, SliceStart};

@@ -37,10 +37,7 @@ pub fn check_blobs<D: Deref<Target = [u8]>>(
 }
 
 fn read_meta(info: &BlobInfo, source: &dyn BlobSource) -> Result<Option<BlobMeta>, Error> {
-    if info
-        .features
-        .intersects(BlobFeatures::ZRAN | BlobFeatures::TARFS)
-    {
+    if info.features.contains(BlobFeatures::TARFS) {
         return Ok(None);
     }
     let failed = |source| Error::Blob {
@@ -100,7 +97,7 @@ fn compare(info: &BlobInfo, meta: &BlobMeta, record: &ChunkRecord) -> Result<(),
             &record.uncompressed_size,
         );
     }
-    // The bootstrap knows nothing of where members of a batch are stored.
+    // The bootstrap knows nothing of where members of a batch or slice are stored.
     if stored.placement == Placement::Plain && stored.compressed_offset != record.compressed_offset
     {
         return differs(

@@ -4,6 +4,9 @@ use std::fmt;
 use std::io::{self, BufReader, Cursor, Read};
 
 mod gzip;
+mod index;
+
+pub use index::{GzipIndex, Place};
 
 /// Compressed bytes taken from the source at a time.
 const INPUT: usize = 256 << 10;
@@ -67,15 +70,59 @@ pub fn decompress(
 ) -> io::Result<Box<dyn Read + Send>> {
     match what {
         Compression::None => Ok(Box::new(r)),
-        Compression::Gzip => Ok(Box::new(gzip::Reader::new(BufReader::with_capacity(
-            INPUT, r,
-        )))),
+        Compression::Gzip => {
+            let r = BufReader::with_capacity(INPUT, r);
+            Ok(Box::new(gzip::Reader::new(r, ())))
+        }
         Compression::Zstd => {
             let mut decoder =
                 zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(INPUT, r))?;
             decoder.window_log_max(WINDOW_LOG_MAX)?;
             Ok(Box::new(Zstd { decoder, done: 0 }))
         }
+    }
+}
+
+/// The inflated bytes of a gzip stream, and an index of places from which they can be inflated again. Reads fail as with
+/// [`decompress`].
+///
+/// The index depends on the bytes of the stream and on how many are asked for at a time, not on how they arrive.
+pub struct IndexingReader<R>(gzip::Reader<BufReader<Filling<R>>, index::Indexer>);
+
+/// Fills buffers whole: where input ends for the moment, the decoder's stops are not all known.
+struct Filling<R>(R);
+
+impl<R: Read> Read for Filling<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buf.len() {
+            match self.0.read(&mut buf[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl<R: Read> IndexingReader<R> {
+    /// Will inflate `r`.
+    pub fn new(r: R) -> Self {
+        let r = BufReader::with_capacity(INPUT, Filling(r));
+        Self(gzip::Reader::new(r, index::Indexer::default()))
+    }
+
+    /// The index of what was read, which should be all.
+    pub fn into_index(self) -> GzipIndex {
+        self.0.into_watch().finish()
+    }
+}
+
+impl<R: Read> Read for IndexingReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
     }
 }
 

@@ -10,5 +10,7 @@ pub mod path;
 pub mod tar;
 
 pub use apply::{DataSink, FileInfo, Options, TreeBuilder, read_tree};
-pub use compression::{Compression, decompress, detect, detecting};
+pub use compression::{
+    Compression, GzipIndex, IndexingReader, Place, decompress, detect, detecting,
+};
 pub use error::Error;

@@ -94,6 +94,8 @@ pub fn run(args: &Check, interrupt: &Interrupt) -> anyhow::Result<()> {
         .check()
         .with_context(|| format!("{} is not valid", path.display()))?;
     if let Some(source) = blobs {
+        // The file that the bootstrap was found in is a blob, too.
+        let source = loaded.source(Some(source))?;
         inspect::check_blobs(&loaded.bootstrap, &*source)
             .with_context(|| format!("{} and its blobs do not fit together", path.display()))?;
     }

@@ -13,10 +13,9 @@ use builder::{
     Budget, BuildOptions, BuiltLayer, Dedup, Encryption, Parent, Whiteouts, build_directory,
     build_tar, build_tarfs, encode,
 };
-use clap::ValueEnum;
 use inspect::CommandReport;
 use layer::Compression;
-use rafs_format::{BlobId, CHUNK_SIZE_DEFAULT, Compressor};
+use rafs_format::{BlobFeatures, BlobId, CHUNK_SIZE_DEFAULT, Compressor};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -32,14 +31,13 @@ use crate::output::{self, Output};
 use crate::parent;
 use crate::prefetch;
 use crate::report;
-use crate::unsupported::Unsupported;
+use crate::targz;
 
 /// Memory for file data when none is asked for: this much per thread, but not less than twice as much.
 const MEMORY_PER_THREAD: usize = 32 << 20;
 
 pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     check_conflicts(args)?;
-    check_supported(args)?;
     check_paths(args)?;
     if let Some(path) = &args.config {
         // Nothing needs a blob to be read, but a configuration has to be one.
@@ -58,9 +56,12 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     let mut blob = create_blob(args, interrupt)?;
     let layer = build(args, blob.as_mut(), &options)?;
     let built = start.elapsed().as_secs_f64();
-    let id = layer
-        .own_blob
-        .map(|own| layer.image.blobs[own].id.to_string());
+    let own = layer.own_blob.map(|own| &layer.image.blobs[own]);
+    // The id of a layer whose chunks stay in it is not that of the file that is written.
+    let separate = BlobFeatures::SEPARATE;
+    let id = own
+        .filter(|blob| !blob.features.contains(separate))
+        .map(|blob| blob.id.to_string());
     // Both are complete before either gets its name.
     let bootstrap = if args.blob_inline_meta {
         None
@@ -125,6 +126,7 @@ pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
 /// Refuses options that contradict each other.
 fn check_conflicts(args: &Create) -> Result<(), Usage> {
     estargz::check_conflicts(args)?;
+    targz::check_conflicts(args)?;
     external::check_conflicts(args, is_directory(args.source_type))?;
     if args.source_type == SourceType::TarTarfs {
         return check_tarfs(args);
@@ -188,28 +190,6 @@ fn check_tarfs(args: &Create) -> Result<(), Usage> {
         ))),
         None => Ok(()),
     }
-}
-
-/// Refuses what belongs to the contract and is not built yet.
-fn check_supported(args: &Create) -> Result<(), Unsupported> {
-    let kinds = [
-        SourceType::Directory,
-        SourceType::DirRafs,
-        SourceType::TarRafs,
-        SourceType::TargzRafs,
-        SourceType::EstargzRafs,
-        SourceType::TarTarfs,
-        SourceType::EstargztocRef,
-        SourceType::StargzIndex,
-    ];
-    if !kinds.contains(&args.source_type) {
-        let value = args.source_type.to_possible_value();
-        return Err(Unsupported::value(
-            "--type",
-            value.as_ref().map_or("", |value| value.get_name()),
-        ));
-    }
-    Ok(())
 }
 
 /// Refuses what could only fail later.
@@ -348,6 +328,7 @@ fn build(
     let built = match blob {
         None if estargz::is_toc(args.source_type) => Ok(estargz::build(args, options)?),
         None => build_tarfs(open_plain_tar(&args.source)?, options),
+        Some(blob) if targz::is_ref(args.source_type) => Ok(targz::build(args, blob, options)?),
         Some(blob) if is_directory(args.source_type) => {
             build_directory(&args.source, whiteouts(args), blob, options, Dedup::Layer)
         }
@@ -383,7 +364,7 @@ fn open_plain_tar(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
 }
 
 /// The bytes of a file or FIFO, and how they are compressed.
-fn open_stream(path: &Path) -> anyhow::Result<(Compression, Box<dyn Read + Send>)> {
+pub fn open_stream(path: &Path) -> anyhow::Result<(Compression, Box<dyn Read + Send>)> {
     let failed = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(failed)?;
     layer::detecting(file).with_context(failed)

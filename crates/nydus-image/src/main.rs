@@ -23,9 +23,9 @@ mod prefetch;
 mod report;
 mod rewrite;
 mod stat;
+mod targz;
 mod transcode;
 mod unpack;
-mod unsupported;
 
 use std::process::ExitCode;
 
@@ -34,7 +34,6 @@ use tracing::Level;
 
 use crate::args::{Cli, Command, LogLevel};
 use crate::interrupt::Interrupt;
-use crate::unsupported::Unsupported;
 
 /// Exit status for a bad command line, and for layers that cannot be merged with one another.
 const EXIT_USAGE: u8 = 2;
@@ -126,9 +125,5 @@ fn exit_status(error: &anyhow::Error) -> u8 {
         tracing::error!("message:{inconsistent}");
         return EXIT_USAGE;
     }
-    if error.is::<Unsupported>() || error.is::<Usage>() {
-        EXIT_USAGE
-    } else {
-        1
-    }
+    if error.is::<Usage>() { EXIT_USAGE } else { 1 }
 }

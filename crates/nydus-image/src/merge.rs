@@ -142,10 +142,17 @@ impl Facts {
             }
             _ if self.recorded && !blob.id.is_placeholder() => blob.id.clone(),
             (Some(ids), _) if !self.recorded => ids[number].clone(),
+            // The layer was digested when it was built; the bootstrap's file may be called as the other blob is. The
+            // deployed tool takes that name all the same, and then looks for the layer's data there.
+            _ if separate && !blob.id.is_placeholder() => blob.id.clone(),
             _ => name(source)?,
         };
-        if let (Some(digests), true) = (&self.digests, separate) {
-            blob.meta_digest = digests[number];
+        if separate {
+            if let Some(digests) = &self.digests {
+                blob.meta_digest = digests[number];
+            } else if blob.meta_digest == [0; 32] {
+                blob.meta_digest = table_blob(source, &blob.id)?;
+            }
         }
         if let Some(sizes) = &self.sizes {
             let field = if separate {
@@ -217,6 +224,18 @@ fn own_blob<'a>(
         );
     }
     Ok(own.into_iter().next())
+}
+
+/// The blob with the chunk table of a layer whose data lies elsewhere, as the name of the bootstrap's file tells it.
+fn table_blob(source: &Path, layer: &BlobId) -> anyhow::Result<Digest> {
+    let named = name(source).ok().filter(|id| id != layer);
+    let digest = named.and_then(|id| digest(&id.as_str().to_owned()));
+    digest.with_context(|| {
+        format!(
+            "{}: it is not known which blob holds the chunk table of layer {layer}; give --blob-digests",
+            source.display()
+        )
+    })
 }
 
 /// A blob is called as its bootstrap's file is, up to the first dot.

@@ -183,15 +183,8 @@ fn patterns_from_standard_input_become_the_prefetch_table() {
 }
 
 #[test]
-fn what_is_not_built_yet_is_refused_by_name_before_any_work() {
+fn an_empty_parent_is_none() {
     let dir = workplace();
-    run(
-        dir.path(),
-        "create -t targz-ref -b blob --blob-inline-meta layer.tar",
-    )
-    .exits(2)
-    .fails_with(&["not supported yet", "--type targz-ref"]);
-    assert_eq!(names(dir.path()), ["layer.tar", "out"]);
     run(
         dir.path(),
         "create -t tar-rafs -b blob -B boot --parent-bootstrap= layer.tar",

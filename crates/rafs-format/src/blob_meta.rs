@@ -29,6 +29,8 @@ pub use record::{
 pub const CHUNK_V1_SIZE: u64 = MetaChunkV1Raw::SIZE as u64;
 /// See [`CHUNK_V1_SIZE`].
 pub const CHUNK_V2_SIZE: u64 = MetaChunkV2Raw::SIZE as u64;
+/// Length of the record of a batch or slice, in bytes.
+pub const CONTEXT_SIZE: usize = ZranContextRaw::SIZE;
 /// Largest dictionary of a slice: the window of deflate.
 const DICTIONARY_MAX: u32 = 32768;
 

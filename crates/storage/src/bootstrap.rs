@@ -1,14 +1,16 @@
 //! Finding a bootstrap: in a file of its own, or in the tail of a native layer blob.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::bootstrap::Parsed;
 use rafs_format::toc::{self, InlineBootstrap};
 use rafs_format::{
-    BlobFeatures, BlobId, BlobInfo, Bootstrap, CheckError, Digester, Summary, v5, version,
+    BlobFeatures, BlobId, BlobInfo, Bootstrap, CheckError, Digest, Digester, Summary, v5, version,
 };
+use sha2::{Digest as _, Sha256};
 use tree::Image;
 
 use crate::meta::read_piece;
@@ -165,13 +167,36 @@ fn load(path: &Path) -> Result<LoadedBootstrap, Error> {
             info.id = id_from_name(path)?;
         }
         if info.features.contains(BlobFeatures::INLINED_FS_META) && own.is_none() && !bare {
-            own = Some((info.id.clone(), path.to_owned()));
+            // Chunk data that lies elsewhere is not in the file; then this is the one that holds its chunk table, and
+            // its name is not in the bootstrap, which is part of it.
+            if info.features.contains(BlobFeatures::SEPARATE) && info.meta_digest == [0; 32] {
+                (info.meta_digest, info.meta_size) = digest_of(path)?;
+            }
+            let id = info.table_blob().unwrap_or_else(|| info.id.clone());
+            own = Some((id, path.to_owned()));
         }
     }
     Ok(LoadedBootstrap {
         own_blob: own,
         ..LoadedBootstrap::from_parsed(parsed)?
     })
+}
+
+/// SHA-256 and size of a file.
+fn digest_of(path: &Path) -> Result<(Digest, u64), Error> {
+    let failed = || Error::io("read", path);
+    let mut file = File::open(path).map_err(failed())?;
+    let (mut sha256, mut size) = (Sha256::new(), 0);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer).map_err(failed())? {
+            0 => return Ok((sha256.finalize().into(), size)),
+            n => {
+                sha256.update(buffer.get(..n).unwrap_or_default());
+                size += n as u64;
+            }
+        }
+    }
 }
 
 fn id_from_name(path: &Path) -> Result<BlobId, Error> {

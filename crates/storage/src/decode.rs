@@ -5,14 +5,20 @@
 use std::borrow::Cow;
 use std::ops::Deref;
 
-use codec::{BlobCipher, CipherError, DecodeError};
-use rafs_format::blob_meta::{BatchContext, Placement, StoredChunk};
+use codec::{BlobCipher, CipherError, DecodeError, SliceDecoder, SliceStart};
+use rafs_format::blob_meta::{BatchContext, Placement, StoredChunk, ZranContext};
 use rafs_format::{BlobFeatures, BlobInfo, CHUNK_SIZE_MAX, Compressor, Digester};
 
 use crate::{Error, KnownChunk};
 
 /// Largest batch, in bytes: as large as the largest chunk.
 pub const BATCH_SIZE_MAX: u32 = CHUNK_SIZE_MAX;
+
+/// Largest slice of a gzip layer that is read, in bytes of the layer. Builders make them of about a megabyte; they are
+/// longer only where deflate blocks or chunks are.
+pub const SLICE_STORED_MAX: u32 = 64 << 20;
+/// Largest slice once inflated, in bytes. So much may have to be inflated for one chunk, but never is in memory.
+pub const SLICE_SIZE_MAX: u32 = 256 << 20;
 
 /// Why stored bytes are not the chunk that they should be.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +105,14 @@ pub struct DecodedBatch<'a> {
     bytes: Vec<u8>,
 }
 
+/// A slice of a gzip layer that is being inflated. Its chunks are taken in the order in which they lie.
+pub struct OpenSlice<'a> {
+    decoder: &'a ChunkDecoder,
+    inflate: SliceDecoder<'a>,
+    position: u32,
+    size: u32,
+}
+
 impl ChunkDecoder {
     /// The decoder of the blob's chunks.
     ///
@@ -167,6 +181,34 @@ impl ChunkDecoder {
         })
     }
 
+    /// Begins to inflate a slice. `stored` is the slice's input, `dictionary` the output before it.
+    ///
+    /// # Errors
+    /// [`ChunkError`] for a slice that is too large, or cannot be one.
+    pub fn slice<'s>(
+        &'s self,
+        context: &ZranContext,
+        dictionary: &[u8],
+        stored: &'s [u8],
+    ) -> Result<OpenSlice<'s>, ChunkError> {
+        if context.out_len > SLICE_SIZE_MAX || context.in_len > SLICE_STORED_MAX {
+            return Err(ChunkError::Record(
+                "the chunk's slice of the gzip layer is larger than any builder makes it",
+            ));
+        }
+        let start = SliceStart {
+            byte: context.byte,
+            bits: context.bits,
+            window: dictionary,
+        };
+        Ok(OpenSlice {
+            decoder: self,
+            inflate: SliceDecoder::new(start, stored)?,
+            position: 0,
+            size: context.out_len,
+        })
+    }
+
     fn decrypt<'s>(
         &self,
         encrypted: bool,
@@ -219,6 +261,35 @@ impl DecodedBatch<'_> {
     }
 }
 
+impl OpenSlice<'_> {
+    /// Inflates as far as the chunk, takes and verifies it. It must not lie before one that was taken already.
+    ///
+    /// # Errors
+    /// [`ChunkError`] if the bytes at its place are anything but that chunk.
+    pub fn member(
+        &mut self,
+        record: &StoredChunk,
+        known: &KnownChunk,
+    ) -> Result<VerifiedChunk, ChunkError> {
+        let Placement::Zran { offset, .. } = record.placement else {
+            return Err(ChunkError::Record("the chunk is not in a gzip layer"));
+        };
+        let size = checked_size(record, known)?;
+        let end = offset
+            .checked_add(known.size)
+            .filter(|&end| end <= self.size);
+        let end = end.ok_or(ChunkError::Record("the chunk ends beyond its slice"))?;
+        let before = offset.checked_sub(self.position);
+        let before = before.ok_or(ChunkError::Record("two chunks of the slice overlap"))?;
+        let mut bytes = vec![0; size];
+        self.inflate.skip(before.into())?;
+        self.position = offset;
+        self.inflate.read_exact(&mut bytes)?;
+        self.position = end;
+        self.decoder.verify(record, known, bytes)
+    }
+}
+
 /// Decodes and verifies one chunk out of its stored bytes: those of the chunk, or of the whole batch that it is in.
 ///
 /// # Errors
@@ -253,10 +324,6 @@ pub fn require_supported(info: &BlobInfo) -> Result<(), Error> {
         (
             BlobFeatures::TARFS,
             "tarfs (the blob is an uncompressed layer tar without chunk digests)",
-        ),
-        (
-            BlobFeatures::ZRAN,
-            "zran (chunks inside an original gzip layer)",
         ),
         (BlobFeatures::EXTERNAL, "chunk data in an external backend"),
     ];

@@ -19,8 +19,8 @@ mod store;
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
 pub use cache::{BlobFiles, cache_file};
 pub use decode::{
-    BATCH_SIZE_MAX, ChunkDecoder, ChunkError, DecodedBatch, VerifiedChunk, decode_chunk,
-    require_supported,
+    BATCH_SIZE_MAX, ChunkDecoder, ChunkError, DecodedBatch, OpenSlice, SLICE_SIZE_MAX,
+    SLICE_STORED_MAX, VerifiedChunk, decode_chunk, require_supported,
 };
 pub use error::{Error, ReadCause, ReadError};
 pub use known::{KnownChunk, KnownChunks};

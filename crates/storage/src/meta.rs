@@ -7,6 +7,12 @@ use crate::decode::{cipher_of, require_supported};
 use crate::{BlobReader, BlobSource, ChunkError, Error};
 
 const WHAT: &str = "the chunk table";
+/// Most bytes of dictionaries of one gzip layer: enough for one of 64 GiB.
+const DICTIONARIES_MAX: u64 = 2 << 30;
+/// Dictionaries of so many bytes are taken however small they are stored.
+const DICTIONARIES_FREE: u64 = 32 << 20;
+/// Greatest plausible ratio between dictionaries and their stored form, beyond that.
+const EXPANSION_MAX: u64 = 256;
 
 /// Reads, decrypts, decompresses and checks the chunk table of a blob out of the one that holds it. Only the blob
 /// table entry is needed for it.
@@ -102,15 +108,24 @@ pub fn read_chunk_table(
     Ok((plain, header))
 }
 
-/// Largest table that a blob with that many chunks can have: a record and a context for each.
+/// Largest table that a blob with that many chunks can have: a record and a context for each, and, in a gzip layer, a
+/// dictionary. Dictionaries are bounded by what is stored, too.
 fn size_limit(info: &BlobInfo) -> u64 {
     let any_count = info.features.contains(BlobFeatures::CHUNKDICT_GENERATED);
-    let count = if any_count {
+    let count = u64::from(if any_count {
         CHUNKS_PER_BLOB_MAX
     } else {
         info.chunk_count
-    };
-    u64::from(count) * (24 + 40)
+    });
+    let records = count * (24 + 40);
+    if !info.features.contains(BlobFeatures::ZRAN) {
+        return records;
+    }
+    let plausible = info.meta_compressed_size.saturating_mul(EXPANSION_MAX);
+    let dictionaries = (count * codec::DEFLATE_WINDOW as u64)
+        .min(plausible.max(DICTIONARIES_FREE))
+        .min(DICTIONARIES_MAX);
+    records + dictionaries
 }
 
 pub(crate) fn read_piece(

@@ -8,7 +8,10 @@ use progress::{Cancel, Progress};
 use rafs_format::blob_meta::{BlobMeta, Placement, StoredChunk};
 use rafs_format::{BlobInfo, Bootstrap, ChunkFlags, ChunkRecord};
 use rayon::prelude::*;
-use storage::{BATCH_SIZE_MAX, BlobSource, ChunkDecoder, Forward, KnownChunk, KnownChunks};
+use storage::{
+    BATCH_SIZE_MAX, BlobSource, ChunkDecoder, DecodedBatch, Forward, KnownChunk, KnownChunks,
+    OpenSlice, SLICE_STORED_MAX,
+};
 
 use crate::report::{Rule, RuleReport, chain};
 
@@ -147,10 +150,12 @@ fn check_blob(
 /// A chunk to read, as little of it as the order needs: its records are looked up when its turn comes.
 #[derive(Debug, Clone, Copy)]
 struct Item {
-    /// Where its stored bytes, or those of its batch, begin in the blob.
+    /// Where its stored bytes, or those of its batch or slice, begin in the blob.
     offset: u64,
-    /// The batch, or [`ALONE`].
-    batch: u32,
+    /// The batch, or slice of a gzip layer, or [`ALONE`].
+    group: u32,
+    /// Where it begins in its batch or slice.
+    start: u32,
     /// Row in the bootstrap's chunk table.
     row: u32,
 }
@@ -183,29 +188,44 @@ fn plan(
             ));
             continue;
         }
-        let batch = match stored.placement {
-            Placement::Batch { index, .. } => index,
-            _ => ALONE,
+        let (offset, group, start) = match stored.placement {
+            Placement::Plain => (stored.compressed_offset, ALONE, 0),
+            Placement::Batch { index, offset } => {
+                let size = meta.batch(index).map_or(0, |batch| batch.compressed_size);
+                if size > BATCH_SIZE_MAX {
+                    problems.problem(format!(
+                        "{}: its batch of {size} stored bytes is larger than the format allows",
+                        name()
+                    ));
+                    continue;
+                }
+                (stored.compressed_offset, index, offset)
+            }
+            Placement::Zran { index, offset } => {
+                let slice = meta.zran(index);
+                let (begin, size) = slice.map_or((0, 0), |slice| (slice.in_offset, slice.in_len));
+                if size > SLICE_STORED_MAX {
+                    problems.problem(format!(
+                        "{}: its slice of {size} bytes of the gzip layer is larger than any builder makes it",
+                        name()
+                    ));
+                    continue;
+                }
+                (begin, index, offset)
+            }
         };
-        let size = meta.batch(batch).map_or(0, |batch| batch.compressed_size);
-        if batch != ALONE && size > BATCH_SIZE_MAX {
-            problems.problem(format!(
-                "{}: its batch of {size} stored bytes is larger than the format allows",
-                name()
-            ));
-            continue;
-        }
         items.push(Item {
-            offset: stored.compressed_offset,
-            batch,
+            offset,
+            group,
+            start,
             row,
         });
     }
-    items.sort_unstable_by_key(|item| (item.offset, item.batch, item.row));
+    items.sort_unstable_by_key(|item| (item.offset, item.group, item.start, item.row));
     items
 }
 
-/// The first field in which the two records of a chunk differ. What a batch hides is not compared.
+/// The first field in which the two records of a chunk differ. What a batch or slice hides is not compared.
 fn disagreement(record: &ChunkRecord, stored: &StoredChunk) -> Option<&'static str> {
     if record.uncompressed_offset != stored.uncompressed_offset {
         return Some("uncompressed offset");
@@ -225,11 +245,11 @@ fn disagreement(record: &ChunkRecord, stored: &StoredChunk) -> Option<&'static s
     (record.flags.contains(ChunkFlags::COMPRESSED) != stored.compressed).then_some("compression")
 }
 
-/// Chunks that are decoded together: one, or those members of a batch that are in use.
+/// Chunks that are decoded together: one, or those members of a batch or slice that are in use.
 type Unit<'a> = &'a [Item];
 
 fn units(items: &[Item]) -> impl Iterator<Item = Unit<'_>> {
-    items.chunk_by(|a, b| a.batch != ALONE && (a.batch, a.offset) == (b.batch, b.offset))
+    items.chunk_by(|a, b| a.group != ALONE && (a.group, a.offset) == (b.group, b.offset))
 }
 
 /// What turns the stored bytes of one blob into chunks.
@@ -261,18 +281,43 @@ impl Codec<'_> {
         let Some(first) = unit.first() else {
             return 0..0;
         };
-        let size = match self.meta.batch(first.batch) {
-            Some(batch) if first.batch != ALONE => batch.compressed_size,
-            _ => self
-                .records(first)
-                .map_or(0, |(stored, _)| stored.compressed_size),
-        };
+        let size = self.records(first).map_or(0, |(stored, _)| {
+            let (batch, slice) = (self.meta.batch(first.group), self.meta.zran(first.group));
+            match stored.placement {
+                Placement::Plain => stored.compressed_size,
+                Placement::Batch { .. } => batch.map_or(0, |batch| batch.compressed_size),
+                Placement::Zran { .. } => slice.map_or(0, |slice| slice.in_len),
+            }
+        });
         let mut end = first.offset.saturating_add(u64::from(size));
         if self.info.is_estargz() {
             // Stored sizes are upper bounds.
             end = end.min(self.blob_size).max(first.offset);
         }
         first.offset..end
+    }
+
+    /// Prepares to take the chunks of a unit, in order, out of its stored bytes.
+    fn open<'s>(&'s self, first: &Item, stored: &'s [u8]) -> Result<Source<'s>, String> {
+        let Some((record, _)) = self.records(first) else {
+            return Ok(Source::Chunk);
+        };
+        let missing = || "the table of its batch or slice is incomplete".to_owned();
+        let source = match record.placement {
+            Placement::Plain => return Ok(Source::Chunk),
+            Placement::Batch { index, .. } => {
+                let context = self.meta.batch(index).ok_or_else(missing)?;
+                let batch = self.decoder.batch(&context, record.encrypted, stored);
+                batch.map(Source::Batch)
+            }
+            Placement::Zran { index, .. } => {
+                let context = self.meta.zran(index).ok_or_else(missing)?;
+                let dictionary = self.meta.dictionary(&context).ok_or_else(missing)?;
+                let slice = self.decoder.slice(&context, dictionary, stored);
+                slice.map(Source::Slice)
+            }
+        };
+        source.map_err(|error| chain(&error))
     }
 
     /// Decodes a unit and compares all its chunks.
@@ -292,27 +337,11 @@ impl Codec<'_> {
             ));
             return decoded;
         };
-        let batch = if first.batch == ALONE {
-            None
-        } else {
-            self.meta.batch(first.batch)
-        };
-        let encrypted = self
-            .records(first)
-            .is_some_and(|(record, _)| record.encrypted);
-        let batch = batch.map(|batch| self.decoder.batch(&batch, encrypted, stored));
+        let mut source = self.open(first, stored);
         for (record, known) in unit.iter().filter_map(|item| self.records(item)) {
-            let result = match &batch {
-                None => self
-                    .decoder
-                    .chunk(&record, &known, stored)
-                    .map(drop)
-                    .map_err(|error| chain(&error)),
-                Some(Ok(batch)) => batch
-                    .member(&record, &known)
-                    .map(drop)
-                    .map_err(|error| chain(&error)),
-                Some(Err(error)) => Err(chain(error)),
+            let result = match &mut source {
+                Ok(source) => source.take(self.decoder, (&record, &known), stored),
+                Err(error) => Err(error.clone()),
             };
             decoded.chunks += 1;
             decoded.bytes += u64::from(known.size);
@@ -325,6 +354,30 @@ impl Codec<'_> {
             }
         }
         decoded
+    }
+}
+
+/// What chunks come out of.
+enum Source<'a> {
+    Chunk,
+    Batch(DecodedBatch<'a>),
+    Slice(OpenSlice<'a>),
+}
+
+impl Source<'_> {
+    /// Decodes and compares the next chunk.
+    fn take(
+        &mut self,
+        decoder: &ChunkDecoder,
+        (record, known): (&StoredChunk, &KnownChunk),
+        stored: &[u8],
+    ) -> Result<(), String> {
+        let chunk = match self {
+            Self::Chunk => decoder.chunk(record, known, stored),
+            Self::Batch(batch) => batch.member(record, known),
+            Self::Slice(slice) => slice.member(record, known),
+        };
+        chunk.map(drop).map_err(|error| chain(&error))
     }
 }
 

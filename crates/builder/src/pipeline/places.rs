@@ -1,6 +1,6 @@
 //! Where chunks lie in the blob once all is stored.
 
-use rafs_format::blob_meta::{BatchContext, Placement, StoredChunk};
+use rafs_format::blob_meta::{self, BatchContext, Placement, StoredChunk, ZranContext};
 use rafs_format::{ChunkFlags, ChunkRecord};
 
 use super::{COMPRESSED_MAX, StoredUnit};
@@ -11,11 +11,26 @@ use crate::Error;
 pub(crate) struct Places {
     /// The batches, each with its offset in the blob in bytes.
     batches: Vec<(u64, BatchContext)>,
-    /// Of each chunk, by index; empty if there is no batch.
+    /// The slices of a gzip layer, and the dictionaries that they begin with.
+    slices: (Vec<ZranContext>, Vec<u8>),
+    /// Of each chunk, by index; empty if there is neither a batch nor a slice.
     placements: Vec<Placement>,
 }
 
 impl Places {
+    /// Chunks that lie in slices of a gzip layer.
+    pub fn in_slices(
+        slices: Vec<ZranContext>,
+        dictionaries: Vec<u8>,
+        placements: Vec<Placement>,
+    ) -> Self {
+        Self {
+            batches: Vec::new(),
+            slices: (slices, dictionaries),
+            placements,
+        }
+    }
+
     /// Enters into the records of the new chunks, in order, where and how they are stored. Those of a batch say nothing
     /// of it, as in the deployed builder's bootstraps: the blob's own table does. The first chunk lies at `offset`.
     pub(super) fn settle<'a>(
@@ -65,26 +80,46 @@ impl Places {
         Ok(places)
     }
 
-    /// The batches.
-    pub fn batches(&self) -> impl Iterator<Item = &BatchContext> {
-        self.batches.iter().map(|(_, context)| context)
+    /// Number of batches or slices.
+    pub fn contexts(&self) -> u32 {
+        (self.batches.len() + self.slices.0.len()) as u32
+    }
+
+    /// Appends what follows the chunk records in the blob's table: the batches, or the slices and their dictionaries.
+    pub fn encode_contexts(&self, table: &mut Vec<u8>) {
+        for (_, batch) in &self.batches {
+            blob_meta::encode_batch(batch, table);
+        }
+        let (slices, dictionaries) = &self.slices;
+        table.reserve_exact(slices.len() * blob_meta::CONTEXT_SIZE + dictionaries.len());
+        for slice in slices {
+            blob_meta::encode_zran(slice, table);
+        }
+        table.extend_from_slice(dictionaries);
     }
 
     /// What the blob's table says of a chunk.
     pub fn stored(&self, record: &ChunkRecord) -> StoredChunk {
         let stored = StoredChunk::from(record);
-        let placement = self.placements.get(record.index as usize).copied();
-        let Some(Placement::Batch { index, offset }) = placement else {
-            return stored;
-        };
-        let batch = self.batches.get(index as usize);
-        StoredChunk {
-            compressed_offset: batch.map_or(0, |(offset, _)| *offset),
-            compressed_size: 0,
-            compressed: true,
-            crc32: None,
-            placement: Placement::Batch { index, offset },
-            ..stored
+        match self.placements.get(record.index as usize).copied() {
+            None | Some(Placement::Plain) => stored,
+            // The record has no room for a checksum then.
+            Some(placement @ Placement::Zran { .. }) => StoredChunk {
+                crc32: None,
+                placement,
+                ..stored
+            },
+            Some(placement @ Placement::Batch { index, .. }) => {
+                let batch = self.batches.get(index as usize);
+                StoredChunk {
+                    compressed_offset: batch.map_or(0, |(offset, _)| *offset),
+                    compressed_size: 0,
+                    compressed: true,
+                    crc32: None,
+                    placement,
+                    ..stored
+                }
+            }
         }
     }
 }

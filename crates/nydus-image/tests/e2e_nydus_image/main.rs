@@ -20,3 +20,4 @@ mod tarfs;
 #[path = "../../../export/tests/common/trees.rs"]
 mod trees;
 mod unpack;
+mod zran;

@@ -2,10 +2,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rafs_format::BlobInfo;
-use rafs_format::blob_meta::{BatchContext, BlobMeta, Placement, StoredChunk};
+use rafs_format::blob_meta::{BatchContext, BlobMeta, Placement, StoredChunk, ZranContext};
 
 use crate::cache::{BlobCache, State};
-use crate::decode::BATCH_SIZE_MAX;
+use crate::decode::{BATCH_SIZE_MAX, SLICE_STORED_MAX};
 use crate::{
     BlobReader, BlobSource, ChunkDecoder, ChunkError, Error, KnownChunk, KnownChunks, ReadCause,
     ReadError, read_blob_meta_from,
@@ -33,12 +33,29 @@ pub(super) struct Remote {
     bounds: bool,
 }
 
-/// Where a unit of stored bytes lies: a chunk by itself, or a batch.
+/// Where a unit of stored bytes lies: a chunk by itself, or a group of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Extent {
     pub offset: u64,
     pub size: u64,
-    pub batch: Option<u32>,
+    pub group: Option<Group>,
+}
+
+/// Chunks that are decoded together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Group {
+    Batch(u32),
+    Slice(u32),
+}
+
+impl Group {
+    fn of(record: &StoredChunk) -> Option<Self> {
+        match record.placement {
+            Placement::Plain => None,
+            Placement::Batch { index, .. } => Some(Self::Batch(index)),
+            Placement::Zran { index, .. } => Some(Self::Slice(index)),
+        }
+    }
 }
 
 impl Blob {
@@ -132,28 +149,46 @@ impl Remote {
 
     /// Where the stored bytes of a chunk lie.
     pub fn extent(&self, record: &StoredChunk) -> Result<Extent, ChunkError> {
-        let offset = record.compressed_offset;
-        let Placement::Batch { index, .. } = record.placement else {
-            let mut size = u64::from(record.compressed_size);
-            if self.bounds {
-                size = size.min(self.reader.size().saturating_sub(offset));
+        let group = Group::of(record);
+        let (offset, size) = match group {
+            None => {
+                let mut size = u64::from(record.compressed_size);
+                if self.bounds {
+                    let left = self.reader.size().saturating_sub(record.compressed_offset);
+                    size = size.min(left);
+                }
+                (record.compressed_offset, size)
             }
-            return Ok(Extent {
-                offset,
-                size,
-                batch: None,
-            });
+            Some(Group::Batch(index)) => {
+                let size = self.batch(index)?.compressed_size;
+                if size > BATCH_SIZE_MAX {
+                    return Err(ChunkError::Record(
+                        "the chunk's batch is larger than the format allows",
+                    ));
+                }
+                (record.compressed_offset, size.into())
+            }
+            Some(Group::Slice(index)) => {
+                let slice = self.slice(index)?;
+                if slice.in_len > SLICE_STORED_MAX {
+                    return Err(ChunkError::Record(
+                        "the chunk's slice of the gzip layer is larger than any builder makes it",
+                    ));
+                }
+                (slice.in_offset, slice.in_len.into())
+            }
         };
-        match self.batch(index)?.compressed_size {
-            size if size <= BATCH_SIZE_MAX => Ok(Extent {
-                offset,
-                size: u64::from(size),
-                batch: Some(index),
-            }),
-            _ => Err(ChunkError::Record(
-                "the chunk's batch is larger than the format allows",
-            )),
-        }
+        Ok(Extent {
+            offset,
+            size,
+            group,
+        })
+    }
+
+    pub fn slice(&self, index: u32) -> Result<ZranContext, ChunkError> {
+        self.meta
+            .zran(index)
+            .ok_or(ChunkError::Record("the chunk's slice does not exist"))
     }
 
     pub fn batch(&self, index: u32) -> Result<BatchContext, ChunkError> {
@@ -162,11 +197,11 @@ impl Remote {
             .ok_or(ChunkError::Record("the chunk's batch does not exist"))
     }
 
-    /// The chunks of batch `batch`, which has chunk `index`. A builder gives them consecutive rows.
-    pub fn batch_members(&self, batch: u32, index: u32) -> impl Iterator<Item = u32> {
+    /// The chunks of the group `group`, which has chunk `index`. A builder gives them consecutive rows.
+    pub fn members(&self, group: Group, index: u32) -> impl Iterator<Item = u32> {
         let member = move |index: &u32| {
-            let placement = self.meta.chunk(*index).map(|record| record.placement);
-            matches!(placement, Some(Placement::Batch { index, .. }) if index == batch)
+            let record = self.meta.chunk(*index);
+            record.and_then(|record| Group::of(&record)) == Some(group)
         };
         let before = (0..index).rev().take_while(member);
         let after = (index..).take_while(member);

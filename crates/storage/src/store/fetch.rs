@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rafs_format::blob_meta::StoredChunk;
+use rafs_format::blob_meta::{Placement, StoredChunk};
 
-use super::blob::{Blob, Extent, Remote};
+use super::blob::{Blob, Extent, Group, Remote};
 use super::budget::Share;
 use super::flight::{Claim, Duty, Landing};
 use super::stats::add;
@@ -129,7 +129,7 @@ impl Inner {
         let stored = match stored {
             Ok(stored) => Arc::new(stored),
             Err(cause) => {
-                // Dropping the batch's other members lets them begin anew.
+                // Dropping the group's other members lets them begin anew.
                 let first = plan.first.members.swap_remove(0);
                 return self.land(blob, first.claim, Err(cause));
             }
@@ -168,7 +168,7 @@ impl Inner {
             })
             .collect();
         near.sort_unstable_by_key(|(extent, key)| (extent.offset, key.slot));
-        near.dedup_by_key(|(extent, _)| (extent.offset, extent.batch));
+        near.dedup_by_key(|(extent, _)| (extent.offset, extent.group));
 
         let mut range = extent.range();
         let mut chosen = Vec::new();
@@ -193,7 +193,7 @@ impl Inner {
             extent,
             members: vec![first],
         };
-        self.claim_batch(blob, remote, &mut first, key);
+        self.claim_group(blob, remote, &mut first, key);
         Plan {
             first,
             others,
@@ -212,17 +212,17 @@ impl Inner {
             extent,
             members: self.claim_member(blob, remote, key).into_iter().collect(),
         };
-        self.claim_batch(blob, remote, &mut unit, key);
+        self.claim_group(blob, remote, &mut unit, key);
         (!unit.members.is_empty()).then_some(unit)
     }
 
-    /// Claims the other members of the batch that `key` is in.
-    fn claim_batch(self: &Arc<Self>, blob: &Blob, remote: &Remote, unit: &mut Unit, key: Key) {
-        let (Some(batch), Some(known)) = (unit.extent.batch, blob.known.get(key.slot)) else {
+    /// Claims the other members of the batch or slice that `key` is in.
+    fn claim_group(self: &Arc<Self>, blob: &Blob, remote: &Remote, unit: &mut Unit, key: Key) {
+        let (Some(group), Some(known)) = (unit.extent.group, blob.known.get(key.slot)) else {
             return;
         };
         let others = remote
-            .batch_members(batch, known.index)
+            .members(group, known.index)
             .filter(|&index| index != known.index);
         let slots = others.filter_map(|index| Some(blob.known.find(index)?.0));
         unit.members
@@ -289,20 +289,25 @@ impl Inner {
             extent,
             mut members,
         } = unit;
+        let slice = slice_of(stored, base, extent)
+            .ok_or(ChunkError::Record("the stored bytes were not asked for"));
+        let index = match extent.group {
+            Some(Group::Slice(index)) => return self.decode_slice(remote, index, members, slice),
+            Some(Group::Batch(index)) => Some(index),
+            None => None,
+        };
         let first = members.remove(0);
         let Some((blob, known)) = self.known(first.claim.key) else {
             unreachable!("a claim is for a known chunk")
         };
-        let slice = slice_of(stored, base, extent)
-            .ok_or(ChunkError::Record("the stored bytes were not asked for"));
-        let Some(batch) = extent.batch else {
+        let Some(index) = index else {
             let chunk = slice.and_then(|stored| remote.decoder.chunk(&first.record, known, stored));
             return self.land(blob, first.claim, chunk.map_err(ReadCause::from));
         };
         let batch = slice.and_then(|stored| {
             remote
                 .decoder
-                .batch(&remote.batch(batch)?, first.record.encrypted, stored)
+                .batch(&remote.batch(index)?, first.record.encrypted, stored)
         });
         let batch = match batch {
             Ok(batch) => batch,
@@ -317,6 +322,50 @@ impl Inner {
         }
         let chunk = batch.member(&first.record, known);
         self.land(blob, first.claim, chunk.map_err(ReadCause::from))
+    }
+
+    /// Inflates a slice of a gzip layer and lands its chunks one by one, so that no more than one of them is in memory;
+    /// says how the first of `members` did.
+    fn decode_slice(
+        &self,
+        remote: &Remote,
+        index: u32,
+        mut members: Vec<Member>,
+        stored: Result<&[u8], ChunkError>,
+    ) -> Landing {
+        let wanted = members.first().map(|member| member.claim.key);
+        members.sort_by_key(|member| match member.record.placement {
+            Placement::Zran { offset, .. } => offset,
+            _ => 0,
+        });
+        let mut slice = stored.and_then(|stored| {
+            let context = remote.slice(index)?;
+            let dictionary = remote.meta.dictionary(&context);
+            let dictionary = dictionary.ok_or(ChunkError::Record("the slice has no dictionary"))?;
+            remote.decoder.slice(&context, dictionary, stored)
+        });
+        let mut outcome = None;
+        for member in members {
+            let Some((blob, known)) = self.known(member.claim.key) else {
+                continue;
+            };
+            let key = member.claim.key;
+            let chunk = match &mut slice {
+                Ok(slice) => slice.member(&member.record, known).map_err(ReadCause::from),
+                // As with a batch, only the wanted one learns of it.
+                Err(_) if Some(key) != wanted => continue,
+                Err(_) => {
+                    let failed = ChunkError::Record("the chunk's slice cannot be inflated");
+                    let error = std::mem::replace(&mut slice, Err(failed)).err();
+                    Err(error.map_or(ReadCause::Unknown, ReadCause::from))
+                }
+            };
+            let landing = self.land(blob, member.claim, chunk);
+            if Some(key) == wanted {
+                outcome = Some(landing);
+            }
+        }
+        outcome.unwrap_or_else(|| unreachable!("a unit has a first member, which was claimed"))
     }
 
     /// Keeps what came in and tells all who wait for it.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use rafs_format::{Bootstrap, ChunkPointer, FileType, Inode};
 use storage::{
-    BlobSource, ChunkStore, DirSource, Error, LoadedBootstrap, StoreOptions, complete_cache_files,
-    load_bootstrap,
+    BlobSource, ChunkStore, DirSource, Error, LoadedBootstrap, ReadCause, StoreOptions,
+    complete_cache_files, load_bootstrap,
 };
 
 use crate::image::cached;
@@ -205,22 +205,98 @@ fn a_complete_cache_file_is_the_uncompressed_blob() {
 }
 
 #[test]
+fn chunks_in_a_gzip_layer_read_back() {
+    let Some(shared) = testkit::shared_or_skip("chunks_in_a_gzip_layer_read_back") else {
+        return;
+    };
+    let golden = shared.join("golden");
+    let loaded = load_bootstrap(&golden.join("v6-zran.blob")).unwrap();
+    let blobs = gzip_layer(&golden);
+    let rest: Arc<dyn BlobSource> = Arc::new(DirSource(blobs.path().to_owned()));
+    let source = loaded.source(Some(rest)).unwrap();
+    check_image(
+        &loaded,
+        source,
+        &expected(&golden.join("lower.tar.expect.json")),
+    );
+    // The layer is needed, the table alone does not do.
+    let store = ChunkStore::open(
+        &loaded.bootstrap,
+        loaded.source(None).unwrap(),
+        StoreOptions::default(),
+    );
+    let (_, inode) = regular_files(&loaded.bootstrap)
+        .into_iter()
+        .find(|(_, inode)| inode.size != 0)
+        .unwrap();
+    let chunk = loaded.bootstrap.chunks(&inode).unwrap().next().unwrap();
+    let error = store.unwrap().chunk(chunk.unwrap()).unwrap_err();
+    assert!(matches!(*error.cause, ReadCause::Open(_)), "{error}");
+}
+
+/// The layer of the golden zran image under its id.
+fn gzip_layer(golden: &Path) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = golden.join("lower.tar.gz");
+    let id = testkit::sha256(&std::fs::read(&layer).unwrap());
+    symlink(&layer, dir.path().join(id)).unwrap();
+    dir
+}
+
+#[test]
+fn damage_of_a_gzip_layer_is_an_error_or_harmless() {
+    let Some(shared) = testkit::shared_or_skip("damage_of_a_gzip_layer_is_an_error_or_harmless")
+    else {
+        return;
+    };
+    let golden = shared.join("golden");
+    let loaded = load_bootstrap(&golden.join("v6-zran.blob")).unwrap();
+    let layer = std::fs::read(golden.join("lower.tar.gz")).unwrap();
+    let expected = expected(&golden.join("lower.tar.expect.json"));
+    let id = loaded.bootstrap.blobs()[0].id.clone();
+    let dir = tempfile::tempdir().unwrap();
+    for at in (0..layer.len()).step_by(layer.len() / 23) {
+        let mut damaged = layer.clone();
+        damaged[at] ^= 0x55;
+        std::fs::write(dir.path().join(id.as_str()), damaged).unwrap();
+        let rest: Arc<dyn BlobSource> = Arc::new(DirSource(dir.path().to_owned()));
+        let source = loaded.source(Some(rest)).unwrap();
+        let store = ChunkStore::open(&loaded.bootstrap, source, StoreOptions::default()).unwrap();
+        let chunk_size = loaded.bootstrap.superblock().chunk_size;
+        let mut failed = 0;
+        for (path, inode) in regular_files(&loaded.bootstrap) {
+            let chunks: Vec<ChunkPointer> = loaded
+                .bootstrap
+                .chunks(&inode)
+                .unwrap()
+                .map(Result::unwrap)
+                .collect();
+            let mut content = vec![0; inode.size as usize];
+            match store.read_file_range(&chunks, chunk_size, 0, &mut content) {
+                Ok(()) => assert_eq!(testkit::sha256(&content), expected[&path]),
+                Err(_) => failed += 1,
+            }
+        }
+        // The first bytes are the header, which nobody needs.
+        assert!(failed > 0 || at < 20, "byte {at}");
+    }
+}
+
+#[test]
 fn kinds_that_cannot_be_read_are_named() {
     let Some(shared) = testkit::shared_or_skip("kinds_that_cannot_be_read_are_named") else {
         return;
     };
     let golden = shared.join("golden");
-    for (name, word) in [("v6-zran.blob", "zran"), ("tarfs/v6-tarfs.boot", "tarfs")] {
-        let loaded = load_bootstrap(&golden.join(name)).unwrap();
-        let source = loaded.source(None).unwrap();
-        let error = ChunkStore::open(&loaded.bootstrap, source, StoreOptions::default())
-            .err()
-            .unwrap();
-        assert!(
-            matches!(&error, Error::Unsupported { feature, .. } if feature.contains(word)),
-            "{error}"
-        );
-    }
+    let loaded = load_bootstrap(&golden.join("tarfs/v6-tarfs.boot")).unwrap();
+    let source = loaded.source(None).unwrap();
+    let error = ChunkStore::open(&loaded.bootstrap, source, StoreOptions::default())
+        .err()
+        .unwrap();
+    assert!(
+        matches!(&error, Error::Unsupported { feature, .. } if feature.contains("tarfs")),
+        "{error}"
+    );
     let error = load_bootstrap(&golden.join("lower.tar")).unwrap_err();
     let Error::File { source, .. } = &error else {
         panic!("{error}")

@@ -1,0 +1,429 @@
+//! Chunks that stay in the layer's tar, which is gzipped (zran) or plain.
+//!
+//! The blob that is written holds no data but a chunk table (V2) that says where in the tar each chunk lies. Of gzip data
+//! the table also holds the *slices*: places at which inflating can begin, each with the 32 KiB of output before it.
+//! A chunk lies in the last slice that begins before it, and a slice reaches to the end of its last chunk, so slices may
+//! overlap. Where a chunk's record points to in the gzip data is only about right: readers plan by it.
+//!
+//! ```text
+//! inflate   source bytes -> tar bytes, index of places
+//!   -> digest of the source, in a thread of its own
+//!   -> tree (caller's thread)  tar bytes -> chunks, their digests
+//! ```
+
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{self, ScopedJoinHandle};
+
+use chunkdict::{ChunkKey, ChunkTable};
+use codec::Encoder;
+use layer::{Compression, DataSink, FileInfo, GzipIndex, IndexingReader};
+use progress::Cancel;
+use rafs_format::blob_meta::{Placement, ZranContext};
+use rafs_format::{
+    BLOCK_SIZE, BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord, Compressor,
+    Digester, Version,
+};
+use storage::{SLICE_SIZE_MAX, SLICE_STORED_MAX};
+use tree::{ChunkId, Image, Tree};
+
+use super::{Counted, sparse};
+use crate::build::own_blob;
+use crate::pipeline::{BlobWriter, Places};
+use crate::prefetch::resolve_prefetch;
+use crate::{BuildOptions, BuiltLayer, Error, Stats, tail};
+
+/// Bytes of tar that are handed over at a time, and how many such parts may wait.
+const PART: usize = 256 << 10;
+const PARTS: usize = 4;
+/// Largest file that records can point into, in bytes.
+const SOURCE_MAX: u64 = 1 << 40;
+/// Largest stored size that a record can express, in bytes.
+const STORED_MAX: u64 = (1 << 24) - 1;
+
+/// Makes an image of a layer's tar that stays the blob: gzipped, or plain. It is read once, to its end. What describes
+/// its chunks goes to `out`. Of the options, compressor, digester, blob id, dictionary, parent and all about batches and
+/// encryption count for nothing; the id of the blob is the SHA-256 of `source`.
+///
+/// # Errors
+/// [`Error`]; among others for sparse files, whose holes are not in the tar, and for gzip data that cannot be inflated
+/// from enough places. `out` then holds a useless part of a blob.
+pub fn build_targz(
+    source: impl Read + Send,
+    compression: Compression,
+    out: impl Write,
+    options: &BuildOptions,
+) -> Result<BuiltLayer, Error> {
+    if options.version != Version::V6 {
+        return Err(Error::NotInV5("a layer's tar as the blob"));
+    }
+    let options = &BuildOptions {
+        compressor: Compressor::Zstd,
+        level: Encoder::ZSTD_LEVEL_DEFAULT,
+        digester: Digester::Sha256,
+        batch_size: 0,
+        encryption: None,
+        blob_id: None,
+        dictionary: None,
+        parent: None,
+        ..options.clone()
+    };
+    options.validate()?;
+    let gzip = match compression {
+        Compression::Gzip => true,
+        Compression::None => false,
+        Compression::Zstd => {
+            let text = "the layer is compressed with zstd: only gzip can be read in pieces";
+            let error = io::Error::new(io::ErrorKind::Unsupported, text);
+            return Err(Error::Cut(error));
+        }
+    };
+    let (tree, mut chunks, scanned) = scan(source, gzip, options)?;
+    let Scanned { id, len, index } = scanned;
+    if len > SOURCE_MAX {
+        return Err(Error::TooLarge {
+            what: "the layer",
+            limit: "2^40 bytes",
+        });
+    }
+    let mut features = BlobFeatures::CHUNK_INFO_V2 | BlobFeatures::SEPARATE;
+    features.set(BlobFeatures::ZRAN, gzip);
+    let places = match index {
+        Some(index) => slices(&mut chunks, index)?,
+        None => {
+            for (record, &offset) in chunks.records.iter_mut().zip(&chunks.offsets) {
+                (record.compressed_offset, record.compressed_size) =
+                    (offset, record.uncompressed_size);
+            }
+            Places::default()
+        }
+    };
+    let own = own_blob(0, options);
+    let blob = BlobInfo {
+        id,
+        chunk_count: chunks.records.len() as u32,
+        compressor: Compressor::Gzip,
+        features: own.features | features,
+        compressed_size: len,
+        uncompressed_size: chunks.end,
+        ..own
+    };
+    let own = (!chunks.records.is_empty()).then_some(0);
+    let mut image = Image {
+        version: Version::V6,
+        prefetch: resolve_prefetch(&tree, &options.prefetch),
+        tree,
+        blobs: own.map(|_| blob).into_iter().collect(),
+        chunks: chunks.records,
+        chunk_size: options.chunk_size,
+        compressor: Compressor::Gzip,
+        digester: Digester::Sha256,
+        explicit_owners: options.explicit_owners,
+        tarfs: false,
+    };
+    let kind = tail::Kind {
+        options,
+        places: &places,
+        cipher: None,
+    };
+    let blob = tail::finish(BlobWriter::new(out, 0), &mut image, own, &kind)?;
+    Ok(BuiltLayer {
+        image,
+        own_blob: own,
+        blob_digest: blob.digest,
+        self_digest: blob.self_digest,
+        blob_size: blob.size,
+        bootstrap_digest: blob.bootstrap_digest,
+        table: blob.table,
+        stats: chunks.stats,
+    })
+}
+
+/// What the source turned out to be.
+struct Scanned {
+    id: rafs_format::BlobId,
+    len: u64,
+    index: Option<GzipIndex>,
+}
+
+/// Reads the source once: its tree, the chunks of its files, and all about itself.
+fn scan(
+    source: impl Read + Send,
+    gzip: bool,
+    options: &BuildOptions,
+) -> Result<(Tree, Chunks<'_>, Scanned), Error> {
+    let mut chunks = Chunks {
+        options,
+        known: ChunkTable::default(),
+        records: Vec::new(),
+        offsets: Vec::new(),
+        end: 0,
+        buffer: Vec::new(),
+        stats: Stats::default(),
+    };
+    let (part_sender, parts) = sync_channel(PARTS);
+    let (used, spare) = channel();
+    let (copy_sender, copies) = sync_channel(PARTS);
+    let (tree, digested, index) = thread::scope(|scope| {
+        let named = |name: &str| thread::Builder::new().name(name.to_owned());
+        let digest = named("digest")
+            .spawn_scoped(scope, move || {
+                let mut source = Counted::new(Copies::new(copies), None);
+                io::copy(&mut source, &mut io::sink()).map(|_| source)
+            })
+            .map_err(Error::Thread)?;
+        let cancel = options.cancel.clone();
+        let inflate = named("inflate")
+            .spawn_scoped(scope, move || {
+                let mut source = Copying(source, copy_sender);
+                if !gzip {
+                    pump(&mut source, &part_sender, &spare, &cancel);
+                    return None;
+                }
+                let mut reader = IndexingReader::new(source);
+                pump(&mut reader, &part_sender, &spare, &cancel);
+                Some(reader.into_index())
+            })
+            .map_err(Error::Thread)?;
+        let reader = Parts {
+            parts,
+            used,
+            current: Vec::new(),
+            position: 0,
+        };
+        let tree = layer::read_tree(reader, &mut chunks, &options.layer);
+        Ok::<_, Error>((tree, join("digest", digest)?, join("inflating", inflate)?))
+    })?;
+    options.cancel.check()?;
+    let tree = tree?;
+    let (len, id) = digested.map_err(Error::Cut)?.finish(None)?;
+    Ok((tree, chunks, Scanned { id, len, index }))
+}
+
+fn join<T>(stage: &'static str, thread: ScopedJoinHandle<'_, T>) -> Result<T, Error> {
+    thread.join().map_err(|_| Error::Panicked { stage })
+}
+
+/// Enters about where the chunks lie in the gzip data, and gives their exact places.
+fn slices(chunks: &mut Chunks<'_>, mut index: GzipIndex) -> Result<Places, Error> {
+    let mut contexts: Vec<ZranContext> = Vec::new();
+    let mut dictionaries = Vec::new();
+    let mut placements = Vec::with_capacity(chunks.records.len());
+    dictionaries.reserve_exact(index.places.iter().map(|place| place.window.len()).sum());
+    let mut current = None;
+    for (record, &start) in chunks.records.iter_mut().zip(&chunks.offsets) {
+        let end = start + u64::from(record.uncompressed_size);
+        let at = index.place_before(start);
+        let at = at.ok_or(Error::NoPlace { size: start })?;
+        let (stored_start, stored_end) = (index.input_near(start), index.input_near(end));
+        let input_end = index.input_end(end);
+        let place = &mut index.places[at];
+        if current != Some(at) {
+            current = Some(at);
+            let window = std::mem::take(&mut place.window);
+            contexts.push(ZranContext {
+                in_offset: place.in_offset,
+                out_offset: place.out_offset,
+                dictionary_offset: dictionaries.len() as u64,
+                in_len: 0,
+                out_len: 0,
+                dictionary_size: window.len() as u32,
+                byte: place.byte,
+                bits: place.bits,
+            });
+            dictionaries.extend_from_slice(&window);
+        }
+        let (in_len, out_len) = (input_end - place.in_offset, end - place.out_offset);
+        if in_len > SLICE_STORED_MAX.into() || out_len > SLICE_SIZE_MAX.into() {
+            return Err(Error::NoPlace { size: out_len });
+        }
+        placements.push(Placement::Zran {
+            index: contexts.len() as u32 - 1,
+            offset: (start - place.out_offset) as u32,
+        });
+        // Chunks come in the order of the tar, so each reaches further than the one before.
+        if let Some(context) = contexts.last_mut() {
+            (context.in_len, context.out_len) = (in_len as u32, out_len as u32);
+        }
+        record.flags |= ChunkFlags::COMPRESSED;
+        record.compressed_offset = stored_start;
+        record.compressed_size = (stored_end - stored_start).clamp(1, STORED_MAX) as u32;
+    }
+    Ok(Places::in_slices(contexts, dictionaries, placements))
+}
+
+/// The chunks of the layer, known by content.
+struct Chunks<'a> {
+    options: &'a BuildOptions,
+    known: ChunkTable<ChunkId>,
+    records: Vec<ChunkRecord>,
+    /// Where each chunk lies in the tar, in bytes.
+    offsets: Vec<u64>,
+    /// End of the blob's uncompressed address space.
+    end: u64,
+    buffer: Vec<u8>,
+    stats: Stats,
+}
+
+impl DataSink for Chunks<'_> {
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+        let offset = file.offset.ok_or_else(sparse)?;
+        let mut ids = Vec::new();
+        let mut start = 0;
+        while start < file.size {
+            self.options.cancel.check().map_err(io::Error::other)?;
+            let size = (file.size - start).min(self.options.chunk_size.into()) as usize;
+            if self.buffer.len() < size {
+                self.buffer.resize(size, 0);
+            }
+            data.read_exact(&mut self.buffer[..size])?;
+            ids.push(self.chunk(size, offset + start)?);
+            start += size as u64;
+        }
+        Ok(ids.into())
+    }
+}
+
+impl Chunks<'_> {
+    /// Enters the chunk in the buffer, which lies at `offset` of the tar.
+    fn chunk(&mut self, size: usize, offset: u64) -> io::Result<ChunkId> {
+        let bytes = &self.buffer[..size];
+        let key = ChunkKey {
+            digest: codec::digest(self.options.digester, bytes),
+            size: size as u32,
+        };
+        if let Some(id) = self.known.find(&key) {
+            self.stats.duplicate_chunks += 1;
+            self.stats.duplicate_size += size as u64;
+            return Ok(id);
+        }
+        let id = ChunkId(self.records.len() as u32);
+        if id.0 + 1 >= CHUNKS_PER_BLOB_MAX {
+            return Err(io::Error::other(
+                "the layer has more than 2^24 - 1 chunks: choose a larger chunk size",
+            ));
+        }
+        let crc32 = codec::crc32c(bytes);
+        self.known.insert(key, id);
+        self.records.push(ChunkRecord {
+            digest: key.digest,
+            blob_index: 0,
+            // Readers refuse a recorded CRC of 0.
+            flags: if crc32 == 0 {
+                ChunkFlags::empty()
+            } else {
+                ChunkFlags::HAS_CRC32
+            },
+            compressed_size: 0,
+            uncompressed_size: key.size,
+            compressed_offset: 0,
+            uncompressed_offset: self.end,
+            file_offset: 0,
+            index: id.0,
+            crc32,
+        });
+        self.offsets.push(offset);
+        self.end += (size as u64).next_multiple_of(BLOCK_SIZE);
+        self.stats.chunks += 1;
+        self.stats.uncompressed_size += size as u64;
+        Ok(id)
+    }
+}
+
+/// Reads, and sends copies of all that was read.
+struct Copying<R>(R, SyncSender<Vec<u8>>);
+
+impl<R: Read> Read for Copying<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.0.read(buf)?;
+        if n != 0 {
+            // The other end only ends before this one if it panicked, which is seen when it is joined.
+            self.1.send(buf[..n].to_vec()).ok();
+        }
+        Ok(n)
+    }
+}
+
+/// The other end.
+struct Copies {
+    copies: Receiver<Vec<u8>>,
+    current: io::Cursor<Vec<u8>>,
+}
+
+impl Copies {
+    fn new(copies: Receiver<Vec<u8>>) -> Self {
+        Self {
+            copies,
+            current: io::Cursor::default(),
+        }
+    }
+}
+
+impl Read for Copies {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let n = self.current.read(buf)?;
+            if n != 0 || buf.is_empty() {
+                return Ok(n);
+            }
+            match self.copies.recv() {
+                Ok(copy) => self.current = io::Cursor::new(copy),
+                Err(_) => return Ok(0),
+            }
+        }
+    }
+}
+
+/// Sends what `source` has in parts, up to its end or first error. Ends early if nobody receives.
+fn pump(
+    source: &mut dyn Read,
+    parts: &SyncSender<io::Result<Vec<u8>>>,
+    spare: &Receiver<Vec<u8>>,
+    cancel: &Cancel,
+) {
+    loop {
+        let mut part = spare.try_recv().unwrap_or_default();
+        part.resize(PART, 0);
+        let mut filled = 0;
+        let result = loop {
+            match source.read(&mut part[filled..]) {
+                Ok(0) => break Ok(()),
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        };
+        let result = result.and_then(|()| cancel.check().map_err(io::Error::other));
+        let last = result.is_err() || filled == 0;
+        part.truncate(filled);
+        if parts.send(result.map(|()| part)).is_err() || last {
+            return;
+        }
+    }
+}
+
+/// What [`pump`] sends.
+struct Parts {
+    parts: Receiver<io::Result<Vec<u8>>>,
+    /// Takes used parts back.
+    used: Sender<Vec<u8>>,
+    current: Vec<u8>,
+    position: usize,
+}
+
+impl Read for Parts {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.position == self.current.len() {
+            // A closed channel is the end, or follows the error.
+            let next = self.parts.recv().unwrap_or_else(|_| Ok(Vec::new()))?;
+            let used = std::mem::replace(&mut self.current, next);
+            self.position = 0;
+            self.used.send(used).ok();
+        }
+        let part = &self.current[self.position..];
+        let n = part.len().min(buf.len());
+        buf[..n].copy_from_slice(&part[..n]);
+        self.position += n;
+        Ok(n)
+    }
+}
