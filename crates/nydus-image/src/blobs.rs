@@ -36,6 +36,11 @@ pub struct BackendArgs {
 }
 
 impl BackendArgs {
+    /// Whether a converter passes the blobs on.
+    pub fn is_proxy(&self) -> bool {
+        self.backend_type.as_deref() == Some("http-proxy")
+    }
+
     /// The backend, if one was chosen.
     pub fn open(&self, cancel: &Cancel) -> anyhow::Result<Option<Arc<dyn BlobSource>>> {
         let Some(kind) = &self.backend_type else {
@@ -151,6 +156,17 @@ pub fn choose(
         (None, Some(dir)) => Some(Arc::new(DirSource(dir.to_owned()))),
         (None, None) => backend.open(cancel)?,
     })
+}
+
+/// Takes no more of the blobs than their chunk data. Converters' proxies have nothing else, though they may state the
+/// size of the whole blob, and a read beyond the data spoils every later one. Batches need more.
+pub fn read_data_alone(loaded: &mut LoadedBootstrap) {
+    let more = BlobFeatures::SEPARATE | BlobFeatures::BATCH;
+    for info in loaded.bootstrap.blobs_mut() {
+        if !info.features.intersects(more) {
+            info.cut_to_data();
+        }
+    }
 }
 
 /// Opens the chunks of an image. A blob may also be its chunk data alone, as unpackers cut it out, unless it has

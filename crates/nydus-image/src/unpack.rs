@@ -49,6 +49,9 @@ pub fn run(args: &Unpack, interrupt: &Interrupt) -> anyhow::Result<()> {
         &args.backend,
         &interrupt.cancel,
     )?;
+    if args.backend.is_proxy() {
+        blobs::read_data_alone(&mut loaded);
+    }
     let needed = "the image has file data: say with --blob, --blob-dir or --backend-type where its blobs are";
     let store = blobs::open_chunks(&mut loaded, source, needed, StoreOptions::default())?;
     let mut out = Output::create(&args.output, &interrupt.unfinished)?;

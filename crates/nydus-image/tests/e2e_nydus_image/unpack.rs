@@ -116,12 +116,13 @@ fn the_chunk_data_alone_or_the_whole_blob_through_a_fifo() {
     assert!(first == unpack(&out, &["-B", text(&boot), "--blob", text(&data)]));
 }
 
-/// One connection to a converter's proxy: ranges are answered with 200 and nothing that says which.
-fn pass_on(stream: UnixStream, blob: &[u8]) -> io::Result<()> {
+/// One connection to a converter's proxy: ranges are answered with 200 and nothing that says which. The size that it
+/// states is that of the whole blob, `size`, and it has the chunk data alone.
+fn pass_on(stream: UnixStream, data: &[u8], size: usize) -> io::Result<()> {
     let mut out = stream.try_clone()?;
     let mut lines = BufReader::new(stream).lines();
     while let Some(Ok(first)) = lines.next() {
-        let mut range = 0..blob.len();
+        let mut range = 0..size;
         for line in lines.by_ref() {
             let line = line?.to_ascii_lowercase();
             if line.is_empty() {
@@ -134,10 +135,14 @@ fn pass_on(stream: UnixStream, blob: &[u8]) -> io::Result<()> {
                 range = from.parse().unwrap()..to.parse::<usize>().unwrap() + 1;
             }
         }
+        if first.starts_with("GET") && range.end > data.len() {
+            write!(out, "HTTP/1.1 500 EOF\r\nContent-Length: 0\r\n\r\n")?;
+            continue;
+        }
         let length = range.len();
         write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n")?;
         if first.starts_with("GET") {
-            out.write_all(&blob[range])?;
+            out.write_all(&data[range])?;
         }
     }
     Ok(())
@@ -146,14 +151,15 @@ fn pass_on(stream: UnixStream, blob: &[u8]) -> io::Result<()> {
 #[test]
 fn blobs_come_through_a_converters_proxy() {
     let dir = tempfile::tempdir().unwrap();
-    let (blob, boot, _) = parts(dir.path());
-    let bytes = std::fs::read(&blob).unwrap();
+    let (blob, boot, data) = parts(dir.path());
+    let size = std::fs::read(&blob).unwrap().len();
+    let bytes = std::fs::read(&data).unwrap();
     let socket = dir.path().join("proxy.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let bytes = bytes.clone();
-            std::thread::spawn(move || pass_on(stream.unwrap(), &bytes));
+            std::thread::spawn(move || pass_on(stream.unwrap(), &bytes, size));
         }
     });
     let config = format!(r#"{{"addr":"{}"}}"#, socket.display());
