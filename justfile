@@ -20,6 +20,10 @@ test-privileged:
 lint:
     cargo xtask lint
 
+# Images converted by containerd's converter with our builder (Go).
+consumers:
+    cargo xtask consumers
+
 # Our images, seen by the published reader (compiles for minutes at first).
 oracle *filter:
     cargo xtask oracle {{filter}}

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod consumers;
 mod demo;
 mod fixtures;
 mod lint;
@@ -40,6 +41,8 @@ enum Chore {
     },
     /// Checks formatting, clippy, the fuzzer's binaries, the direction of dependencies and that sources are ASCII
     Lint,
+    /// Converts images by containerd's converter (in Go) with our builder and proves the results equal to their sources
+    Consumers,
     /// Opens images of every kind with the published crate `nydus-rafs` and compares what it sees with what we see
     Oracle {
         /// Only images whose names contain this
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
             no_skips,
         } => test::run(privileged, no_skips),
         Chore::Bench { arguments } => bench::bench(&arguments),
+        Chore::Consumers => consumers::run(),
         Chore::Oracle { filter } => oracle::run(filter),
         Chore::Lint => lint::run(),
         Chore::Fixtures { busybox } => fixtures::run(busybox),

@@ -4,6 +4,9 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use testkit::run::make_fifo;
 use testkit::shared_or_skip;
@@ -117,8 +120,9 @@ fn the_chunk_data_alone_or_the_whole_blob_through_a_fifo() {
 }
 
 /// One connection to a converter's proxy: ranges are answered with 200 and nothing that says which. The size that it
-/// states is that of the whole blob, `size`, and it has the chunk data alone.
-fn pass_on(stream: UnixStream, data: &[u8], size: usize) -> io::Result<()> {
+/// states is that of the whole blob, `size`, and it has the chunk data alone. While an answer has not ended (`busy`), no
+/// other request may come.
+fn pass_on(stream: UnixStream, data: &[u8], size: usize, busy: &AtomicBool) -> io::Result<()> {
     let mut out = stream.try_clone()?;
     let mut lines = BufReader::new(stream).lines();
     while let Some(Ok(first)) = lines.next() {
@@ -135,15 +139,23 @@ fn pass_on(stream: UnixStream, data: &[u8], size: usize) -> io::Result<()> {
                 range = from.parse().unwrap()..to.parse::<usize>().unwrap() + 1;
             }
         }
-        if first.starts_with("GET") && range.end > data.len() {
+        if !first.starts_with("GET") {
+            write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")?;
+            continue;
+        }
+        if range.end > data.len() || busy.swap(true, Ordering::SeqCst) {
             write!(out, "HTTP/1.1 500 EOF\r\nContent-Length: 0\r\n\r\n")?;
             continue;
         }
         let length = range.len();
-        write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n")?;
-        if first.starts_with("GET") {
-            out.write_all(&data[range])?;
-        }
+        write!(
+            out,
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n"
+        )?;
+        out.write_all(&data[range])?;
+        std::thread::sleep(Duration::from_millis(20));
+        busy.store(false, Ordering::SeqCst);
+        write!(out, "\r\n0\r\n\r\n")?;
     }
     Ok(())
 }
@@ -157,9 +169,10 @@ fn blobs_come_through_a_converters_proxy() {
     let socket = dir.path().join("proxy.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     std::thread::spawn(move || {
+        let busy = Arc::new(AtomicBool::new(false));
         for stream in listener.incoming() {
-            let bytes = bytes.clone();
-            std::thread::spawn(move || pass_on(stream.unwrap(), &bytes, size));
+            let (bytes, busy) = (bytes.clone(), Arc::clone(&busy));
+            std::thread::spawn(move || pass_on(stream.unwrap(), &bytes, size, &busy));
         }
     });
     let config = format!(r#"{{"addr":"{}"}}"#, socket.display());
