@@ -131,16 +131,16 @@ fn check_conflicts(args: &Create) -> Result<(), Usage> {
     if args.source_type == SourceType::TarTarfs {
         return check_tarfs(args);
     }
-    let v5 = args.fs_version != "6";
-    let of_v6 = [
-        ("--batch-size", args.batch_size != 0),
-        ("--encrypt", args.encrypt),
-        ("--blob-cache-dir", args.blob_cache_dir.is_some()),
-    ];
-    if let (true, Some((flag, _))) = (v5, of_v6.iter().find(|(_, given)| *given)) {
-        return Err(Usage(format!(
-            "{flag} cannot be used with --fs-version 5: its blobs hold no table of their chunks"
-        )));
+    if args.fs_version != "6" {
+        let of_v6 = [
+            ("--batch-size", args.batch_size != 0),
+            ("--encrypt", args.encrypt),
+            ("--blob-cache-dir", args.blob_cache_dir.is_some()),
+        ];
+        refuse(
+            &of_v6,
+            "--fs-version 5: its blobs hold no table of their chunks",
+        )?;
     }
     let chunk_size = chunk_size(args);
     if args.batch_size > chunk_size {
@@ -168,11 +168,20 @@ fn check_conflicts(args: &Create) -> Result<(), Usage> {
 
 /// Refuses what tarfs has no place for.
 fn check_tarfs(args: &Create) -> Result<(), Usage> {
-    let parent = parent::path(args.parent_bootstrap.as_deref());
-    let conflicts = [
-        ("--fs-version 5", args.fs_version != "6"),
+    let own = [
         ("--blob-inline-meta", args.blob_inline_meta),
         ("--features", !args.features.is_empty()),
+    ];
+    refuse_for_reference(args, &own, "--type tar-tarfs: the tar itself is the blob")
+}
+
+/// Refuses what a layer whose chunks stay in the source has no place for: the flags `own` of its type, and those that
+/// need v6 or chunks in a new blob.
+pub fn refuse_for_reference(args: &Create, own: &[(&str, bool)], with: &str) -> Result<(), Usage> {
+    let parent = parent::path(args.parent_bootstrap.as_deref());
+    refuse(&[("--fs-version 5", args.fs_version != "6")], with)?;
+    refuse(own, with)?;
+    let of_new_blobs = [
         ("--batch-size", args.batch_size != 0),
         ("--encrypt", args.encrypt),
         ("--blob-offset", args.blob_offset != 0),
@@ -184,10 +193,13 @@ fn check_tarfs(args: &Create) -> Result<(), Usage> {
             args.prefetch_policy == PrefetchPolicy::Blob,
         ),
     ];
-    match conflicts.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => Err(Usage(format!(
-            "{flag} cannot be used with --type tar-tarfs: the tar itself is the blob"
-        ))),
+    refuse(&of_new_blobs, with)
+}
+
+/// Refuses the first of these flags that was given.
+fn refuse(flags: &[(&str, bool)], with: &str) -> Result<(), Usage> {
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Usage(format!("{flag} cannot be used with {with}"))),
         None => Ok(()),
     }
 }

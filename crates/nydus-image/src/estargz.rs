@@ -11,7 +11,8 @@ use layer::estargz::{FOOTER_SIZE, Footer, read_toc_member};
 use rafs_format::BlobId;
 
 use crate::Usage;
-use crate::args::{Create, PrefetchPolicy, SourceType};
+use crate::args::{Create, SourceType};
+use crate::create::refuse_for_reference;
 use crate::interrupt::Interrupt;
 use crate::output::{self, Output};
 
@@ -37,28 +38,16 @@ pub fn check_conflicts(args: &Create) -> Result<(), Usage> {
             None => Ok(()),
         };
     }
-    let parent = args.parent_bootstrap.as_deref().unwrap_or_default();
-    let conflicts = [
-        ("--fs-version 5", args.fs_version != "6"),
+    let own = [
         ("--blob", args.blob.is_some()),
         ("--blob-inline-meta", args.blob_inline_meta),
         ("--features", !args.features.is_empty()),
-        ("--batch-size", args.batch_size != 0),
-        ("--encrypt", args.encrypt),
-        ("--blob-offset", args.blob_offset != 0),
-        ("--chunk-dict", args.chunk_dict.is_some()),
-        ("--parent-bootstrap", !parent.is_empty()),
-        ("--blob-cache-dir", args.blob_cache_dir.is_some()),
-        (
-            "--prefetch-policy blob",
-            args.prefetch_policy == PrefetchPolicy::Blob,
-        ),
     ];
-    if let Some((flag, _)) = conflicts.iter().find(|(_, given)| *given) {
-        return Err(Usage(format!(
-            "{flag} cannot be used with --type estargztoc-ref: the eStargz layer itself is the blob"
-        )));
-    }
+    refuse_for_reference(
+        args,
+        &own,
+        "--type estargztoc-ref: the eStargz layer itself is the blob",
+    )?;
     if args.blob_id.is_none() {
         return Err(Usage(
             "--type estargztoc-ref needs --blob-id: the SHA-256 of the eStargz layer".to_owned(),
