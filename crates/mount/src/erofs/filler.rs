@@ -13,6 +13,7 @@ use storage::ChunkStore;
 use super::channel::{ALL_BLOBS, Message};
 use crate::Error;
 use crate::log::chain;
+use crate::serve::spawn;
 use crate::stats::{Counters, add};
 
 /// Requests that are served at once; further ones wait in the socket.
@@ -89,14 +90,6 @@ impl Filler {
 pub(crate) fn leave(socket: &OwnedFd) {
     // Without guardians there is nobody to tell.
     let _ = Message::Leave.send(socket, true);
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-    let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
-    spawned.map(drop).map_err(|source| Error::System {
-        what: "starting a thread",
-        source,
-    })
 }
 
 struct Worker {

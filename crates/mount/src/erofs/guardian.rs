@@ -196,7 +196,7 @@ impl Duty {
     fn run(&mut self) -> io::Result<()> {
         while !self.over {
             self.wait()?;
-            if self.filler_alive && self.is_broken() {
+            if self.filler_alive && is_broken(&self.kit.alive) {
                 self.filler_died();
             }
             self.take_answers()?;
@@ -257,16 +257,6 @@ impl Duty {
             self.watch = true;
         }
         Ok(())
-    }
-
-    /// Whether the filler's descriptor that shows it is alive is closed.
-    fn is_broken(&self) -> bool {
-        let mut polled = [PollFd::new(&self.kit.alive, PollFlags::IN)];
-        let none = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        matches!(rustix::event::poll(&mut polled, Some(&none)), Ok(1))
     }
 
     fn note(&mut self, row: usize, file: Option<OwnedFd>) {
@@ -526,14 +516,10 @@ impl Duty {
     }
 
     fn check_standby(&mut self) {
-        let dead = self.standby.as_ref().is_some_and(|(_, socket)| {
-            let mut polled = [PollFd::new(socket, PollFlags::IN)];
-            let none = Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
-            matches!(rustix::event::poll(&mut polled, Some(&none)), Ok(1))
-        });
+        let dead = self
+            .standby
+            .as_ref()
+            .is_some_and(|(_, socket)| is_broken(socket));
         if dead && let Some((mut child, socket)) = self.standby.take() {
             tracing::warn!("a guardian of a mount died: another one takes its place");
             let _ = child.wait();
@@ -569,4 +555,14 @@ impl Duty {
             }
         }
     }
+}
+
+/// Whether the other side of a pipe or socket that never says anything is closed.
+fn is_broken(descriptor: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
+    let none = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    matches!(rustix::event::poll(&mut polled, Some(&none)), Ok(1))
 }
