@@ -35,7 +35,7 @@ const FORBIDDEN: [(&str, &str); 6] = [
 /// Crates for development: they may use each other, and others may not use them outside of tests.
 const DEVELOPMENT: [&str; 4] = ["testkit", "fuzz-targets", "bench", "xtask"];
 
-/// Files that are looked at for characters beyond ASCII.
+/// Files that are looked at for characters beyond ASCII and for marks of an unfinished merge.
 const TEXT: [&str; 7] = ["rs", "toml", "md", "sh", "run", "justfile", "stderr"];
 
 /// A check that says what is wrong.
@@ -60,7 +60,7 @@ pub fn run() -> Result<()> {
         }),
         ("fuzz", fuzz),
         ("dependencies", dependencies),
-        ("ASCII", ascii),
+        ("text", text),
         ("licences", licences),
     ];
     let mut failed = Vec::new();
@@ -117,7 +117,7 @@ fn dependencies() -> Result<()> {
     Ok(())
 }
 
-fn ascii() -> Result<()> {
+fn text() -> Result<()> {
     let output = Command::new("git")
         .args([
             "ls-files",
@@ -143,14 +143,23 @@ fn ascii() -> Result<()> {
         let lines = text.split(|byte| *byte == b'\n').enumerate();
         wrong.extend(
             lines
-                .filter(|(_, line)| !line.is_ascii())
+                .filter(|(_, line)| !line.is_ascii() || is_merge_mark(line))
                 .map(|(at, _)| format!("{name}:{}", at + 1)),
         );
     }
     if !wrong.is_empty() {
-        bail!("characters beyond ASCII in {}", wrong.join(", "));
+        bail!(
+            "characters beyond ASCII, or a merge's marks, in {}",
+            wrong.join(", ")
+        );
     }
     Ok(())
+}
+
+/// Whether a line is what git puts around a conflict.
+fn is_merge_mark(line: &[u8]) -> bool {
+    let mark = |byte| line.starts_with(&[byte; 7]) && line.get(7).is_none_or(|next| *next == b' ');
+    mark(b'<') || mark(b'>') || line == [b'='; 7]
 }
 
 /// Whether the fuzzer's binaries, which are a workspace of their own, are in order. The C++ of libFuzzer is left out, for
