@@ -7,14 +7,17 @@ use anyhow::Result;
 
 use crate::system::{cargo, run, target_directory};
 
-/// Measures everything; `arguments` go to the benchmark program.
+/// Measures conversions, or what the first of `arguments` names; they go to the benchmark program.
 pub fn bench(arguments: &[String]) -> Result<()> {
     let packages = ["-p", "nydusify", "-p", "nydus-image", "-p", "bench"];
     run(cargo()
         .args(["build", "--release", "--quiet"])
         .args(packages))?;
     let mut program = Command::new(target_directory().join("release/bench"));
-    program.arg("measure").args(arguments);
+    if arguments.first().is_none_or(|a| a.starts_with('-')) {
+        program.arg("measure");
+    }
+    program.args(arguments);
     if !arguments.iter().any(|a| a.starts_with("--big"))
         && let Some(big) = big_image()?
     {

@@ -1,19 +1,24 @@
 //! Benchmarks of the release binaries against what the machine allows. `cargo xtask bench` runs it.
 #![forbid(unsafe_code)]
 
+mod builder;
 mod floor;
 mod input;
+mod link;
 mod measure;
+mod mounts;
 mod report;
 mod scenario;
+mod tools;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 use crate::input::Input;
+use crate::mounts::Mounts;
 use crate::scenario::{Programs, Scenario};
 
 /// Measures conversion, check, merge and mount, and writes docs/benchmarks.md.
@@ -49,6 +54,21 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
+    /// Measure mounts of one image, side by side with what the kernel has and with pulling it, and write the page.
+    Mount {
+        /// A layout with the tag `big`, made by the tool that makes the big image.
+        #[arg(long)]
+        big: PathBuf,
+        /// Rounds.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Directory for results, on ext4, xfs or btrfs; a temporary one by default.
+        #[arg(long)]
+        work: Option<PathBuf>,
+        /// Print the table instead of writing the page.
+        #[arg(long)]
+        print: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -61,7 +81,44 @@ fn main() -> Result<()> {
             work,
             print,
         } => run(big, &only, runs, work, print),
+        Command::Mount {
+            big,
+            runs,
+            work,
+            print,
+        } => run_mounts(&big, runs, work, print),
     }
+}
+
+/// The programs beside this one.
+fn programs() -> Result<Programs> {
+    let here = std::env::current_exe()?;
+    let bin = here.parent().context("the program lies in a directory")?;
+    Ok(Programs {
+        nydusify: bin.join("nydusify"),
+        nydus_image: bin.join("nydus-image"),
+    })
+}
+
+/// A directory for results that goes away in the end.
+fn scratch(work: Option<&PathBuf>) -> Result<tempfile::TempDir> {
+    Ok(match work {
+        Some(path) => tempfile::tempdir_in(path)?,
+        None => tempfile::tempdir()?,
+    })
+}
+
+fn run_mounts(big: &Path, runs: usize, work: Option<PathBuf>, print: bool) -> Result<()> {
+    let (programs, scratch) = (programs()?, scratch(work.as_ref())?);
+    let Some(mounts) = Mounts::prepare(&programs, big, scratch.path())? else {
+        return Ok(());
+    };
+    let table = mounts.measure(runs)?;
+    if print {
+        print!("{}", table.markdown());
+        return Ok(());
+    }
+    table.write(&testkit::workspace().join("docs"))
 }
 
 fn run(
@@ -71,16 +128,7 @@ fn run(
     work: Option<PathBuf>,
     print: bool,
 ) -> Result<()> {
-    let here = std::env::current_exe()?;
-    let bin = here.parent().context("the program lies in a directory")?;
-    let programs = Programs {
-        nydusify: bin.join("nydusify"),
-        nydus_image: bin.join("nydus-image"),
-    };
-    let scratch = match &work {
-        Some(path) => tempfile::tempdir_in(path)?,
-        None => tempfile::tempdir()?,
-    };
+    let (programs, scratch) = (programs()?, scratch(work.as_ref())?);
     let work = scratch.path();
 
     let small = work.join("small-layout");
@@ -114,7 +162,7 @@ fn run(
         );
     }
     if "merge".contains(only) {
-        rows.push(scenario::merge_many(&programs, work, runs)?);
+        rows.push(builder::merge_many(&programs, work, runs)?);
     }
     if print {
         print!("{}", report::table(&rows));

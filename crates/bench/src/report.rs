@@ -9,28 +9,10 @@ use serde_json::json;
 use crate::floor::{Stages, cores};
 use crate::scenario::Row;
 
-const BEGIN: &str = "<!-- figures: begin -->";
-const END: &str = "<!-- figures: end -->";
-
 /// Puts the table into the page between its two markers, the plot and the raw runs beside it.
 pub fn write(docs: &Path, rows: &[Row]) -> Result<()> {
-    let page = docs.join("benchmarks.md");
-    let text =
-        std::fs::read_to_string(&page).with_context(|| format!("read {}", page.display()))?;
-    let (before, rest) = text
-        .split_once(BEGIN)
-        .context("benchmarks.md has no begin marker")?;
-    let (_, after) = rest
-        .split_once(END)
-        .context("benchmarks.md has no end marker")?;
-    std::fs::write(
-        &page,
-        format!(
-            "{before}{BEGIN}\n\n{}\n\n{}{END}{after}",
-            machine(),
-            table(rows)
-        ),
-    )?;
+    let text = format!("{}\n\n{}", machine(), table(rows));
+    put(&docs.join("benchmarks.md"), "figures", &text)?;
     std::fs::write(docs.join("img/benchmarks.svg"), plot(rows))?;
     let raw = json!({ "schema": "bench-1", "machine": machine(), "rows": rows });
     std::fs::write(
@@ -40,8 +22,25 @@ pub fn write(docs: &Path, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
+/// Replaces what is between the markers `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page.
+pub fn put(page: &Path, name: &str, text: &str) -> Result<()> {
+    let (begin, end) = (
+        format!("<!-- {name}: begin -->"),
+        format!("<!-- {name}: end -->"),
+    );
+    let old = std::fs::read_to_string(page).with_context(|| format!("read {}", page.display()))?;
+    let parts = old.split_once(&begin).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(&end)?;
+        Some((before, after))
+    });
+    let (before, after) =
+        parts.with_context(|| format!("{} has no markers {begin} {end}", page.display()))?;
+    std::fs::write(page, format!("{before}{begin}\n\n{text}\n{end}{after}"))?;
+    Ok(())
+}
+
 /// The processor, the number of cores and the kernel.
-fn machine() -> String {
+pub fn machine() -> String {
     let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = file("/proc/cpuinfo");
     let model = cpu

@@ -1,13 +1,10 @@
 //! What is measured of one image: the commands a user runs, and reading through the mount.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use rafs_format::Compressor;
 use serde::Serialize;
 use testkit::docker_registry::{DockerRegistry, Options, no_docker_registry};
@@ -15,6 +12,9 @@ use testkit::docker_registry::{DockerRegistry, Options, no_docker_registry};
 use crate::floor::{self, Floor, Layer, Stages};
 use crate::input::Input;
 use crate::measure::{Runs, Usage, median, usage};
+use crate::tools::{
+    args, largest_file, read_all, read_start, remove, repeat, run, size, timed, walk,
+};
 
 /// The measured programs.
 pub struct Programs {
@@ -67,11 +67,13 @@ impl Scenario<'_> {
         self.registry()?;
         self.check()?;
         self.merge()?;
+        self.builder()?;
         self.mount()?;
         Ok(self.rows)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A file for results of this image.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.work.join(format!("{}.{name}", self.input.name))
     }
 
@@ -84,7 +86,8 @@ impl Scenario<'_> {
         repeat(self.runs, clean, command)
     }
 
-    fn push(&mut self, what: impl Into<String>, usage: Runs, bytes: u64) -> &mut Row {
+    /// Adds a line to the table.
+    pub fn push(&mut self, what: impl Into<String>, usage: Runs, bytes: u64) -> &mut Row {
         let (input, what) = (self.input.name.clone(), what.into());
         eprintln!(
             "{input}: {what}: {:.3} s, {} KiB",
@@ -152,7 +155,7 @@ impl Scenario<'_> {
     }
 
     /// Runs a command and the floor of its layers in turn, so that both see the machine at the same speed.
-    fn with_floor(
+    pub fn with_floor(
         &mut self,
         what: String,
         out: &Path,
@@ -390,174 +393,4 @@ impl Drop for Mount<'_> {
             .arg(&self.at)
             .output();
     }
-}
-
-fn repeat(runs: usize, clean: &[&Path], command: &[OsString]) -> Result<Runs> {
-    let run = || -> Result<Usage> {
-        for path in clean {
-            remove(path)?;
-        }
-        usage(command)
-    };
-    run()?; // a first run that does not count
-    Ok(Runs::of((0..runs).map(|_| run()).collect::<Result<_>>()?))
-}
-
-/// Layers and files of each that [`merge_many`] merges.
-const MANY_LAYERS: u64 = 30;
-const MANY_FILES: u64 = 4000;
-
-/// Merges many layers of many files, each with data of its own.
-pub fn merge_many(programs: &Programs, work: &Path, runs: usize) -> Result<Row> {
-    let out = work.join("many.boot");
-    let mut command = args(&[
-        programs.nydus_image.as_os_str(),
-        "merge".as_ref(),
-        "--bootstrap".as_ref(),
-        out.as_os_str(),
-    ]);
-    let (tar, blob) = (work.join("many.tar"), work.join("many.blob"));
-    for layer in 0..MANY_LAYERS {
-        let boot = work.join(format!("many{layer}.boot"));
-        let mut files = testkit::tar::Tar::new();
-        for number in 0..MANY_FILES {
-            let path = format!("data/{:02}/{layer:02}-{number:04}", number % 100);
-            files.add(testkit::tar::Entry::file(path, format!("{layer} {number}")));
-        }
-        std::fs::write(&tar, files.finish())?;
-        run(Command::new(&programs.nydus_image)
-            .args(["create", "--type", "tar-rafs", "--bootstrap"])
-            .args([
-                boot.as_os_str(),
-                "--blob".as_ref(),
-                blob.as_os_str(),
-                tar.as_os_str(),
-            ]))?;
-        remove(&blob)?;
-        command.push(boot.into());
-    }
-    let runs = repeat(runs, &[&out], &command)?;
-    let (seconds, bytes) = (runs.median.wall, size(&out)?);
-    eprintln!("merge: {seconds:.3} s, {} KiB", runs.median.peak_kib);
-    Ok(Row {
-        input: "merge".to_owned(),
-        what: format!("{MANY_LAYERS} layers, {} files", MANY_LAYERS * MANY_FILES),
-        usage: runs,
-        bytes,
-        attainable: None,
-        stages: vec![],
-        ratio: None,
-    })
-}
-
-fn args(words: &[&std::ffi::OsStr]) -> Vec<OsString> {
-    words.iter().map(|w| (*w).to_owned()).collect()
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output()?;
-    if !output.status.success() {
-        bail!(
-            "{command:?} ended with {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
-}
-
-fn remove(path: &Path) -> Result<()> {
-    let result = if path.is_dir() {
-        std::fs::remove_dir_all(path)
-    } else {
-        std::fs::remove_file(path)
-    };
-    match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Wall times of something this process does itself.
-fn timed(runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<Runs> {
-    let mut all = Vec::new();
-    for _ in 0..runs {
-        let start = Instant::now();
-        work()?;
-        all.push(Usage {
-            wall: start.elapsed().as_secs_f64(),
-            cpu: 0.0,
-            peak_kib: 0,
-        });
-    }
-    Ok(Runs::of(all))
-}
-
-/// Visits every name below a directory, with its metadata read, as `find -ls` does.
-fn walk(root: &Path, file: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
-    let mut pending = vec![root.to_owned()];
-    while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory)
-            .with_context(|| format!("list {}", directory.display()))?
-        {
-            let path = entry?.path();
-            let kind = path.symlink_metadata()?.file_type();
-            if kind.is_dir() {
-                pending.push(path);
-            } else if kind.is_file() {
-                file(&path)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Reads every regular file below a directory; how many bytes there were.
-fn read_all(root: &Path) -> Result<u64> {
-    let mut buffer = vec![0; 1 << 20];
-    let mut total = 0;
-    walk(root, &mut |path| {
-        let mut file = File::open(path)?;
-        loop {
-            match file
-                .read(&mut buffer)
-                .with_context(|| format!("read {}", path.display()))?
-            {
-                0 => return Ok(()),
-                read => total += read as u64,
-            }
-        }
-    })?;
-    Ok(total)
-}
-
-fn largest_file(root: &Path) -> Result<PathBuf> {
-    let mut largest = (0, PathBuf::new());
-    walk(root, &mut |path| {
-        largest =
-            std::mem::take(&mut largest).max((path.symlink_metadata()?.len(), path.to_owned()));
-        Ok(())
-    })?;
-    Ok(largest.1)
-}
-
-fn read_start(path: &Path) -> Result<()> {
-    let mut buffer = Vec::new();
-    File::open(path)?.take(1 << 20).read_to_end(&mut buffer)?;
-    Ok(())
-}
-
-/// Bytes of a file, or of all files in a directory.
-fn size(path: &Path) -> Result<u64> {
-    if path.is_file() {
-        return Ok(path.metadata()?.len());
-    }
-    let mut total = 0;
-    walk(path, &mut |file| {
-        total += file.metadata()?.len();
-        Ok(())
-    })?;
-    Ok(total)
 }
