@@ -13,7 +13,7 @@ const LEVELS: [&[&str]; 12] = [
     &["tree"],
     &["bootstrap"],
     &["layer", "storage", "chunkdict"],
-    &["image"],
+    &["image", "chunkdict-store"],
     &["registry"],
     &["backend"],
     &["builder", "verify", "inspect", "export"],

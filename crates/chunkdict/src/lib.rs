@@ -2,16 +2,21 @@
 //!
 //! [`ChunkTable`] is the running table of one build; [`Dictionary`] is a frozen set of chunks of other images that a
 //! build may refer to instead of storing them again. Both know chunks by [`ChunkKey`]: content is never compared.
+//! [`ChunkIndex`] is what a dictionary looks chunks up in: tens of millions of them fit into memory.
 #![forbid(unsafe_code)]
 
 mod generate;
+mod index;
+mod places;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Digest};
 
 pub use generate::{GenerateError, Generated, Source, generate};
+pub use index::{ChunkIndex, IndexBuilder, IndexFull, Parts};
 
 /// What makes two chunks the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,9 +82,25 @@ impl<V: Copy> ChunkTable<V> {
 #[derive(Debug, Clone, Default)]
 pub struct Dictionary {
     blobs: Vec<BlobInfo>,
-    chunks: ChunkTable<ChunkRecord>,
-    /// Further places of chunks that `chunks` has, in the order in which they came.
-    further: HashMap<ChunkKey, Vec<ChunkRecord>>,
+    parts: Vec<Part>,
+}
+
+/// Chunks that came together.
+#[derive(Debug, Clone)]
+struct Part {
+    index: Arc<ChunkIndex>,
+    /// Which blob of the dictionary each blob of the index is; `None` for one that was left out.
+    positions: Vec<Option<u32>>,
+}
+
+impl Part {
+    fn moved(&self, record: ChunkRecord) -> Option<ChunkRecord> {
+        let position = self.positions.get(record.blob_index as usize)?;
+        Some(ChunkRecord {
+            blob_index: (*position)?,
+            ..record
+        })
+    }
 }
 
 /// Blobs whose chunks lie in files of another kind, or can't be read without another image's key.
@@ -96,50 +117,52 @@ pub fn is_usable(blob: &BlobInfo) -> bool {
 }
 
 impl Dictionary {
-    /// A dictionary of `chunks`, whose blob indexes point into `blobs`; chunks of no such blob are left out.
+    /// A dictionary of `chunks`, whose blob indexes point into `blobs`; chunks of no such blob are left out, and those
+    /// beyond what an index has room for.
     pub fn new(blobs: Vec<BlobInfo>, chunks: impl IntoIterator<Item = ChunkRecord>) -> Self {
         let mut dictionary = Self::default();
-        dictionary.enter(blobs.len(), chunks);
+        dictionary.extend(&blobs, chunks);
+        dictionary
+    }
+
+    /// A dictionary of an index, the blob indexes of which point into `blobs`.
+    pub fn of_index(blobs: Vec<BlobInfo>, index: Arc<ChunkIndex>) -> Self {
+        let positions = (0..blobs.len() as u32).map(Some).collect();
         Self {
             blobs,
-            ..dictionary
+            parts: vec![Part { index, positions }],
         }
     }
 
-    /// Adds chunks of further blobs, whose blob indexes point into those, behind what is known.
+    /// Adds chunks of further blobs, whose blob indexes point into those, behind what is known; as in
+    /// [`Dictionary::new`].
     pub fn extend(&mut self, blobs: &[BlobInfo], chunks: impl IntoIterator<Item = ChunkRecord>) {
-        let base = self.blobs.len() as u32;
-        self.blobs.extend_from_slice(blobs);
-        let moved = chunks.into_iter().filter_map(|chunk| {
-            let blob_index = chunk.blob_index.checked_add(base)?;
-            Some(ChunkRecord {
-                blob_index,
-                ..chunk
-            })
-        });
-        self.enter(self.blobs.len(), moved);
-    }
-
-    fn enter(&mut self, blobs: usize, chunks: impl IntoIterator<Item = ChunkRecord>) {
-        for chunk in chunks {
-            if (chunk.blob_index as usize) < blobs {
-                let key = ChunkKey::from(&chunk);
-                if !self.chunks.insert(key, chunk) {
-                    self.further.entry(key).or_default().push(chunk);
-                }
+        let mut index = IndexBuilder::default();
+        let known = |chunk: &ChunkRecord| (chunk.blob_index as usize) < blobs.len();
+        for chunk in chunks.into_iter().filter(known) {
+            if index.push(&chunk).is_err() {
+                break;
             }
         }
+        let base = self.blobs.len() as u32;
+        self.blobs.extend_from_slice(blobs);
+        self.parts.push(Part {
+            index: Arc::new(index.finish()),
+            positions: (base..self.blobs.len() as u32).map(Some).collect(),
+        });
     }
 
     /// The record of a chunk with that content: the first one if there are several.
     pub fn find(&self, key: &ChunkKey) -> Option<ChunkRecord> {
-        self.chunks.find(key)
+        self.places(key).next()
     }
 
     /// Every place of a chunk with that content.
     pub fn places(&self, key: &ChunkKey) -> impl Iterator<Item = ChunkRecord> {
-        let further = self.further.get(key).into_iter().flatten().copied();
-        self.chunks.find(key).into_iter().chain(further)
+        self.parts.iter().flat_map(|part| {
+            let records = part.index.places(key);
+            records.filter_map(|record| part.moved(record))
+        })
     }
 
     /// The record of a chunk with that content at a row of a blob's chunk table, if it is there.
@@ -161,8 +184,11 @@ impl Dictionary {
     /// Uncompressed bytes of the chunks that are known in each blob, by its position.
     pub fn sizes(&self) -> Vec<u64> {
         let mut sizes = vec![0_u64; self.blobs.len()];
-        for record in self.records() {
-            sizes[record.blob_index as usize] += u64::from(record.uncompressed_size);
+        for part in &self.parts {
+            let records = part.index.bare_records();
+            for record in records.filter_map(|record| part.moved(record)) {
+                sizes[record.blob_index as usize] += u64::from(record.uncompressed_size);
+            }
         }
         sizes
     }
@@ -171,40 +197,28 @@ impl Dictionary {
     #[must_use]
     pub fn retain(&self, keep: impl Fn(&BlobInfo) -> bool) -> Self {
         let mut blobs = Vec::new();
-        let mut positions = HashMap::new();
-        for (old, blob) in (0_u32..).zip(&self.blobs) {
-            if keep(blob) {
-                positions.insert(old, blobs.len() as u32);
-                blobs.push(blob.clone());
-            }
-        }
-        let mut records: Vec<ChunkRecord> = self
-            .records()
-            .filter_map(|record| {
-                let blob_index = *positions.get(&record.blob_index)?;
-                Some(ChunkRecord {
-                    blob_index,
-                    ..*record
+        let moved: Vec<Option<u32>> = self
+            .blobs
+            .iter()
+            .map(|blob| {
+                keep(blob).then(|| {
+                    blobs.push(blob.clone());
+                    blobs.len() as u32 - 1
                 })
             })
             .collect();
-        records.sort_unstable_by_key(|record| (record.blob_index, record.index));
-        Self::new(blobs, records)
-    }
-
-    fn records(&self) -> impl Iterator<Item = &ChunkRecord> {
-        let further = self.further.values().flatten();
-        self.chunks.known.values().chain(further)
-    }
-
-    /// Number of chunks.
-    pub fn len(&self) -> usize {
-        self.chunks.len()
-    }
-
-    /// Whether there is no chunk.
-    pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        let parts = self.parts.iter().map(|part| Part {
+            index: Arc::clone(&part.index),
+            positions: part
+                .positions
+                .iter()
+                .map(|position| moved.get((*position)? as usize).copied().flatten())
+                .collect(),
+        });
+        Self {
+            parts: parts.collect(),
+            blobs,
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Runs of chunks that a blob of the dictionary has in the same order: what one request brings.
 
+use std::collections::HashSet;
+
 use chunkdict::{ChunkKey, Dictionary};
 use rafs_format::ChunkRecord;
 use tree::ChunkId;
@@ -43,11 +45,13 @@ impl Run {
     /// Adds a chunk if it follows the others at one place at least: those where it does not are given up.
     pub(super) fn extend(&mut self, dictionary: &Dictionary, member: &Member) -> bool {
         let behind = self.members.len() as u32;
+        let there = dictionary.places(&member.key);
+        let there: HashSet<(u32, u32)> = there
+            .map(|record| (record.blob_index, record.index))
+            .collect();
         let follows = |&(blob, first): &(u32, u32)| {
-            first
-                .checked_add(behind)
-                .and_then(|index| dictionary.at(&member.key, blob, index))
-                .is_some()
+            let index = first.checked_add(behind);
+            index.is_some_and(|index| there.contains(&(blob, index)))
         };
         if !self.places.iter().any(follows) {
             return false;
