@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 use crate::input::Input;
+use crate::link::{Link, Shape};
 use crate::mounts::Mounts;
 use crate::scenario::{Programs, Scenario};
 
@@ -54,6 +55,11 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
+    /// Relay to a server as the far link of `mount` does, until killed; prints where it listens.
+    Link {
+        /// HOST:PORT of the server.
+        server: String,
+    },
     /// Measure mounts of one image, side by side with what the kernel has and with pulling it, and write the page.
     Mount {
         /// A layout with the tag `big`, made by the tool that makes the big image.
@@ -81,6 +87,13 @@ fn main() -> Result<()> {
             work,
             print,
         } => run(big, &only, runs, work, print),
+        Command::Link { server } => {
+            let link = Link::start(&server, Shape::FAR)?;
+            println!("{}", link.host());
+            loop {
+                std::thread::park();
+            }
+        }
         Command::Mount {
             big,
             runs,

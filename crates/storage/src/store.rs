@@ -492,8 +492,7 @@ impl Inner {
             }
             None => {
                 add(&self.counters.misses, 1);
-                let _busy = self.prefetch.hold_back();
-                self.chunk(key, &self.keys(want))?
+                self.chunk_now(key, &self.keys(want))?
             }
         };
         let start = usize::try_from(start).unwrap_or(usize::MAX);

@@ -89,15 +89,14 @@ impl Work {
     }
 }
 
+/// Runs a program of Python in the tree, with a `/tmp` of its own: TensorFlow looks for one.
 fn python(root: &Path, program: &str) -> Result<()> {
-    run(Command::new("chroot")
+    let line = r#"mount -t tmpfs tmpfs "$0/tmp" && exec chroot "$0" /usr/bin/env \
+        PYTHONPATH=/usr/lib/python3 PYTHONDONTWRITEBYTECODE=1 python3 -c "$1""#;
+    run(Command::new("unshare")
+        .args(["--mount", "sh", "-c", line])
         .arg(root)
-        .args([
-            "/usr/bin/env",
-            "PYTHONPATH=/usr/lib/python3",
-            "PYTHONDONTWRITEBYTECODE=1",
-        ])
-        .args(["python3", "-c", program]))
+        .arg(program))
 }
 
 fn largest_files(root: &Path) -> Result<Vec<(PathBuf, u64)>> {

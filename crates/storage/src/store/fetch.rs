@@ -17,6 +17,9 @@ use crate::{ChunkError, ReadCause, ReadError, VerifiedChunk};
 /// Neighbours that are looked at for one request.
 pub(super) const NEIGHBOURS_MAX: usize = 512;
 
+/// Longest range to ask a blob for in the background while reads wait now and again.
+const CONTENDED_REQUEST_MAX: u64 = 512 << 10;
+
 /// A chunk that is being brought in.
 struct Member {
     claim: Claim,
@@ -52,6 +55,12 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// The chunk `key` for a read that waits for it.
+    pub fn chunk_now(self: &Arc<Self>, key: Key, want: &[Key]) -> Landing {
+        let _busy = self.prefetch.hold_back(key);
+        self.chunk(key, want)
     }
 
     /// Brings the chunk `key` into the cache, and some of `want` with it, unless another thread is about to.
@@ -117,7 +126,13 @@ impl Inner {
             Ok(start) => start,
             Err(cause) => return self.land(blob, claim, Err(cause)),
         };
-        let mut plan = self.plan(blob, &remote, Member { claim, record }, extent, want);
+        let request_max = if background && self.prefetch.is_contended() {
+            self.options.request_max.min(CONTENDED_REQUEST_MAX)
+        } else {
+            self.options.request_max
+        };
+        let first = Member { claim, record };
+        let mut plan = self.plan(blob, &remote, first, extent, want, request_max);
         let share = self.budget.take(plan.cost(self), background);
         let mut stored = self.read_range(&remote, &plan.range);
         if stored.is_err() && !plan.others.is_empty() {
@@ -154,6 +169,7 @@ impl Inner {
         first: Member,
         extent: Extent,
         want: &[Key],
+        request_max: u64,
     ) -> Plan {
         let key = first.claim.key;
         let mut near: Vec<(Extent, Key)> = want
@@ -179,8 +195,7 @@ impl Inner {
             let gap = (joined.end - joined.start)
                 .saturating_sub(range.end - range.start)
                 .saturating_sub(other.size);
-            if gap <= self.options.gap_max && joined.end - joined.start <= self.options.request_max
-            {
+            if gap <= self.options.gap_max && joined.end - joined.start <= request_max {
                 range = joined;
                 chosen.push((*other, *key));
             }

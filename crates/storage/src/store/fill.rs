@@ -72,8 +72,7 @@ impl Inner {
         let around = run.start..run.end.saturating_add(ahead);
         let near = blob.known.within(&around);
         let want: Vec<Key> = near.map(|slot| Key { slot, ..key }).collect();
-        let _busy = self.prefetch.hold_back();
-        self.chunk(key, &want)?;
+        self.chunk_now(key, &want)?;
         match (blob.state(key.slot), blob.known.get(key.slot)) {
             (State::Present, _) => Ok(()),
             (_, Some(known)) => Err(blob.error(known, ReadCause::NotKept)),

@@ -65,6 +65,11 @@ impl Flights {
         }
     }
 
+    /// Whether somebody brings in `key` just now.
+    pub fn contains(&self, key: Key) -> bool {
+        self.lock().contains_key(&key)
+    }
+
     /// Waits until nobody brings in anything.
     pub fn wait_empty(&self) {
         let busy = |open: &mut HashMap<Key, Arc<Flight>>| !open.is_empty();

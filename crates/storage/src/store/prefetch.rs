@@ -1,7 +1,8 @@
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rafs_format::ChunkPointer;
 
@@ -9,12 +10,22 @@ use super::stats::add;
 use super::{Inner, Key};
 use crate::cache::State;
 
-/// How long reads that wait for a blob may hold back the workers each time.
-const HOLD_MAX: Duration = Duration::from_millis(200);
+/// How long reads that wait for a blob may keep a worker from what is next on the list.
+const HOLD_MAX: Duration = Duration::from_secs(2);
 /// Chunks that may wait; whoever asks for more waits too, so that no image decides how much memory the queue takes.
 const WAITING_MAX: usize = 1 << 18;
 
+/// Places of reads that had to wait, of which what lies behind comes first.
+const PLACES: usize = 4;
+/// How far behind such a place, in bytes of the blob's uncompressed address space.
+const BEHIND_MAX: u64 = 8 << 20;
+/// For how long after a read had to wait the line is left to reads and to what lies behind them.
+const CONTENDED: Duration = Duration::from_millis(500);
+
 /// What is to be brought in when nobody waits.
+///
+/// The order is that of the list, but a read that had to wait draws the workers to its place: files that are used together
+/// mostly lie together, so what lies behind it in the blob is likely to be wanted next.
 #[derive(Default)]
 pub(super) struct Prefetch {
     state: Mutex<Queue>,
@@ -24,6 +35,10 @@ pub(super) struct Prefetch {
 #[derive(Default)]
 struct Queue {
     keys: VecDeque<Key>,
+    /// Where reads had to wait, the last first.
+    places: VecDeque<Key>,
+    /// When a read began to wait last.
+    waited: Option<Instant>,
     workers: Vec<JoinHandle<()>>,
     /// Workers that bring in a chunk right now.
     working: usize,
@@ -32,13 +47,31 @@ struct Queue {
     stop: bool,
 }
 
-/// Holds the workers back while a read waits.
+/// Keeps the workers from the list while a read waits.
 pub(super) struct HeldBack<'a>(&'a Prefetch);
 
 impl Prefetch {
-    pub fn hold_back(&self) -> HeldBack<'_> {
-        self.lock().readers += 1;
+    /// Keeps the workers from the list while a read waits for chunk `key`, and draws them to its place.
+    pub fn hold_back(&self, key: Key) -> HeldBack<'_> {
+        let mut queue = self.lock();
+        queue.readers += 1;
+        queue.waited = Some(Instant::now());
+        queue.places.push_front(key);
+        queue.places.truncate(PLACES);
+        drop(queue);
+        self.changed.notify_all();
         HeldBack(self)
+    }
+
+    /// Whether reads have waited just now: then requests have to be short, for the next read queues behind them.
+    pub fn is_contended(&self) -> bool {
+        let waited = self.lock().waited;
+        waited.is_some_and(|at| at.elapsed() < CONTENDED)
+    }
+
+    /// Goes back to the list: what lies behind the places cannot be had.
+    fn leave_places(&self) {
+        self.lock().places.clear();
     }
 
     pub fn cancel(&self) {
@@ -77,25 +110,37 @@ impl Prefetch {
         }
     }
 
-    /// The next chunk that is `wanted` still, and those after it; `None` when the store is dropped. `done` says
-    /// whether the caller has finished another one.
-    fn next(&self, done: bool, wanted: &impl Fn(Key) -> bool) -> Option<(Key, Vec<Key>)> {
+    /// The next chunk that is `wanted` still, and those after it; `None` when the store is dropped. `behind` tells the
+    /// absent chunks behind a place. `done` says whether the caller has finished another one.
+    fn next(
+        &self,
+        done: bool,
+        wanted: &impl Fn(Key) -> bool,
+        behind: &impl Fn(Key) -> Vec<Key>,
+    ) -> Option<(Key, Vec<Key>)> {
         let mut queue = self.lock();
         if done {
             queue.working -= 1;
             self.changed.notify_all();
         }
         let idle = |queue: &mut Queue| queue.keys.is_empty() && !queue.stop;
-        let held = |queue: &mut Queue| queue.readers != 0 && !queue.stop;
+        let asked = Instant::now();
         let key = loop {
             queue = self
                 .changed
                 .wait_while(queue, idle)
                 .unwrap_or_else(PoisonError::into_inner);
-            let waited = self.changed.wait_timeout_while(queue, HOLD_MAX, held);
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
             if queue.stop {
                 return None;
+            }
+            if let Some(near) = queue.near_a_place(behind) {
+                queue.working += 1;
+                return Some((*near.first()?, near));
+            }
+            if let Some(left) = queue.held(asked) {
+                let waited = self.changed.wait_timeout(queue, left);
+                queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
             }
             let mut keys = std::iter::from_fn(|| queue.keys.pop_front());
             if let Some(key) = keys.find(|&key| wanted(key)) {
@@ -115,6 +160,32 @@ impl Prefetch {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// The absent chunks behind the last read that had to wait and has any.
+    fn near_a_place(&mut self, behind: &impl Fn(Key) -> Vec<Key>) -> Option<Vec<Key>> {
+        while let Some(&place) = self.places.front() {
+            let near = behind(place);
+            if !near.is_empty() {
+                return Some(near);
+            }
+            self.places.pop_front();
+        }
+        None
+    }
+
+    /// For how long a worker that came at `asked` still leaves the line to reads.
+    fn held(&self, asked: Instant) -> Option<Duration> {
+        let quiet = match self.waited {
+            _ if self.readers != 0 => Duration::ZERO,
+            Some(at) => at.elapsed(),
+            None => return None,
+        };
+        let left = CONTENDED.checked_sub(quiet)?;
+        let most = HOLD_MAX.checked_sub(asked.elapsed())?;
+        Some(left.min(most)).filter(|left| !left.is_zero())
     }
 }
 
@@ -157,16 +228,35 @@ impl Inner {
         self.prefetch.changed.notify_all();
     }
 
+    /// The chunks that are absent, and that no thread is about to bring, from chunk `place` on to `bytes` of the blob's
+    /// address space behind it.
+    pub fn absent_behind(&self, place: Key, bytes: u64) -> Vec<Key> {
+        let kept = self.known(place).filter(|(blob, _)| {
+            // What is not kept would be absent for ever.
+            blob.cache.is_some() && !self.cache_closed.load(Ordering::Relaxed)
+        });
+        let Some((blob, known)) = kept else {
+            return Vec::new();
+        };
+        let run = known.offset..known.end().saturating_add(bytes);
+        let keys = blob.known.within(&run).map(|slot| Key { slot, ..place });
+        keys.filter(|&key| self.is_absent(key) && !self.flights.contains(key))
+            .take(super::fetch::NEIGHBOURS_MAX)
+            .collect()
+    }
+
     fn run_prefetch(self: &Arc<Self>) {
         let wanted = |key: Key| {
             self.blobs
                 .get(key.blob)
                 .is_some_and(|blob| blob.state(key.slot) != State::Present)
         };
+        let behind = |place: Key| self.absent_behind(place, BEHIND_MAX);
         let mut done = false;
-        while let Some((key, near)) = self.prefetch.next(done, &wanted) {
+        while let Some((key, near)) = self.prefetch.next(done, &wanted, &behind) {
             if self.chunk_in_background(key, &near).is_err() {
                 add(&self.counters.prefetch_errors, 1);
+                self.prefetch.leave_places();
             }
             done = true;
         }

@@ -394,6 +394,34 @@ fn what_was_prefetched_is_there() {
 }
 
 #[test]
+fn a_read_that_waits_draws_prefetching_to_its_place() {
+    let chunks = (0..2000).map(|at| testkit::noise(at, 10_000)).collect();
+    let image = Image::new(chunks, Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let source = image.source();
+    let store = open(&image, &source, cached(dir.path()));
+    thread::scope(|scope| {
+        // No fetch ends before this is let go.
+        let delay = source.delay.lock().unwrap();
+        store.prefetch(&image.pointers[..1000]);
+        let read = scope.spawn(|| store.read(image.pointers[1500], 0, &mut [0], &[]));
+        while store.stats().misses == 0 {
+            thread::yield_now();
+        }
+        thread::sleep(Duration::from_millis(50));
+        drop(delay);
+        read.join().unwrap().unwrap();
+    });
+    store.wait_prefetch();
+    source.fail.store(true, Ordering::SeqCst);
+    // What lies behind in the blob is there, though it was not on the list, and what was is there too.
+    for at in [1501, 1900, 999] {
+        store.read(image.pointers[at], 0, &mut [0], &[]).unwrap();
+    }
+    assert!(store.read(image.pointers[1400], 0, &mut [0], &[]).is_err());
+}
+
+#[test]
 fn prefetching_what_is_there_already_overflows_no_stack() {
     let image = Image::new(some_chunks(1, 1000), Kind::default());
     let dir = tempfile::tempdir().unwrap();
