@@ -1,58 +1,6 @@
-//! `nydusify`: converts OCI images to Nydus images, checks, mounts and copies them.
+//! `nydusify`, which is in the library of that name.
 #![forbid(unsafe_code)]
 
-mod args;
-mod auth;
-mod backend;
-mod cache;
-mod check;
-mod convert;
-mod copy;
-mod doctor;
-mod interrupt;
-mod logging;
-mod mount;
-mod optimize;
-mod place;
-mod progress;
-mod umount;
-
-use std::process::ExitCode;
-
-use crate::args::{Arguments, Command, Usage};
-
-fn main() -> ExitCode {
-    let arguments = Arguments::read(std::env::args_os());
-    match run(&arguments) {
-        Ok(code) => code,
-        Err(error) => {
-            // One line, whatever the causes say.
-            let text = format!("{error:#}").replace('\n', " ");
-            eprintln!("error: {text}");
-            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
-        }
-    }
-}
-
-/// Whether the command line is at fault, or asks for what is not built yet.
-fn is_usage(error: &anyhow::Error) -> bool {
-    error.is::<Usage>()
-}
-
-fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let terminal = indicatif::MultiProgress::new();
-    let log_file = arguments.log_file();
-    logging::init(arguments.level(), log_file, &terminal)?;
-    match &arguments.command {
-        Command::Convert(options) => convert::run(options, terminal),
-        Command::Copy(options) => copy::run(options, terminal),
-        Command::Optimize(options) => optimize::run(options, terminal),
-        Command::Auth(options) => auth::run(options),
-        Command::Check(options) => check::run(options),
-        Command::Mount(options) => mount::run(options, log_file),
-        Command::Umount(options) => umount::run(options),
-        Command::Doctor(options) => doctor::run(options),
-        Command::Guard => mount::guard(),
-        Command::Unbuilt(words) => Err(args::unbuilt(words).into()),
-    }
+fn main() -> std::process::ExitCode {
+    nydusify::main()
 }
