@@ -105,6 +105,36 @@ fn gzip_header_fields_are_skipped() {
 }
 
 #[test]
+fn a_member_has_to_have_the_checksums_and_the_length_that_it_states() {
+    let plain = gzip(b"some text");
+    // The fixed part with the flag for a CRC of the header, and that.
+    let mut checked = plain[..10].to_vec();
+    checked[3] = 2;
+    let checksum = zlib_rs::crc32::crc32(0, &checked);
+    checked.extend(&checksum.to_le_bytes()[..2]);
+    checked.extend(&plain[10..]);
+    let text = |bytes: Vec<u8>| inflate(bytes, Compression::Gzip);
+    assert_eq!(text(checked.clone()).expect("a good header"), b"some text");
+    let end = checked.len();
+    for (at, what) in [
+        (1, "no gzip header"),
+        (2, "not deflate"),
+        (3, "unknown flags"),
+        (10, "CRC that it states"),
+        (11, "CRC that it states"),
+        (end - 8, "CRC-32 that follows"),
+        (end - 5, "CRC-32 that follows"),
+        (end - 4, "length that follows"),
+        (end - 1, "length that follows"),
+    ] {
+        let mut bad = checked.clone();
+        bad[at] ^= 0x80;
+        let error = text(bad).expect_err("damaged").to_string();
+        assert!(error.contains(what), "{at}: {error}");
+    }
+}
+
+#[test]
 fn zero_padding_after_gzip_is_tolerated() {
     let mut packed = gzip(b"data");
     packed.resize(packed.len() + 600_000, 0);

@@ -2,11 +2,16 @@
 
 use std::io::{self, BufRead, Read};
 
+use zlib_rs::crc32::crc32;
 use zlib_rs::{Inflate, InflateFlush, Status};
 
-/// Largest window as a power of two, and that there is a gzip header.
-const WINDOW: u8 = 15 + 16;
-const MAGIC: u8 = 0x1f;
+/// Largest window as a power of two.
+const WINDOW: u8 = 15;
+const MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// The method deflate.
+const DEFLATE: u8 = 8;
+/// Length of what follows a member's data: the CRC-32 of what it inflates to, and its length modulo 2^32.
+const TRAILER: usize = 8;
 /// Calls without progress that the decoder may make, for it stops at the end of each block: it holds less than 64 bits,
 /// and no block is shorter than three.
 const STALLS_MAX: u32 = 64;
@@ -37,10 +42,12 @@ impl Watch for () {
 }
 
 enum State {
-    /// In the header of a member, for those who look on.
-    Header(Box<Inflate>, Header),
-    /// In a member that was begun.
-    Member(Box<Inflate>),
+    /// In the header of a member.
+    Header(Header),
+    /// In the data of a member.
+    Member,
+    /// Behind the data of a member.
+    Trailer,
     /// Behind a whole member.
     Between,
     /// At the end of the stream.
@@ -48,10 +55,16 @@ enum State {
 }
 
 /// Inflates member after member. Checksums and lengths of all members are checked.
+///
+/// The decoder is for bare deflate data and serves all members. One for gzip could not be used again, and to make one for
+/// each of many thousand members costs more time than to inflate them, and in fragments much memory.
 pub(super) struct Reader<R, W = ()> {
     input: R,
     watch: W,
     state: State,
+    inflate: Box<Inflate>,
+    /// CRC-32 of what the member inflated to so far.
+    checksum: u32,
     /// Members begun.
     member: u64,
     /// Bytes inflated.
@@ -62,48 +75,60 @@ pub(super) struct Reader<R, W = ()> {
 
 impl<R: BufRead, W: Watch> Reader<R, W> {
     pub(super) fn new(input: R, watch: W) -> Self {
-        let mut reader = Self {
+        Self {
             input,
             watch,
-            state: State::End,
-            member: 0,
+            state: State::Header(Header::default()),
+            inflate: Box::new(Inflate::new(false, WINDOW)),
+            checksum: 0,
+            member: 1,
             done: 0,
             stalls: 0,
-        };
-        reader.begin();
-        reader
+        }
     }
 
-    fn begin(&mut self) {
-        self.member += 1;
-        let inflate = Box::new(Inflate::new(true, WINDOW));
-        self.state = if W::BLOCKS {
-            State::Header(inflate, Header::default())
-        } else {
-            State::Member(inflate)
+    /// The next byte of the input, and that it yields nothing.
+    fn byte(&mut self) -> io::Result<u8> {
+        let Some(&byte) = self.input.fill_buf()?.first() else {
+            return Err(self.truncated());
         };
+        self.input.consume(1);
+        self.watch.skipped(1);
+        Ok(byte)
     }
 
-    /// Feeds the decoder the header alone, so that it is known where the data begins. Whether it is a good header is
-    /// for the decoder to say.
-    fn header(&mut self, mut inflate: Box<Inflate>, mut header: Header) -> io::Result<()> {
+    fn header(&mut self, mut header: Header) -> io::Result<()> {
         loop {
-            let Some(&byte) = self.input.fill_buf()?.first() else {
-                return Err(self.truncated());
-            };
-            let result = inflate.decompress(&[byte], &mut [], InflateFlush::Block);
-            if let Err(error) = result {
-                let text = inflate.error_message().unwrap_or(error.as_str());
-                return Err(self.corrupt(text));
-            }
-            self.input.consume(1);
-            self.watch.skipped(1);
-            if header.ends_with(byte) {
-                self.watch.member();
-                self.state = State::Member(inflate);
-                return Ok(());
+            let byte = self.byte()?;
+            match header.ends_with(byte) {
+                Ok(false) => {}
+                Ok(true) => break,
+                Err(what) => return Err(self.corrupt(what)),
             }
         }
+        self.inflate.reset(false);
+        self.checksum = 0;
+        self.watch.member();
+        self.state = State::Member;
+        Ok(())
+    }
+
+    fn trailer(&mut self) -> io::Result<()> {
+        let mut trailer = [0; TRAILER];
+        for byte in &mut trailer {
+            *byte = self.byte()?;
+        }
+        let expected = u64::from_le_bytes(trailer);
+        // The length is that modulo 2^32.
+        let (checksum, length) = (expected as u32, (expected >> 32) as u32);
+        if checksum != self.checksum {
+            return Err(self.corrupt("the data does not have the CRC-32 that follows it"));
+        }
+        if length != self.inflate.total_out() as u32 {
+            return Err(self.corrupt("the data does not have the length that follows it"));
+        }
+        self.state = State::Between;
+        Ok(())
     }
 
     /// What was noted.
@@ -115,7 +140,10 @@ impl<R: BufRead, W: Watch> Reader<R, W> {
     fn next_member(&mut self) -> io::Result<()> {
         match self.input.fill_buf()?.first() {
             None => self.state = State::End,
-            Some(&MAGIC) => self.begin(),
+            Some(&byte) if byte == MAGIC[0] => {
+                self.member += 1;
+                self.state = State::Header(Header::default());
+            }
             Some(_) => {
                 self.zeros_to_end()?;
                 self.state = State::End;
@@ -169,21 +197,24 @@ impl<R: BufRead, W: Watch> Read for Reader<R, W> {
             InflateFlush::NoFlush
         };
         loop {
-            let inflate = match &mut self.state {
+            match &mut self.state {
                 State::End => return Ok(0),
                 State::Between => {
                     self.next_member()?;
                     continue;
                 }
-                State::Header(..) => {
-                    let state = std::mem::replace(&mut self.state, State::End);
-                    if let State::Header(inflate, header) = state {
-                        self.header(inflate, header)?;
-                    }
+                State::Header(header) => {
+                    let header = std::mem::take(header);
+                    self.header(header)?;
                     continue;
                 }
-                State::Member(inflate) => inflate,
-            };
+                State::Trailer => {
+                    self.trailer()?;
+                    continue;
+                }
+                State::Member => {}
+            }
+            let inflate = &mut self.inflate;
             let input = self.input.fill_buf()?;
             let ended = input.is_empty();
             let (before_in, before_out) = (inflate.total_in(), inflate.total_out());
@@ -198,6 +229,7 @@ impl<R: BufRead, W: Watch> Read for Reader<R, W> {
             self.watch
                 .inflated(&input[..consumed], &buf[..produced], W::BLOCKS && stopped);
             self.input.consume(consumed);
+            self.checksum = crc32(self.checksum, &buf[..produced]);
             self.done += produced as u64;
             let stalled = consumed == 0 && produced == 0;
             self.stalls = if stalled { self.stalls + 1 } else { 0 };
@@ -206,7 +238,7 @@ impl<R: BufRead, W: Watch> Read for Reader<R, W> {
                     let text = inflate.error_message().unwrap_or(error.as_str());
                     return Err(self.corrupt(text));
                 }
-                Ok(Status::StreamEnd) => self.state = State::Between,
+                Ok(Status::StreamEnd) => self.state = State::Trailer,
                 Ok(_) if ended && produced == 0 => return Err(self.truncated()),
                 Ok(_) if stalled && (!W::BLOCKS || self.stalls > STALLS_MAX) => {
                     return Err(self.corrupt("the decoder makes no progress"));
@@ -230,6 +262,8 @@ struct Header {
     /// Length of the part, where it has one.
     len: u32,
     fixed: bool,
+    /// CRC-32 of the header so far.
+    checksum: u32,
 }
 
 impl Header {
@@ -237,15 +271,14 @@ impl Header {
     const EXTRA: u8 = 4;
     const NAME: u8 = 8;
     const COMMENT: u8 = 16;
+    const RESERVED: u8 = 0b1110_0000;
     const FIXED: u32 = 10;
 
-    /// Whether the header ends with this byte.
-    fn ends_with(&mut self, byte: u8) -> bool {
+    /// Whether the header ends with this byte; an error if it is none.
+    fn ends_with(&mut self, byte: u8) -> Result<bool, &'static str> {
         self.at += 1;
         let (part, done) = if !self.fixed {
-            if self.at == 4 {
-                self.flags = byte & 0b1_1110;
-            }
+            self.fixed_part(byte)?;
             self.fixed = self.at == Self::FIXED;
             (0, self.fixed)
         } else if self.flags & Self::EXTRA != 0 {
@@ -262,12 +295,33 @@ impl Header {
             self.at = 0;
             (Self::COMMENT, byte == 0)
         } else {
-            (Self::CHECKSUM, self.at == 2)
+            // The lower half of the CRC-32, in little-endian order. It does not cover itself.
+            let expected = self.checksum.to_le_bytes();
+            if Some(&byte) != expected.get(self.at as usize - 1) {
+                return Err("the header does not have the CRC that it states");
+            }
+            let done = self.at == 2;
+            return Ok(done);
         };
+        self.checksum = crc32(self.checksum, &[byte]);
         if done {
             self.at = 0;
             self.flags &= !part;
         }
-        done && self.flags == 0
+        Ok(done && self.flags == 0)
+    }
+
+    /// Checks a byte of the part that every header has.
+    fn fixed_part(&mut self, byte: u8) -> Result<(), &'static str> {
+        match self.at {
+            1 | 2 if byte != MAGIC[self.at as usize - 1] => Err("there is no gzip header"),
+            3 if byte != DEFLATE => Err("the method is not deflate"),
+            4 if byte & Self::RESERVED != 0 => Err("the header has unknown flags"),
+            4 => {
+                self.flags = byte & (Self::CHECKSUM | Self::EXTRA | Self::NAME | Self::COMMENT);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 }
