@@ -404,7 +404,7 @@ pub(crate) fn names(ids: &BTreeSet<BlobId>) -> String {
 }
 
 /// Does something for each item, several at the same time. The first failure is the result.
-fn each<T: Send>(
+pub(crate) fn each<T: Send>(
     items: impl Iterator<Item = T> + Send,
     cancel: &Cancel,
     work: impl Fn(T) -> Result<(), Error> + Sync,

@@ -130,6 +130,16 @@ pub enum Error {
         /// Stored bytes that it has of each blob.
         worth: Box<HashMap<BlobId, u64>>,
     },
+    /// What is in the place of the build cache is something else.
+    #[error(
+        "{name} is {what}, not a build cache, and would be lost: give the build cache another name"
+    )]
+    NotCache {
+        /// The cache's name.
+        name: String,
+        /// What is there.
+        what: &'static str,
+    },
     /// No threads could be started.
     #[error("cannot start threads")]
     Threads(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -192,6 +202,17 @@ impl Error {
             _ => false,
         }
     }
+}
+
+/// An error and what led to it, as one line.
+pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl From<crate::DictionaryError> for Error {

@@ -106,6 +106,16 @@ impl Key {
         }
         Self(Digest::of(text.as_bytes()))
     }
+
+    /// What it is known by elsewhere.
+    pub(crate) fn digest(&self) -> Digest {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(digest: Digest) -> Self {
+        Self(digest)
+    }
 }
 
 /// Removes the older half of the records if there are more than `most`, and what killed processes left unfinished.

@@ -2,15 +2,15 @@
 
 use std::io::Read;
 
-use bootstrap::Parsed;
 use builder::{BuildOptions, ChunkTable, Dedup};
 use image::{Descriptor, Digest, Source, Target};
 use progress::Progress;
-use rafs_format::BlobId;
 use tree::Image;
 
+use crate::cache::OpenCache;
 use crate::error::LayerError;
 use crate::journal::{Journal, Key, Record};
+use crate::reuse::{self, Origin};
 use crate::stream;
 use crate::{ChunkDictionary, TOTAL};
 
@@ -24,8 +24,10 @@ pub(crate) struct ConvertedLayer {
     pub image: Image,
     /// What it is in the target.
     pub blob: Blob,
-    /// An earlier run had converted it.
-    pub reused: bool,
+    /// Who had converted it before, if somebody had.
+    pub reused: Option<Origin>,
+    /// What to remember of it; `None` if it can't be used again.
+    pub record: Option<(Key, Record)>,
 }
 
 /// A blob in the target.
@@ -47,6 +49,7 @@ pub(crate) struct Places<'a> {
     /// Where blobs go instead of the target, if they do.
     pub backend: Option<&'a Target>,
     pub journal: Option<&'a Journal>,
+    pub cache: Option<&'a OpenCache>,
     pub dictionary: Option<&'a ChunkDictionary>,
     pub progress: &'a dyn Progress,
 }
@@ -69,23 +72,19 @@ pub(crate) fn convert(
     let task = format!("layer {}", &descriptor.digest.hex()[..12]);
     places.progress.started(&task, Some(descriptor.size));
     // What a layer shares with others depends on them, too.
-    let journal = places
-        .journal
-        .filter(|_| matches!(dedup, Dedup::Layer))
-        .map(|journal| {
-            let dictionary = places.dictionary.map(ChunkDictionary::id);
-            let key = Key::new(descriptor, diff_id, options, dictionary);
-            (journal, key)
-        });
-    if let Some(layer) = journal
-        .as_ref()
-        .and_then(|(journal, key)| reuse(places.blobs(), &journal.find(key)?))
-    {
+    let key = matches!(dedup, Dedup::Layer).then(|| {
+        let dictionary = places.dictionary.map(ChunkDictionary::id);
+        Key::new(descriptor, diff_id, options, dictionary)
+    });
+    let found = key.as_ref();
+    if let Some(layer) = found.and_then(|key| reuse::find(places, descriptor, key, options)) {
         places.progress.advanced(&task, descriptor.size);
         places.progress.advanced(TOTAL, descriptor.size);
-        places
-            .progress
-            .finished(&task, "converted by an earlier run");
+        let summary = match layer.reused {
+            Some(Origin::Cache) => "taken from the build cache",
+            _ => "converted by an earlier run",
+        };
+        places.progress.finished(&task, summary);
         return Ok(layer);
     }
     // The turn of a layer that shares chunks with others comes but once.
@@ -93,7 +92,7 @@ pub(crate) fn convert(
         Dedup::Layer => (AGAIN, None),
         turn => (0, Some(turn)),
     };
-    let (layer, bootstrap) = loop {
+    let (mut layer, bootstrap) = loop {
         let dedup = turn.take().unwrap_or(Dedup::Layer);
         match build(places, &task, descriptor, diff_id, options, dedup) {
             Ok(built) => break built,
@@ -110,13 +109,12 @@ pub(crate) fn convert(
             }
         }
     };
-    if let Some((journal, key)) = journal
-        && let Some(bootstrap) = bootstrap
+    let record = bootstrap.map(|digest| Record::new(layer.blob.digest, layer.blob.size, digest));
+    layer.record = key.zip(record);
+    if let (Some(journal), Some((key, record))) = (places.journal, &layer.record)
+        && let Err(error) = journal.note(key, record)
     {
-        let record = Record::new(layer.blob.digest, layer.blob.size, bootstrap);
-        if let Err(error) = journal.note(&key, &record) {
-            tracing::debug!("the journal cannot be written: {error}");
-        }
+        tracing::debug!("the journal cannot be written: {error}");
     }
     let summary = format!(
         "blob {}, {} bytes",
@@ -161,70 +159,10 @@ fn build(
             size,
             table: built.table,
         },
-        reused: false,
+        reused: None,
+        record: None,
     };
     Ok((layer, built.bootstrap_digest.map(Digest::from)))
-}
-
-/// The layer of a record, if its blob is in the target and what the record says.
-fn reuse(target: &Target, record: &Record) -> Option<ConvertedLayer> {
-    let unusable = |error: &dyn std::error::Error| {
-        tracing::debug!("blob {} is converted again: {error}", record.blob);
-    };
-    match target.contains(&record.blob, record.size) {
-        Ok(true) => {}
-        Ok(false) => return None,
-        Err(error) => {
-            unusable(&error);
-            return None;
-        }
-    }
-    match load(target, record) {
-        Ok(layer) => layer,
-        Err(error) => {
-            unusable(&*error);
-            None
-        }
-    }
-}
-
-/// Reads a layer back from its blob; `None` if its bootstrap is not the one of the record.
-fn load(
-    target: &Target,
-    record: &Record,
-) -> Result<Option<ConvertedLayer>, Box<dyn std::error::Error>> {
-    let reader = target.blob(&record.blob, record.size)?;
-    let bootstrap = storage::extract_bootstrap(&*reader)?;
-    if Digest::of(&bootstrap) != record.bootstrap {
-        return Ok(None);
-    }
-    let mut image = Parsed::parse(bootstrap)?.load()?;
-    let mut table = None;
-    // A bootstrap inside a blob leaves the blob's id open.
-    for info in image
-        .blobs
-        .iter_mut()
-        .filter(|info| info.id.is_placeholder())
-    {
-        info.id = BlobId::new(record.blob.hex()).ok_or("a digest makes no blob id")?;
-        if !info.has_chunk_table() {
-            continue;
-        }
-        let (rows, header) = storage::read_chunk_table(info, &*reader)?;
-        table = Some(ChunkTable {
-            table: rows,
-            header: header.to_vec(),
-        });
-    }
-    Ok(Some(ConvertedLayer {
-        image,
-        blob: Blob {
-            digest: record.blob,
-            size: record.size,
-            table,
-        },
-        reused: true,
-    }))
 }
 
 /// Reports what is read through it.

@@ -14,6 +14,7 @@
 //! * An image without layers becomes one whose only layer is the bootstrap of an empty root directory.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod copy;
 mod dictionary;
 mod error;
@@ -26,6 +27,7 @@ mod optimize;
 mod options;
 mod piece;
 mod report;
+mod reuse;
 mod savings;
 mod stream;
 
@@ -35,6 +37,7 @@ use image::{Descriptor, Index, Location, Node, Selected, Source, Target, media};
 use progress::{Cancel, Progress};
 use rafs_format::BLOBS_MAX;
 
+pub use cache::{BuildCache, CacheError, CachePlace};
 pub use copy::{CopyOptions, CopyReport, copy_image, open_archive};
 pub use dictionary::{ChunkDictionary, DictionaryError};
 pub use error::Error;
@@ -92,12 +95,17 @@ pub fn convert_image(
             Some(present.limited(BLOBS_MAX - 1, &present.sizes()))
         }
     };
+    let cache = options.cache.as_ref();
+    let mut cache = cache
+        .map(|cache| cache.open(&options.platform))
+        .transpose()?;
     let (images, root) = loop {
         let places = layer::Places {
             source,
             target: &target,
             backend,
             journal: journal.as_ref(),
+            cache: cache.as_ref(),
             dictionary: dictionary.as_ref(),
             progress,
         };
@@ -105,6 +113,14 @@ pub fn convert_image(
             Ok(done) => break done,
             Err(error) => error,
         };
+        if let (Error::Different { .. }, Some(open)) = (&error, &mut cache)
+            && open.distrust()
+        {
+            let name = open.name();
+            tracing::warn!("converting again without the build cache {name}: {error}");
+            target.forget_documents();
+            continue;
+        }
         let Some(before) = dictionary.take() else {
             return Err(error);
         };
@@ -123,6 +139,10 @@ pub fn convert_image(
         target.forget_documents();
     };
     let converted = begun.elapsed();
+    if let Some(cache) = &cache {
+        let blobs = blobs.source(&root)?;
+        cache::note(cache, &images, source, &blobs, cancel);
+    }
     cancel.check()?;
     target.commit(&root)?;
     Ok(ConvertReport::new(

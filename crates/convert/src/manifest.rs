@@ -12,7 +12,9 @@ use rafs_format::{BLOBS_MAX, BlobId, Version};
 use serde_json::Value;
 use tree::{Image, Tree};
 
-use crate::layer::{Blob, Places};
+use crate::cache::Fresh;
+use crate::layer::{Blob, ConvertedLayer, Places};
+use crate::reuse::Origin;
 use crate::{
     ChunkDictionary, ConvertOptions, Error, Savings, TOTAL, dictionary, layers, savings, unplaced,
 };
@@ -40,12 +42,34 @@ pub(crate) struct Converted {
     pub target_size: u64,
     /// Whether it is new, not a copy.
     pub converted: bool,
-    /// Layers that an earlier run had converted, and the size of their blobs in bytes.
-    pub reused: (usize, u64),
+    /// Layers that had been converted before.
+    pub reused: Reused,
+    /// Those of them that were in the build cache.
+    pub cached: Reused,
+    /// Its layers, for the build cache.
+    pub records: Vec<Fresh>,
     /// Blobs of the dictionary that it uses.
     pub dictionary: Vec<Descriptor>,
     /// What deduplication saved.
     pub savings: Savings,
+}
+
+/// Layers that need not be converted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Reused {
+    /// How many.
+    pub layers: usize,
+    /// Size of their blobs in bytes.
+    pub bytes: u64,
+}
+
+impl Reused {
+    fn of<'a>(layers: impl Iterator<Item = &'a ConvertedLayer>) -> Self {
+        layers.fold(Self::default(), |sum, layer| Self {
+            layers: sum.layers + 1,
+            bytes: sum.bytes + layer.blob.size,
+        })
+    }
 }
 
 impl<'a> Context<'a> {
@@ -162,7 +186,9 @@ impl<'a> Context<'a> {
             source_size: size,
             target_size: size,
             converted: false,
-            reused: (0, 0),
+            reused: Reused::default(),
+            cached: Reused::default(),
+            records: Vec::new(),
             dictionary: Vec::new(),
             savings: Savings::default(),
         })
@@ -221,6 +247,8 @@ impl<'a> Context<'a> {
             target_size,
             converted: true,
             reused: layers.reused,
+            cached: layers.cached,
+            records: layers.records,
             dictionary,
             savings,
         })
@@ -235,10 +263,12 @@ impl<'a> Context<'a> {
             self.options.dedup,
             self.lanes,
         )?;
-        let reused = converted.iter().filter(|layer| layer.reused);
-        let reused = reused.fold((0, 0), |(count, size), layer| {
-            (count + 1, size + layer.blob.size)
-        });
+        let reused = Reused::of(converted.iter().filter(|layer| layer.reused.is_some()));
+        let of_cache = |layer: &&ConvertedLayer| layer.reused == Some(Origin::Cache);
+        let cached = Reused::of(converted.iter().filter(of_cache));
+        let pairs = std::iter::zip(&converted, &distinct.layers);
+        let records = pairs.filter_map(|(layer, (source, _))| Fresh::of(layer, source));
+        let records = records.collect();
         let mut savings = Savings::default();
         let chunks = self.places.dictionary.map(ChunkDictionary::chunks);
         for layer in &converted {
@@ -257,6 +287,8 @@ impl<'a> Context<'a> {
             images,
             blobs,
             reused,
+            cached,
+            records,
             positions: distinct.positions,
         })
     }
@@ -437,8 +469,12 @@ struct Layers {
     blobs: Vec<Blob>,
     /// Which blob each layer of the manifest is.
     positions: Vec<usize>,
-    /// Layers that an earlier run had converted, and the size of their blobs in bytes.
-    reused: (usize, u64),
+    /// Layers that had been converted before.
+    reused: Reused,
+    /// Those of them that were in the build cache.
+    cached: Reused,
+    /// What the build cache is to know.
+    records: Vec<Fresh>,
     /// What deduplication saved in each of them, together.
     savings: Savings,
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use image::PlatformChoice;
 use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor, Version};
 
-use crate::ChunkDictionary;
+use crate::{BuildCache, ChunkDictionary};
 
 /// Where a chunk is looked for before it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +52,8 @@ pub struct ConvertOptions {
     pub check: bool,
     /// Directory with what earlier runs have converted: what is there already is not converted again.
     pub journal: Option<PathBuf>,
+    /// Image with what others have converted, to take layers from and to add layers to.
+    pub cache: Option<BuildCache>,
     /// Whether the result is an index of the source's images, each with an empty layer below, and the new ones.
     pub merge: bool,
     /// Whether new manifests refer to those they were made of.
@@ -87,6 +89,7 @@ impl ConvertOptions {
                 .max(Self::MEMORY_MIN),
             check: false,
             journal: None,
+            cache: None,
             merge: false,
             referrer: false,
             source_name: None,

@@ -41,12 +41,18 @@ pub struct ConvertReport {
     /// Images and attestations that were carried over as they are.
     #[serde(rename = "CopiedImages")]
     pub copied: usize,
-    /// Layers that an earlier run had converted already.
+    /// Layers that had been converted before, by an earlier run or in the build cache.
     #[serde(rename = "ReusedLayers")]
     pub reused_layers: usize,
     /// Size of their blobs in bytes.
     #[serde(rename = "ReusedBytes")]
     pub reused_size: u64,
+    /// Those of them that were in the build cache.
+    #[serde(rename = "CachedLayers")]
+    pub cached_layers: usize,
+    /// Size of their blobs in bytes.
+    #[serde(rename = "CachedBytes")]
+    pub cached_size: u64,
     /// What deduplication saved.
     #[serde(rename = "Deduplication")]
     pub savings: Savings,
@@ -76,12 +82,14 @@ impl ConvertReport {
             media_type: root.media_type.clone(),
             converted: count,
             copied: images.len() - count,
-            reused_layers: images.iter().map(|image| image.reused.0).sum(),
+            reused_layers: images.iter().map(|image| image.reused.layers).sum(),
+            reused_size: images.iter().map(|image| image.reused.bytes).sum(),
+            cached_layers: images.iter().map(|image| image.cached.layers).sum(),
+            cached_size: images.iter().map(|image| image.cached.bytes).sum(),
             savings: images.iter().fold(Savings::default(), |mut sum, image| {
                 sum += image.savings.clone();
                 sum
             }),
-            reused_size: images.iter().map(|image| image.reused.1).sum(),
         }
     }
 }

@@ -29,8 +29,14 @@ pub const ANNOTATION_FS_VERSION: &str = "containerd.io/snapshot/nydus-fs-version
 pub const ANNOTATION_REF: &str = "containerd.io/snapshot/nydus-ref";
 /// Marks the empty layer below a plain image in an index with its Nydus image: `true`.
 pub const ANNOTATION_EMPTY_LAYER: &str = "containerd.io/snapshot/nydus-empty-layer";
-/// Digest of the source manifest.
+/// Digest of the source manifest; of the source layer in a build cache.
 pub const ANNOTATION_SOURCE_DIGEST: &str = "containerd.io/snapshot/nydus-source-digest";
+/// Version of a build cache, on its manifests.
+pub const ANNOTATION_CACHE_VERSION: &str = "containerd.io/snapshot/nydus-cache-version";
+/// What a record of a build cache depends on: layer, options, dictionary. Of this project alone.
+pub const ANNOTATION_CACHE_KEY: &str = "containerd.io/snapshot/nydus-cache-key";
+/// SHA-256 of the bootstrap in the tail of a build cache's blob. Of this project alone.
+pub const ANNOTATION_CACHE_BOOTSTRAP: &str = "containerd.io/snapshot/nydus-cache-bootstrap";
 /// Digest of a layer before compression: kept in manifests whose blobs lie elsewhere.
 pub const ANNOTATION_UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// Ids of blobs that lie elsewhere, in images of older converters.

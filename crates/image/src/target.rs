@@ -219,6 +219,22 @@ impl Target {
             .map(drop)
     }
 
+    /// Whether a blob is in place, or could be taken over from `source` without a copy through this process.
+    ///
+    /// # Errors
+    /// If the target cannot be written, or cannot say.
+    pub fn take_over(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+        cancel: &Cancel,
+    ) -> Result<bool, Error> {
+        Ok(self
+            .sink
+            .contains(&descriptor.digest, descriptor.size, cancel)?
+            || self.sink.adopt(source.store(), descriptor)?)
+    }
+
     /// Copies a blob as [`Target::copy`] does, and tells `advanced` how many bytes went through each time.
     ///
     /// # Errors

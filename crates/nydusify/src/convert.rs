@@ -4,9 +4,10 @@ use std::io::Read as _;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use convert::{ChunkDictionary, ConvertOptions, DedupScope, Error};
+use convert::{ChunkDictionary, ConvertOptions, ConvertReport, DedupScope, Error};
 use image::nydus::BOOTSTRAP_SIZE_MAX;
 use image::{Location, Platform, PlatformChoice, Source};
 use indicatif::MultiProgress;
@@ -15,6 +16,7 @@ use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor};
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Usage, any_path, given, refuse, switch};
 use crate::backend::TargetOptions;
+use crate::build_cache::BuildCacheArgs;
 use crate::interrupt::Interrupt;
 use crate::place::{InsecureArgs, Places, PushArgs, RegistryArgs, reference};
 use crate::progress::{Mode, renderer};
@@ -151,6 +153,9 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "N", default_value_t = ChunkDictionary::MIN_RUN)]
     dict_min_run: NonZeroU32,
 
+    #[command(flatten)]
+    build_cache: BuildCacheArgs,
+
     /// Directory to fetch first when the image is mounted
     #[arg(long, env = "PREFETCH_DIR", value_name = "DIR")]
     prefetch_dir: Option<String>,
@@ -230,11 +235,6 @@ impl Table for Unbuilt {
     const FLAGS: &'static [Flag] = &[
         Flag::value("source-backend-type", "SOURCE_BACKEND_TYPE").without_variable(),
         Flag::value("source-backend-config", "SOURCE_BACKEND_CONFIG").without_variable(),
-        Flag::value("build-cache", "BUILD_CACHE"),
-        Flag::value("build-cache-tag", "BUILD_CACHE_TAG"),
-        Flag::value("build-cache-version", "BUILD_CACHE_VERSION"),
-        Flag::switch("build-cache-insecure", "BUILD_CACHE_INSECURE"),
-        Flag::value("build-cache-max-records", "BUILD_CACHE_MAX_RECORDS"),
         Flag::switch("oci-ref", "OCI_REF"),
         Flag::switch("reverse", "REVERSE"),
     ];
@@ -253,6 +253,8 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let progress = renderer(args.progress, terminal);
     let places = Places::new(&args.registry, Some(&args.push), interrupt.cancel());
+    let places = Arc::new(places);
+    let cache = args.build_cache.open(&places, &target)?;
     let backend = args.backend.choice().open(&places)?;
     let backend = backend.map(|backend| backend.target(args.backend_force_push));
     let source = match &source_location {
@@ -265,6 +267,7 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let dictionary = dictionary(args, &places, &options)?;
     let options = ConvertOptions {
         dictionary,
+        cache,
         source_name: source_name(args, &source),
         ..options
     };
@@ -276,13 +279,7 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
             if let Some(path) = output {
                 write_report(path, &report)?;
             }
-            if report.reused_layers != 0 {
-                tracing::info!(
-                    "{} layers ({} bytes) had been converted by an earlier run",
-                    report.reused_layers,
-                    report.reused_size
-                );
-            }
+            say_reused(&report);
             if options.dictionary.is_some() {
                 tracing::info!("{}", report.savings);
             }
@@ -293,6 +290,22 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
             drop(progress);
             interrupt.settle(Err(explain(error)))
         }
+    }
+}
+
+/// Says which layers were not converted.
+fn say_reused(report: &ConvertReport) {
+    let (cached, bytes) = (report.cached_layers, report.cached_size);
+    let (layers, all) = (report.reused_layers, report.reused_size);
+    if layers > cached {
+        tracing::info!(
+            "{} layers ({} bytes) had been converted by an earlier run",
+            layers - cached,
+            all.saturating_sub(bytes)
+        );
+    }
+    if cached != 0 {
+        tracing::info!("{cached} layers ({bytes} bytes) were in the build cache");
     }
 }
 

@@ -5,6 +5,7 @@
 mod args;
 mod auth;
 mod backend;
+mod build_cache;
 mod cache;
 mod check;
 mod convert;

@@ -22,11 +22,9 @@ fn help_and_messages() {
 #[test]
 fn flags_that_are_not_built_are_refused_before_any_work() {
     let place = Place::new();
-    let flags: [&[&str]; 5] = [
+    let flags: [&[&str]; 3] = [
         &["--oci-ref"],
         &["--reverse"],
-        &["--build-cache", "x"],
-        &["--build-cache-tag", "x"],
         &["--source-backend-type", "modelfile"],
     ];
     for flag in flags {

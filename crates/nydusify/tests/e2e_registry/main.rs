@@ -1,6 +1,7 @@
 //! The program with registries as a user has them: one in this process, with authentication, redirects and faults.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod build_cache;
 mod killed;
 mod refused;
 mod schedules;
