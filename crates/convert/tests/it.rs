@@ -7,6 +7,8 @@ mod dictionary;
 mod good;
 #[path = "it/journal.rs"]
 mod journal;
+#[path = "it/known_chunks.rs"]
+mod known_chunks;
 #[path = "it/platform.rs"]
 mod platform;
 #[path = "it/refused.rs"]

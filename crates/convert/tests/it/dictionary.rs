@@ -8,7 +8,7 @@ use bootstrap::Parsed;
 use convert::{ChunkDictionary, ConvertOptions, ConvertReport, DictionaryError, Error};
 use image::{Digest, Location, Manifest, PlatformChoice, Source, nydus};
 use progress::{Cancel, Progress, Silent};
-use rafs_format::{BLOBS_MAX, ChunkRecord, Compressor, Version};
+use rafs_format::{BLOBS_MAX, Compressor, Version};
 use testkit::layout::{self, Packing};
 use testkit::noise;
 use testkit::tar::{Entry, Tar};
@@ -20,7 +20,7 @@ fn run(length: u32) -> NonZeroU32 {
     NonZeroU32::new(length).unwrap()
 }
 
-fn open(place: &Location) -> (Source, Manifest, Image) {
+pub fn open(place: &Location) -> (Source, Manifest, Image) {
     let source = Source::open(place).unwrap();
     let manifest = source.manifests(&PlatformChoice::Host).unwrap().remove(0).1;
     let bytes = nydus::read_bootstrap(&source, &manifest).unwrap();
@@ -31,43 +31,18 @@ fn open(place: &Location) -> (Source, Manifest, Image) {
 }
 
 /// The dictionary of the image at `place`, whose blobs can be taken from there.
-fn dictionary(place: &Location, length: u32) -> Option<ChunkDictionary> {
+pub fn dictionary(place: &Location, length: u32) -> Option<ChunkDictionary> {
     let source = Source::open(place).unwrap();
     let found = ChunkDictionary::from_image("d", &source, &PlatformChoice::Host);
     Some(found.unwrap().with_min_run(run(length)))
 }
 
-fn convert(
+pub fn convert(
     source: &Location,
     target: &Location,
     options: &ConvertOptions,
 ) -> Result<ConvertReport, Error> {
     convert::convert(source, target, options, &Silent, &Cancel::default())
-}
-
-fn keys(chunks: &[ChunkRecord]) -> HashSet<([u8; 32], u32)> {
-    let key = |chunk: &ChunkRecord| (chunk.digest, chunk.uncompressed_size);
-    chunks.iter().map(key).collect()
-}
-
-/// The chunks in the blobs of an image that `others` lacks, as the bootstraps in these blobs have them.
-fn stored(source: &Source, manifest: &Manifest, others: &Image) -> Vec<ChunkRecord> {
-    let mut chunks = Vec::new();
-    for layer in &manifest.layers[..manifest.layers.len() - 1] {
-        let hex = layer.digest.hex();
-        if others.blobs.iter().any(|blob| blob.id.as_str() == hex) {
-            continue;
-        }
-        let blob = source.blob(&layer.digest, Some(layer.size)).unwrap();
-        let bytes = storage::extract_bootstrap(&*blob).unwrap();
-        let image = Parsed::parse(bytes).unwrap().load().unwrap();
-        let own = |chunk: &&ChunkRecord| {
-            let blob = &image.blobs[chunk.blob_index as usize];
-            blob.id.is_placeholder()
-        };
-        chunks.extend(image.chunks.iter().filter(own));
-    }
-    chunks
 }
 
 /// A layer of files, a chunk of 4 KiB for each number; the same number is the same content.
@@ -97,54 +72,6 @@ fn with(dictionary: Option<ChunkDictionary>) -> ConvertOptions {
     ConvertOptions {
         dictionary,
         ..options()
-    }
-}
-
-#[test]
-fn an_image_stores_no_chunk_that_the_one_before_it_has() {
-    let Some(shared) =
-        testkit::shared_or_skip("an_image_stores_no_chunk_that_the_one_before_it_has")
-    else {
-        return;
-    };
-    let images = shared.join("images");
-    let pairs = [("app-1", "app-2"), ("base", "python")];
-    for (old, new) in pairs {
-        let world = World::new();
-        let place = |tag| oci(&world.target(), Some(tag));
-        let options = ConvertOptions {
-            chunk_size: 1 << 20,
-            check: false,
-            ..options()
-        };
-        convert(&oci(&images, Some(old)), &place("old"), &options).unwrap();
-        let (_, _, before) = open(&place("old"));
-        for length in [1, ChunkDictionary::MIN_RUN.get()] {
-            let options = ConvertOptions {
-                check: true,
-                dictionary: dictionary(&place("old"), length),
-                ..options.clone()
-            };
-            let report = convert(&oci(&images, Some(new)), &place("new"), &options).unwrap();
-            let (source, manifest, after) = open(&place("new"));
-            let known = keys(&before.chunks);
-            let again: u64 = stored(&source, &manifest, &before)
-                .iter()
-                .filter(|chunk| known.contains(&(chunk.digest, chunk.uncompressed_size)))
-                .map(|chunk| u64::from(chunk.compressed_size))
-                .sum();
-            assert_eq!(again, report.savings.again.stored, "{new} {length}");
-            assert!(length != 1 || again == 0, "{new}: {again} bytes");
-            assert!(report.savings.dictionary.chunks > 0 && report.savings.requests > 0);
-            // The manifest lists all that the bootstrap refers to.
-            let listed: HashSet<String> = manifest.layers.iter().map(|l| l.digest.hex()).collect();
-            assert!(
-                after
-                    .blobs
-                    .iter()
-                    .all(|blob| listed.contains(blob.id.as_str()))
-            );
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use testkit::expect::{Expect, compare, compare_trees, compare_with_stack};
 use testkit::layout::{Flavour, Layer, Layout, Packing, layer_files};
 use testkit::oracle::{Stack, fsck, kernel_mount};
-use testkit::run::Mount;
+use testkit::run::{Mount, run};
 use testkit::{corner, fixture, shared_or_skip};
 
 use crate::support::*;
@@ -122,6 +122,35 @@ fn privileged_reference_images_equal_their_unpacked_layers() {
         let mount = place.mount(&target, &[]);
         assert_equal(&compare_with_stack(stack.path(), mount.path()));
         the_kernel_agrees(&place, &mount);
+        mount.stop().ok();
+    }
+}
+
+/// As above, with what the image before it has in blobs of that.
+#[test]
+fn privileged_an_image_in_blobs_of_another_equals_its_unpacked_layers() {
+    const NAME: &str = "privileged_an_image_in_blobs_of_another_equals_its_unpacked_layers";
+    let Some(images) = shared_or_skip(NAME).map(|shared| shared.join("images")) else {
+        return;
+    };
+    let stack = Stack::new(&layer_files(&images, "app-2")).unwrap();
+    for version in ["6", "5"] {
+        let Some(place) = Place::new(NAME) else {
+            return;
+        };
+        let source = |tag: &str| format!("oci:{}:{tag}", images.display());
+        let (first, old) = (place.oci("first", "t"), source("app-1"));
+        let options = ["--fs-version", version];
+        let words = ["convert", "--source", &old, "--target", &first];
+        run(NYDUSIFY, words.iter().chain(&options)).ok();
+        let dictionary = format!("bootstrap:registry:{first}");
+        let with = ["--chunk-dict", &dictionary, "--dict-min-run", "1"];
+        let target = place.converted(&source("app-2"), &[&options[..], &with].concat());
+        let mount = place.mount(&target, &["--no-prefetch"]);
+        assert_equal(&compare_with_stack(stack.path(), mount.path()));
+        if version == "6" {
+            the_kernel_agrees(&place, &mount);
+        }
         mount.stop().ok();
     }
 }
