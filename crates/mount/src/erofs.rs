@@ -26,12 +26,13 @@ use storage::{ChunkStore, cache_file};
 use sys::fanotify::Group;
 
 pub use guardian::guard;
-pub use kit::{Program, Resumed};
+pub use kit::Resumed;
 pub use probe::{Finding, examine};
 
 use crate::Error;
 use crate::mountinfo::{IMAGE_FILE, mounts_of};
 use crate::prefetch::Prefetcher;
+use crate::program::Program;
 use crate::session::{Front, Mounted, Mountpoint, Options};
 use crate::stats::Counters;
 use crate::unmount::detach;
@@ -174,6 +175,7 @@ fn serve(
         prefetcher,
         leaver: Some(filler.socket()),
         session: Some(Front::Kernel(filler)),
+        link: None,
     })
 }
 

@@ -55,6 +55,26 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// Something of ours is mounted there.
+    #[error("{path}: an image is mounted there already; `nydusify umount {path}` takes it away")]
+    Taken {
+        /// The directory asked for.
+        path: PathBuf,
+    },
+    /// The process that was to serve the mount died before anything was mounted.
+    #[error("{path}: not mounted, the process that was to serve it was killed")]
+    ServerDied {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// Processes that serve the mount die one after the other.
+    #[error("{path}: {deaths} processes that served it died one soon after the other; the mount has been given up, reads end with errors")]
+    GivenUp {
+        /// The mount point.
+        path: PathBuf,
+        /// How many.
+        deaths: u32,
+    },
     /// The kernel cannot mount the image itself, or could not be told when data is missing.
     #[error("the kernel can't serve this mount: {what}; `--mode fuse` does without it")]
     Kernel {

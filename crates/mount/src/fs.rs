@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use fuser::{
@@ -43,8 +44,8 @@ pub(crate) struct RafsFs {
     numbers: Numbers,
     counters: Arc<Counters>,
     log: DamageLog,
-    /// The process that serves, for whoever unmounts; see [`crate::unmount`].
-    server: String,
+    /// Process id of the process that keeps the mount, 0 if none does; for whoever unmounts, see [`crate::unmount`].
+    keeper: Arc<AtomicU32>,
     no_open: bool,
     no_opendir: bool,
 }
@@ -65,6 +66,7 @@ impl RafsFs {
         bootstrap: Arc<Bootstrap<Vec<u8>>>,
         store: Arc<ChunkStore>,
         counters: Arc<Counters>,
+        keeper: Arc<AtomicU32>,
     ) -> Self {
         Self {
             numbers: Numbers::new(bootstrap.root()),
@@ -72,7 +74,7 @@ impl RafsFs {
             store,
             counters,
             log: DamageLog::default(),
-            server: crate::unmount::server(),
+            keeper,
             no_open: false,
             no_opendir: false,
         }
@@ -199,7 +201,8 @@ impl RafsFs {
 
     fn xattr(&self, ino: INodeNo, name: &[u8]) -> Result<Vec<u8>, Fault> {
         if ino == INodeNo::ROOT && name == crate::unmount::PID_ATTRIBUTE.as_bytes() {
-            return Ok(self.server.clone().into_bytes());
+            let keeper = self.keeper.load(Ordering::Relaxed);
+            return Ok(crate::unmount::processes(keeper).into_bytes());
         }
         let inode = self.inode(ino)?;
         let found = self

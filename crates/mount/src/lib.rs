@@ -4,6 +4,8 @@
 //! of such a program's life: it waits for signals or for the unmount, and leaves the mount point clean.
 //! [`unmount`] is the other side, for another process.
 //!
+//! [`keep`] and [`Seat`] do the same with two processes, of which either may be killed, see the module `fuse`.
+//!
 //! [`mount_kernel`] mounts by the kernel's EROFS instead, see the module `erofs`.
 //!
 //! The file system is read-only and immutable, so the kernel is told to keep whatever it has once seen. Metadata
@@ -11,25 +13,30 @@
 //! bootstrap or in a blob gives EIO at the place that is damaged, never wrong data.
 #![forbid(unsafe_code)]
 
+mod channel;
 mod device;
 mod erofs;
 mod error;
 mod fs;
+mod fuse;
 mod inode;
 mod log;
 mod mountinfo;
 mod prefetch;
+mod program;
 mod serve;
 mod session;
 mod stats;
 mod unmount;
 
 pub use erofs::{
-    Finding, KernelOptions, Program, Resumed, ResumedSocket, examine, guard, mount_kernel,
+    Finding, KernelOptions, Resumed, ResumedSocket, examine, guard, mount_kernel,
     resume_kernel,
 };
 pub use error::Error;
+pub use fuse::{Seat, keep, keep_on};
 pub use mountinfo::{MountEntry, find_mount};
+pub use program::Program;
 pub use serve::{Ending, Signals};
 pub use session::{Mounted, Options, Prefetch, mount};
 pub use stats::Stats;

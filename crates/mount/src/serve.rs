@@ -4,14 +4,23 @@ use std::io;
 use std::sync::mpsc;
 use std::thread;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
 
 use crate::{Error, Mounted, Stats};
 
 /// The signals a serving program listens to, from the moment this is made: SIGINT, SIGTERM and SIGHUP end it,
-/// SIGUSR1 asks for statistics. Make it before mounting, so that none is lost.
+/// SIGUSR1 asks for statistics, and SIGUSR2 is a program that wants to take over. Make it before mounting, so that none
+/// is lost.
 #[derive(Debug)]
-pub struct Signals(signal_hook::iterator::Signals);
+pub struct Signals(SignalsInfo<WithOrigin>);
+
+/// A signal, and the process that sent it, if it was one of root or of this process's own user.
+pub(crate) struct Sent {
+    pub(crate) signal: i32,
+    pub(crate) sender: Option<u32>,
+}
 
 impl Signals {
     /// Installs the handlers, for the whole process.
@@ -19,11 +28,26 @@ impl Signals {
     /// # Errors
     /// When the system refuses.
     pub fn listen() -> Result<Self, Error> {
-        let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1]);
+        let signals = SignalsInfo::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2]);
         Ok(Self(signals.map_err(|source| Error::System {
             what: "signal handlers",
             source,
         })?))
+    }
+
+    /// Passes each signal on until `pass` says that it is enough.
+    pub(crate) fn each(mut self, mut pass: impl FnMut(Sent) -> bool) {
+        let own = rustix::process::geteuid().as_raw();
+        for origin in self.0.forever() {
+            let process = origin.process.filter(|process| [0, own].contains(&process.uid));
+            let sent = Sent {
+                signal: origin.signal,
+                sender: process.and_then(|process| process.pid.try_into().ok()),
+            };
+            if !pass(sent) {
+                return;
+            }
+        }
     }
 }
 
@@ -38,6 +62,8 @@ pub struct Ending {
 
 enum Event {
     Signal(i32),
+    /// Another process serves from now on.
+    Retire,
     Over(io::Result<()>),
 }
 
@@ -53,16 +79,18 @@ impl Mounted {
         mut report: impl FnMut(&Stats),
     ) -> Result<Ending, Error> {
         let (sender, events) = mpsc::channel();
-        let Signals(mut signals) = signals;
-        let handle = signals.handle();
+        let handle = signals.0.handle();
         let relay = sender.clone();
         spawn("signals", move || {
-            signals
-                .forever()
-                .map(Event::Signal)
-                .map(|event| relay.send(event))
-                .all(|sent| sent.is_ok());
+            signals.each(|sent| relay.send(Event::Signal(sent.signal)).is_ok());
         })?;
+        if let Some(link) = &self.link {
+            let relay = sender.clone();
+            link.on_retire(move || {
+                // If nobody listens any more, the process ends anyway.
+                let _ = relay.send(Event::Retire);
+            });
+        }
         if let Some(session) = self.session.take() {
             spawn("session", move || {
                 // If nobody listens any more, nobody wants to know.
@@ -72,8 +100,12 @@ impl Mounted {
         let ended = self.wait(&events, &mut report);
         handle.close();
         self.settle();
+        let signal = ended?;
+        if let Some(link) = &self.link {
+            link.end();
+        }
         Ok(Ending {
-            signal: ended?,
+            signal,
             stats: self.stats(),
         })
     }
@@ -88,6 +120,12 @@ impl Mounted {
         while let Ok(event) = events.recv() {
             match event {
                 Event::Signal(SIGUSR1) => report(&self.stats()),
+                // For the process that keeps the mount.
+                Event::Signal(SIGUSR2) => {}
+                Event::Retire => {
+                    self.leave_mounted();
+                    break;
+                }
                 Event::Signal(signal) => {
                     let second = ending.replace(signal).is_some();
                     let idle = self.detach()?;

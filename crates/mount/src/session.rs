@@ -1,9 +1,11 @@
 //! Mounting: from an image in memory to a directory that is served.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, Config, Session, SessionACL};
 use rafs_format::Bootstrap;
@@ -11,6 +13,7 @@ use storage::ChunkStore;
 
 use crate::erofs::filler::{self, Filler};
 use crate::fs::RafsFs;
+use crate::fuse::Link;
 use crate::mountinfo::find_mount;
 use crate::prefetch::Prefetcher;
 use crate::stats::Counters;
@@ -19,6 +22,8 @@ use crate::{Error, Stats, device};
 
 /// What the kernel reads ahead of a sequential reader, in KiB, where it lets us say so (root only).
 const READ_AHEAD_KIB: &str = "1024";
+/// How long to wait for others who are about to mount on the same directory.
+const TURN: Duration = Duration::from_secs(5);
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -69,6 +74,8 @@ pub struct Mounted {
     pub(crate) session: Option<Front>,
     /// Over which to tell guardians that this process goes; FUSE has none.
     pub(crate) leaver: Option<Arc<OwnedFd>>,
+    /// To the process that keeps the mount, if one does.
+    pub(crate) link: Option<Arc<Link>>,
 }
 
 /// What serves a mount.
@@ -89,7 +96,8 @@ impl Front {
     }
 }
 
-/// Mounts the image on the directory `mountpoint`, which is made if absent, and serves it until it is unmounted.
+/// Mounts the image on the directory `mountpoint`, which is made if absent, and serves it until it is unmounted, from
+/// this process alone.
 ///
 /// As root, all users see the mount, devices and setuid bits included; without root it goes through `fusermount3`
 /// and is the caller's alone. A mount of ours whose process died is replaced.
@@ -108,14 +116,9 @@ pub fn mount(
     mountpoint.attached(path)?;
 
     let counters = Arc::new(Counters::default());
-    let fs = RafsFs::new(bootstrap.clone(), store.clone(), counters.clone());
-    let mut config = Config::default();
-    config.n_threads = Some(options.threads.max(1));
-    let acl = if device::privileged() {
-        SessionACL::All
-    } else {
-        SessionACL::Owner
-    };
+    let nobody = Arc::default();
+    let fs = RafsFs::new(bootstrap.clone(), store.clone(), counters.clone(), nobody);
+    let (acl, config) = settings(options);
     let session = Session::from_fd(fs, device, acl, config)
         .and_then(Session::spawn)
         .map_err(|source| Error::Session {
@@ -132,7 +135,22 @@ pub fn mount(
         prefetcher,
         session: Some(Front::Fuse(session)),
         leaver: None,
+        link: None,
     })
+}
+
+/// Who may use the mount, and how the session works. Its threads share one descriptor: those that fuser would make for
+/// each thread die with the process, and requests in flight with them.
+pub(crate) fn settings(options: &Options) -> (SessionACL, Config) {
+    let mut config = Config::default();
+    config.n_threads = Some(options.threads.max(1));
+    config.clone_fd = false;
+    let acl = if device::privileged() {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    (acl, config)
 }
 
 impl Mounted {
@@ -153,6 +171,16 @@ impl Mounted {
     /// When the kernel or `fusermount3` refuse.
     pub(crate) fn detach(&mut self) -> Result<bool, Error> {
         self.mountpoint.detach()
+    }
+
+    /// This process ends, and another one goes on with the mount.
+    pub(crate) fn leave_mounted(&mut self) {
+        let nowhere = Mountpoint::from(Place {
+            path: PathBuf::new(),
+            device: None,
+            made: false,
+        });
+        std::mem::replace(&mut self.mountpoint, nowhere).release();
     }
 
     /// This process ends though the mount is still in use: its users get errors, and nobody takes its place.
@@ -179,6 +207,27 @@ pub(crate) struct Mountpoint {
     /// Device number of the mount; `None` before it is made and after it is gone.
     device: Option<String>,
     made: bool,
+    /// Keeps others from mounting there until it is mounted.
+    turn: Option<File>,
+}
+
+/// A [`Mountpoint`] for another process to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) device: Option<String>,
+    pub(crate) made: bool,
+}
+
+impl From<Place> for Mountpoint {
+    fn from(Place { path, device, made }: Place) -> Self {
+        Self {
+            path,
+            device,
+            made,
+            turn: None,
+        }
+    }
 }
 
 impl Mountpoint {
@@ -203,11 +252,27 @@ impl Mountpoint {
             Err(error) if is_dead(&absolute, &error) => detach(&absolute, true)?,
             Err(error) => return Err(fail(error)),
         }
+        let turn = take_turn(&absolute);
+        if find_mount(&absolute).is_ok_and(|found| found.is_some_and(|entry| entry.is_ours())) {
+            return Err(Error::Taken {
+                path: path.to_owned(),
+            });
+        }
         Ok(Self {
             path: absolute,
             device: None,
             made,
+            turn,
         })
+    }
+
+    /// Leaves it as it is, for another process to end.
+    pub(crate) fn release(mut self) -> Place {
+        Place {
+            path: std::mem::take(&mut self.path),
+            device: self.device.take(),
+            made: std::mem::take(&mut self.made),
+        }
     }
 
     /// The mount point of an image that is mounted already.
@@ -220,6 +285,7 @@ impl Mountpoint {
                 .map(|entry| entry.device),
             path,
             made: false,
+            turn: None,
         }
     }
 
@@ -232,6 +298,7 @@ impl Mountpoint {
         match found.filter(crate::MountEntry::is_ours) {
             Some(entry) => {
                 self.device = Some(entry.device);
+                self.turn = None;
                 Ok(())
             }
             None => Err(Error::NotOurs {
@@ -267,7 +334,7 @@ impl Mountpoint {
     }
 
     /// Best effort: the handshake can't ask for more than the kernel's default, and only root may raise it later.
-    fn raise_read_ahead(&self) {
+    pub(crate) fn raise_read_ahead(&self) {
         if let Some(device) = &self.device {
             let _ = std::fs::write(
                 format!("/sys/class/bdi/{device}/read_ahead_kb"),
@@ -287,6 +354,17 @@ impl Drop for Mountpoint {
             let _ = std::fs::remove_dir(&self.path);
         }
     }
+}
+
+/// Waits until nobody else is about to mount on the directory. Without this, two that do so at once take each other's
+/// mount for their own. Best effort: some file systems lock no directories, and others may hold the lock for long.
+fn take_turn(path: &Path) -> Option<File> {
+    let directory = File::open(path).ok()?;
+    let deadline = Instant::now() + TURN;
+    while directory.try_lock().is_err() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Some(directory)
 }
 
 /// Whether `error` is what a mount of ours answers when the process that served it is gone.

@@ -16,7 +16,7 @@ use crate::Error;
 use crate::device::{FUSERMOUNT, last_words};
 use crate::mountinfo::find_mount;
 
-/// Attribute of the root directory that tells who serves it, as [`server`] puts it. It appears in no listing.
+/// Attribute of the root directory that tells who serves it, as [`processes`] puts it. It appears in no listing.
 pub(crate) const PID_ATTRIBUTE: &str = "user.nydusify.server";
 
 /// How to unmount.
@@ -73,15 +73,17 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
             });
         }
     }
-    let server = find_server(&mountpoint);
+    let processes = Processes::find(&mountpoint).map_or_else(Vec::new, Processes::handles);
     detach(&mountpoint, options.lazy)?;
     if let Some(lock) = kernel.filter(|_| !options.lazy) {
         return wait_released(path, &lock, options.patience);
     }
-    match server {
-        Some((pid, process)) if !options.lazy => wait(path, pid, &process, options.patience),
-        _ => Ok(()),
+    if options.lazy {
+        return Ok(());
     }
+    processes
+        .into_iter()
+        .try_for_each(|(pid, process)| wait(path, pid, &process, options.patience))
 }
 
 /// Waits until the processes that served a mount by the kernel have let the cache go.
@@ -150,9 +152,10 @@ fn fusermount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     })
 }
 
-/// What the attribute says of this process: its number, and the namespace in which that number means something.
-pub(crate) fn server() -> String {
-    format!("{} {}", std::process::id(), namespace())
+/// What the attribute says: the number of this process, that of the one that keeps the mount (0 if none does), and the
+/// namespace in which those numbers mean something.
+pub(crate) fn processes(keeper: u32) -> String {
+    format!("{} {keeper} {}", std::process::id(), namespace())
 }
 
 fn namespace() -> String {
@@ -161,21 +164,35 @@ fn namespace() -> String {
         .unwrap_or_default()
 }
 
-/// The process that serves the mount; `None` if it is gone or out of sight.
-fn find_server(mountpoint: &Path) -> Option<(u32, OwnedFd)> {
-    let mut value = [0; 128];
-    let len = rustix::fs::getxattr(mountpoint, PID_ATTRIBUTE, &mut value).ok()?;
-    let value = std::str::from_utf8(value.get(..len)?).ok()?;
-    let (pid, home) = value.split_once(' ')?;
-    let pid: u32 = pid.parse().ok()?;
-    if home != namespace() || pid == std::process::id() {
-        return None;
+/// The processes of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Processes {
+    pub(crate) server: u32,
+    /// 0 if there is none.
+    pub(crate) keeper: u32,
+}
+
+impl Processes {
+    /// Those of a FUSE mount; `None` if they are gone or out of sight.
+    pub(crate) fn find(mountpoint: &Path) -> Option<Self> {
+        let mut value = [0; 128];
+        let len = rustix::fs::getxattr(mountpoint, PID_ATTRIBUTE, &mut value).ok()?;
+        let value = std::str::from_utf8(value.get(..len)?).ok()?;
+        let mut words = value.splitn(3, ' ');
+        let server = words.next()?.parse().ok()?;
+        let keeper = words.next()?.parse().ok()?;
+        (words.next()? == namespace()).then_some(Self { server, keeper })
     }
-    let process = Pid::from_raw(pid.try_into().ok()?)?;
-    Some((
-        pid,
-        rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()?,
-    ))
+
+    /// With a handle each; without this process itself, and those that are gone.
+    fn handles(self) -> Vec<(u32, OwnedFd)> {
+        let open = |id: u32| {
+            let process = Pid::from_raw(id.try_into().ok()?)?;
+            let handle = rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()?;
+            (id != std::process::id()).then_some((id, handle))
+        };
+        [self.server, self.keeper].into_iter().filter_map(open).collect()
+    }
 }
 
 fn wait(path: &Path, pid: u32, process: &OwnedFd, patience: Duration) -> Result<(), Error> {

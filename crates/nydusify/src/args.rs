@@ -56,6 +56,9 @@ pub enum Command {
     /// A process that guards a mount by the kernel; started by `mount` alone
     #[command(hide = true)]
     Guard,
+    /// A process that keeps a FUSE mount; started by those that serve one
+    #[command(hide = true)]
+    Keep,
     /// Commands of the deployed tool that this one does not have yet
     #[command(external_subcommand)]
     Unbuilt(Vec<OsString>),

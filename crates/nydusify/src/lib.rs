@@ -61,6 +61,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Umount(options) => umount::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Guard => mount::guard(),
+        Command::Keep => mount::keep_on(),
         Command::Unbuilt(words) => Err(args::unbuilt(words).into()),
     }
 }

@@ -1,6 +1,7 @@
 //! `nydusify mount`: arguments, and the life of the serving process.
 
 mod detach;
+mod fuse;
 mod image;
 mod kernel;
 
@@ -148,7 +149,10 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
     check_blob_dir(args.blob_dir.as_deref())?;
     if args.resume {
-        return resume(named, args);
+        return match args.mode {
+            Mode::Fuse => fuse::serve(named, args, log_file),
+            Mode::Auto | Mode::Erofs => resume(named, args),
+        };
     }
     if args.detach && !args.detached {
         return detach::spawn();
@@ -157,24 +161,21 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     if args.detached {
         detach::leave_terminal()?;
     }
-    let image = image::open(named, args)?;
-    image.warn_of_missing_blobs();
+    if args.mode == Mode::Fuse {
+        return fuse::keep(args, signals, log_file);
+    }
+    let image = image::open(named, args, None)?;
+    if args.mode == Mode::Erofs {
+        image.check_for_kernel()?;
+    }
     let (store, cache) = open_store(args, &image)?;
+    if args.mode == Mode::Auto && !kernel_can(&image, &cache) {
+        drop((image, store));
+        return fuse::keep(args, signals, log_file);
+    }
+    image.warn_of_missing_blobs();
     store.warm_up();
-    let by_kernel = match args.mode {
-        Mode::Fuse => false,
-        Mode::Erofs => {
-            image.check_for_kernel()?;
-            true
-        }
-        Mode::Auto => kernel_can(&image, &cache),
-    };
-    let mounted = if by_kernel {
-        kernel::mount(args, image, store, &cache, log_file)?
-    } else {
-        let options = args.options();
-        mount::mount(image.bootstrap, Arc::new(store), &args.mount_path, &options)?
-    };
+    let mounted = kernel::mount(args, image, store, &cache, log_file)?;
     tracing::info!(
         "mounted on {}, cache in {}",
         mounted.mountpoint().display(),
@@ -196,7 +197,7 @@ fn serve(mounted: Mounted, signals: Signals) -> Result<ExitCode> {
 fn resume(named: Named<'_>, args: &MountArgs) -> Result<ExitCode> {
     let (handed, socket) = Resumed::from_stdin()?.split();
     let signals = Signals::listen()?;
-    let image = image::open(named, args)?;
+    let image = image::open(named, args, None)?;
     let options = StoreOptions {
         cache_dir: args.cache_dir.clone(),
         ..StoreOptions::default()
@@ -232,6 +233,8 @@ fn kernel_can(image: &image::Image, cache: &Path) -> bool {
     }
     missing.is_none()
 }
+
+pub use fuse::keep_on;
 
 /// The process that guards a mount by the kernel.
 pub fn guard() -> Result<ExitCode> {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use image::{Location, Source, Target};
+use image::{Descriptor, Location, Source, Target};
 use progress::Cancel;
 use registry::{Client, Credentials, Proxy, Reference, Settings};
 
@@ -118,6 +118,22 @@ impl Places {
                 source.with_context(|| format!("cannot open {name}"))
             }
             _ => Ok(Source::open(location)?),
+        }
+    }
+
+    /// The image of `root` at `location`, for reading. A registry is asked nothing yet, and its tag may be elsewhere now.
+    pub fn source_of(
+        &self,
+        location: &Location,
+        insecure: bool,
+        root: Descriptor,
+    ) -> Result<Source> {
+        match location {
+            Location::Registry(name) => {
+                let client = self.client(insecure)?;
+                Ok(client.source_of(&reference(name)?, root)?)
+            }
+            _ => self.source(location, insecure),
         }
     }
 

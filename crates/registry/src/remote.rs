@@ -28,6 +28,19 @@ impl Client {
         Source::new(Arc::new(images), descriptor, Some(name))
     }
 
+    /// The image of `root` in the repository of `reference`, for reading. Nothing is asked for yet.
+    ///
+    /// # Errors
+    /// If `root` is no manifest or index.
+    pub fn source_of(
+        &self,
+        reference: &Reference,
+        root: Descriptor,
+    ) -> Result<Source, image::Error> {
+        let images = Images::new(self.repository(reference));
+        Source::new(Arc::new(images), root, Some(reference.to_string()))
+    }
+
     /// The image to be behind `reference`, for writing. Nothing is asked for yet.
     pub fn target(&self, reference: &Reference) -> Target {
         Target::new(Arc::new(Pushing {

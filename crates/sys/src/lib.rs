@@ -1,11 +1,13 @@
 //! System interfaces for which no safe wrapper exists: fanotify's pre-content events, memory shared between
-//! processes, and asking whether anybody else has a file open.
+//! processes, asking whether anybody else has a file open, and giving an owned descriptor another file.
 //!
 //! This is the only crate with unsafe code. Each function is a thin and safe face of one system call.
 
+mod descriptor;
 pub mod fanotify;
 mod lease;
 mod shared;
 
+pub use descriptor::substitute;
 pub use lease::is_open_elsewhere;
 pub use shared::SharedWords;

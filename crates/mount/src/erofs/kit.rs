@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use storage::{BlobFiles, HandedOver};
@@ -13,23 +13,10 @@ use sys::fanotify::Group;
 
 use super::channel;
 use crate::Error;
+use crate::program::{PROGRAM, Program};
 
-/// The program itself, even after its file was replaced.
-const PROGRAM: &str = "/proc/self/exe";
 /// The hidden command that is a guardian.
 pub(super) const GUARD: &str = "guard";
-/// The hidden flag that makes `mount` a filler in place of one that died.
-pub(super) const RESUME: &str = "--resume";
-
-/// How to start a filler.
-#[derive(Debug, Clone, Default)]
-pub struct Program {
-    /// Arguments of the command that mounted.
-    pub arguments: Vec<OsString>,
-    /// Its working directory.
-    pub directory: PathBuf,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Kit {
@@ -130,14 +117,7 @@ impl Kit {
     /// Starts a filler in place of one that died. It holds `alive` as long as it lives.
     pub(super) fn start_filler(&self, alive: OwnedFd) -> io::Result<Child> {
         let (ours, theirs) = channel::pair()?;
-        let directory = Some(self.program.directory.as_path()).filter(|dir| dir.is_dir());
-        let child = Command::new(PROGRAM)
-            .args(&self.program.arguments)
-            .arg(RESUME)
-            .current_dir(directory.unwrap_or(Path::new("/")))
-            .stdin(theirs)
-            .stdout(Stdio::null())
-            .spawn()?;
+        let child = self.program.start(theirs)?;
         let mut all = vec![
             self.filler_end.as_fd(),
             alive.as_fd(),

@@ -50,12 +50,17 @@ pub(super) fn leave_terminal() -> Result<()> {
 /// In the child: tells the parent, then lets go of its directory and its standard streams. What comes later goes to
 /// `log_file`.
 pub(super) fn ready(log_file: Option<&Path>) -> Result<()> {
-    let log = log(log_file)?;
-    std::env::set_current_dir("/").context("/")?;
     io::stdout()
         .write_all(READY)
         .and_then(|()| io::stdout().flush())
         .context("telling the parent")?;
+    fall_silent(log_file)
+}
+
+/// In the child, and what it started: lets go of the directory and of the standard streams.
+pub(super) fn fall_silent(log_file: Option<&Path>) -> Result<()> {
+    let log = log(log_file)?;
+    std::env::set_current_dir("/").context("/")?;
     rustix::stdio::dup2_stderr(&log).context("standard error")?;
     rustix::stdio::dup2_stdout(null()?).context("standard output")?;
     Ok(())

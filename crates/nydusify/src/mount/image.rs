@@ -4,12 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use backend::Backend;
 use image::nydus::{self, ImageBlobs};
-use image::{Digest, Location, PlatformChoice, Store};
+use image::{Descriptor, Digest, Location, Manifest, PlatformChoice, Source, Store};
 use progress::Cancel;
 use rafs_format::Bootstrap;
+use serde::{Deserialize, Serialize};
 use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
 use super::{Mode, MountArgs};
@@ -20,8 +21,34 @@ use crate::place::Places;
 pub(super) struct Image {
     pub(super) bootstrap: Arc<Bootstrap<Vec<u8>>>,
     pub(super) blobs: Arc<dyn BlobSource>,
+    /// What a process needs to know to serve this very image, whatever its name leads to by then.
+    pub(super) record: Vec<u8>,
     /// Why the kernel must not mount it.
     not_for_kernel: Option<String>,
+}
+
+/// Where an image's bootstrap was found. The bootstrap itself follows it in a record.
+#[derive(Debug, Serialize, Deserialize)]
+struct Found {
+    descriptor: Descriptor,
+    manifest: Manifest,
+}
+
+/// A record: the length of the first part, that part, which is JSON, and the bootstrap.
+fn record(found: Option<&Found>, bootstrap: &[u8]) -> Result<Vec<u8>> {
+    let found = serde_json::to_vec(&found)?;
+    let mut record = (found.len() as u64).to_le_bytes().to_vec();
+    record.extend_from_slice(&found);
+    record.extend_from_slice(bootstrap);
+    Ok(record)
+}
+
+fn read_record(record: &[u8]) -> Result<(Option<Found>, &[u8])> {
+    let parts = record.split_first_chunk::<8>().and_then(|(len, rest)| {
+        rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)
+    });
+    let (found, bootstrap) = parts.context("what is known of the mounted image is damaged")?;
+    Ok((serde_json::from_slice(found)?, bootstrap))
 }
 
 impl Image {
@@ -45,15 +72,22 @@ impl Image {
     }
 }
 
-/// Opens what the arguments name.
-pub(super) fn open(named: Named<'_>, args: &MountArgs) -> Result<Image> {
+/// Opens what the arguments name. `record` is that of the image that is mounted already, which is opened again then.
+pub(super) fn open(named: Named<'_>, args: &MountArgs, record: Option<&[u8]>) -> Result<Image> {
+    let known = record.map(read_record).transpose()?;
     // A signal ends the mount, not what it has asked a registry for: there may be readers that wait.
     let places =
         Places::new(&args.registry, None, &Cancel::default()).with_patience(&args.patience);
     let backend = args.backend.choice().open(&places)?;
     match named {
-        Named::Bare(bootstrap) => bare(bootstrap, args.blob_dir.as_deref(), backend),
-        Named::Image(target) => in_image(target, args, &places, backend),
+        Named::Bare(bootstrap) => {
+            let image = bare(bootstrap, args.blob_dir.as_deref(), backend)?;
+            let same = known.is_none_or(|(_, mounted)| mounted == image.bootstrap.data());
+            let path = bootstrap.display();
+            ensure!(same, "{path}: it is no longer the bootstrap that was mounted");
+            Ok(image)
+        }
+        Named::Image(target) => in_image(target, args, &places, backend, known),
     }
 }
 
@@ -73,6 +107,7 @@ fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Backend>) -> Resul
     };
     let blobs = loaded.source(rest)?;
     Ok(Image {
+        record: record(None, loaded.bootstrap.data())?,
         not_for_kernel: not_for_kernel(&loaded),
         bootstrap: Arc::new(loaded.bootstrap),
         blobs,
@@ -84,30 +119,53 @@ fn in_image(
     args: &MountArgs,
     places: &Places,
     backend: Option<Backend>,
+    known: Option<(Option<Found>, &[u8])>,
 ) -> Result<Image> {
     let location = absolute(target.parse()?).with_context(|| target.to_owned())?;
-    let choice = match &args.platform {
-        Some(platform) => PlatformChoice::Only(vec![platform.clone()]),
-        None => PlatformChoice::Host,
-    };
     let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn Store>);
-    let source = places.source(&location, args.target_insecure)?;
-    let source = source.with_backend(backend);
-    let (_, manifest) = source
-        .manifests(&choice)?
-        .into_iter()
-        .find(|(_, manifest)| nydus::is_nydus(manifest))
-        .ok_or_else(|| anyhow!("{target}: not a Nydus image; convert it first: nydusify convert --source {target} --target oci:DIR:TAG"))?;
-    let bytes = nydus::read_bootstrap(&source, &manifest).with_context(|| target.to_owned())?;
+    let (source, found, bytes) = match known {
+        Some((Some(found), bytes)) => {
+            let root = found.descriptor.clone();
+            let source = places.source_of(&location, args.target_insecure, root)?;
+            (source.with_backend(backend), found, bytes.to_vec())
+        }
+        _ => {
+            let source = places.source(&location, args.target_insecure)?;
+            let source = source.with_backend(backend);
+            let found = find(target, args, &source)?;
+            let bytes = nydus::read_bootstrap(&source, &found.manifest);
+            let bytes = bytes.with_context(|| target.to_owned())?;
+            (source, found, bytes)
+        }
+    };
+    let record = record(Some(&found), &bytes)?;
     let loaded =
         LoadedBootstrap::from_bytes(bytes).with_context(|| format!("{target}: the bootstrap"))?;
     Ok(Image {
+        record,
         not_for_kernel: match args.mode {
             Mode::Fuse => None,
             Mode::Auto | Mode::Erofs => not_for_kernel(&loaded),
         },
         bootstrap: Arc::new(loaded.bootstrap),
-        blobs: Arc::new(ImageBlobs::new(source, &manifest)),
+        blobs: Arc::new(ImageBlobs::new(source, &found.manifest)),
+    })
+}
+
+/// The Nydus image for the platform that the arguments name.
+fn find(target: &str, args: &MountArgs, source: &Source) -> Result<Found> {
+    let choice = match &args.platform {
+        Some(platform) => PlatformChoice::Only(vec![platform.clone()]),
+        None => PlatformChoice::Host,
+    };
+    let (descriptor, manifest) = source
+        .manifests(&choice)?
+        .into_iter()
+        .find(|(_, manifest)| nydus::is_nydus(manifest))
+        .ok_or_else(|| anyhow!("{target}: not a Nydus image; convert it first: nydusify convert --source {target} --target oci:DIR:TAG"))?;
+    Ok(Found {
+        descriptor,
+        manifest,
     })
 }
 

@@ -1,0 +1,421 @@
+//! The process that keeps a FUSE mount: it holds the connection, and starts a server again when one dies.
+//!
+//! On `SIGUSR2` the program of whoever sent it takes the place of this one. The keeper executes that program in its own
+//! process, so that the user's process goes on, and passes it the mount over the standard input; the new keeper asks the
+//! server to go and starts one of its own program. Whatever dies meanwhile, the other process still has the mount.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions};
+use signal_hook::consts::{SIGUSR1, SIGUSR2};
+
+use super::kit::{Kit, Letter};
+use super::wire;
+use crate::program::Program;
+use crate::serve::{Sent, Signals, spawn};
+use crate::session::Mountpoint;
+use crate::{Error, channel, device};
+
+/// The hidden command that is a keeper.
+pub(super) const KEEP: &str = "keep";
+/// Servers that may die one soon after the other.
+const DEATHS_MAX: u32 = 5;
+/// A server that lived so long did not die of what killed the one before.
+const SETTLED: Duration = Duration::from_secs(10);
+/// Pause before the second server that died soon is started again; it doubles.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long a server may take to go that was asked to.
+const RETIREMENT: Duration = Duration::from_secs(10);
+
+/// What to call once the image is mounted: with the mount point, and with the directory of the cache.
+type Ready = Box<dyn FnOnce(&Path, &Path) -> io::Result<()>>;
+
+/// Mounts an image on the directory `mountpoint`, which is made if absent, and keeps it mounted until a signal comes or
+/// somebody unmounts it. `program` is this program with the arguments that make it a server. `ready` is called when the
+/// image is mounted, with the mount point and the directory of the cache. Returns the exit code of the server.
+///
+/// As root, all users see the mount, devices and setuid bits included; without root it goes through `fusermount3`
+/// and is the caller's alone. A mount of ours whose processes died is replaced.
+///
+/// # Errors
+/// When the image can't be mounted, or servers die one after the other; nothing stays mounted then. A server that ends
+/// with an exit code has said why.
+pub fn keep(
+    mountpoint: &Path,
+    program: Program,
+    signals: Signals,
+    ready: impl FnOnce(&Path, &Path) -> io::Result<()> + 'static,
+) -> Result<u8, Error> {
+    let (sender, events) = mpsc::channel();
+    relay(signals, &sender)?;
+    let mut keeper = Keeper::new(mountpoint.to_owned(), program, sender, Server::default());
+    keeper.ready = Some(Box::new(ready));
+    keeper.start_server().map_err(failed)?;
+    keeper.run(&events)
+}
+
+/// Goes on in place of a keeper that died, or of another program. What it kept comes over the standard input.
+///
+/// # Errors
+/// As [`keep`], and if no process of a mount started this one.
+pub fn keep_on() -> Result<u8, Error> {
+    let signals = Signals::listen()?;
+    let socket = channel::take_stdin().map_err(failed)?;
+    let (kit, server, renew) = match Letter::receive(&socket).map_err(failed)? {
+        Letter::Kit(kit) => {
+            // What a terminal signals is for the processes that the user sees.
+            let _ = rustix::process::setsid();
+            (kit, Server::new(socket, None), false)
+        }
+        Letter::Succeed(kit, socket, child) => (kit, Server::new(socket, child), true),
+        _ => return Err(failed(io::ErrorKind::InvalidData.into())),
+    };
+    let (sender, events) = mpsc::channel();
+    relay(signals, &sender)?;
+    let (path, program) = (kit.place.path.clone(), kit.program.clone());
+    let mut keeper = Keeper::new(path, program, sender, server);
+    keeper.kit = Some(kit);
+    keeper.was_ready = true;
+    keeper.listen().map_err(failed)?;
+    if renew {
+        keeper.retire()?;
+    }
+    keeper.run(&events)
+}
+
+fn failed(source: io::Error) -> Error {
+    Error::System {
+        what: "keeping a mount",
+        source,
+    }
+}
+
+fn relay(signals: Signals, sender: &Sender<Event>) -> Result<(), Error> {
+    let sender = sender.clone();
+    spawn("signals", move || {
+        signals.each(|sent| sender.send(Event::Signal(sent)).is_ok());
+    })
+}
+
+enum Event {
+    Signal(Sent),
+    /// From the server of this number.
+    Letter(u64, Letter),
+    /// The server of this number is gone.
+    Gone(u64),
+    /// The server of this number has had its time to go.
+    Late(u64),
+}
+
+/// A process that serves.
+#[derive(Default)]
+struct Server {
+    socket: Option<Arc<OwnedFd>>,
+    /// If it is a child of this process.
+    child: Option<Pid>,
+}
+
+impl Server {
+    fn new(socket: OwnedFd, child: Option<u32>) -> Self {
+        Self {
+            socket: Some(Arc::new(socket)),
+            child: child.and_then(|id| Pid::from_raw(id.try_into().ok()?)),
+        }
+    }
+
+    fn say(&self, letter: &Letter) {
+        if let Some(socket) = &self.socket {
+            // If it is dead, that is noticed elsewhere.
+            let _ = letter.send(&**socket);
+        }
+    }
+
+    fn kill(&self) {
+        if let Some(child) = self.child {
+            // Not waited for yet, so the number is its own.
+            let _ = rustix::process::kill_process(child, Signal::KILL);
+        }
+    }
+
+    /// Waits until it is gone; its exit code, if it is known and there is one.
+    fn reap(&mut self) -> Option<u8> {
+        self.socket = None;
+        let child = self.child.take();
+        let wait = || rustix::process::waitpid(child, WaitOptions::empty());
+        let (_, status) = child.and_then(|_| rustix::io::retry_on_intr(wait).ok().flatten())?;
+        u8::try_from(status.exit_status()?).ok()
+    }
+}
+
+struct Keeper {
+    /// The mount point as the user named it.
+    path: PathBuf,
+    program: Program,
+    /// `None` until it is mounted.
+    kit: Option<Kit>,
+    server: Server,
+    /// Counts servers.
+    number: u64,
+    sender: Sender<Event>,
+    ready: Option<Ready>,
+    cache: PathBuf,
+    was_ready: bool,
+    /// The server said that the mount has ended.
+    over: bool,
+    /// The server was asked to make room for another.
+    retiring: bool,
+    /// Signals that asked for the end.
+    endings: u32,
+    /// Servers that died one soon after the other.
+    deaths: u32,
+    started: Instant,
+}
+
+impl Keeper {
+    fn new(path: PathBuf, program: Program, sender: Sender<Event>, server: Server) -> Self {
+        Self {
+            path,
+            program,
+            kit: None,
+            server,
+            number: 0,
+            sender,
+            ready: None,
+            cache: PathBuf::new(),
+            was_ready: false,
+            over: false,
+            retiring: false,
+            endings: 0,
+            deaths: 0,
+            started: Instant::now(),
+        }
+    }
+
+    fn run(mut self, events: &Receiver<Event>) -> Result<u8, Error> {
+        let outcome = loop {
+            // This holds a sender, so there is always one.
+            let Ok(event) = events.recv() else {
+                break Ok(0);
+            };
+            match self.handle(event) {
+                Ok(None) => {}
+                Ok(Some(code)) => break Ok(code),
+                Err(error) => break Err(error),
+            }
+        };
+        self.server.kill();
+        self.server.reap();
+        if !self.over {
+            self.take_away();
+        }
+        outcome
+    }
+
+    /// The exit code, if that was the end.
+    fn handle(&mut self, event: Event) -> Result<Option<u8>, Error> {
+        match event {
+            Event::Signal(Sent { signal, sender }) => match signal {
+                SIGUSR1 => self.server.say(&Letter::Signal(signal)),
+                SIGUSR2 => self.succeed(sender),
+                _ => return Ok(self.end(signal)),
+            },
+            Event::Letter(number, letter) if number == self.number => self.read(letter)?,
+            Event::Gone(number) if number == self.number => return self.gone(),
+            Event::Late(number) if number == self.number => self.server.kill(),
+            Event::Letter(..) | Event::Gone(_) | Event::Late(_) => {}
+        }
+        Ok(None)
+    }
+
+    /// The server does all that belongs to an end. One that does not is helped.
+    fn end(&mut self, signal: i32) -> Option<u8> {
+        self.endings += 1;
+        if self.kit.is_none() {
+            return Some(u8::try_from(128 + signal).unwrap_or(1));
+        }
+        if self.endings > 2 {
+            return Some(0);
+        }
+        self.server.say(&Letter::Signal(signal));
+        None
+    }
+
+    fn read(&mut self, letter: Letter) -> Result<(), Error> {
+        match letter {
+            Letter::Prepared(cache, record) if self.kit.is_none() => {
+                let kit = self.mount(&cache, record)?;
+                self.cache = cache;
+                let copy = kit.try_clone().map_err(failed)?;
+                self.kit = Some(kit);
+                self.server.say(&Letter::Kit(copy));
+            }
+            Letter::Ready => {
+                self.was_ready = true;
+                if let (Some(ready), Some(kit)) = (self.ready.take(), &self.kit) {
+                    ready(&kit.place.path, &self.cache).map_err(failed)?;
+                }
+            }
+            Letter::Over => self.over = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn mount(&mut self, cache: &Path, record: OwnedFd) -> Result<Kit, Error> {
+        // Servers to come need the cache that was chosen; the last of several flags counts.
+        let chosen = ["--cache-dir".into(), cache.into()];
+        self.program.arguments.extend(chosen);
+        let mut mountpoint = Mountpoint::prepare(&self.path)?;
+        let device = device::attach(&mountpoint.path)?;
+        mountpoint.attached(&self.path)?;
+        let init = wire::read_init(&device).map_err(|source| Error::Session {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Kit {
+            device,
+            init,
+            record,
+            place: mountpoint.release(),
+            program: self.program.clone(),
+            keeper: std::process::id(),
+        })
+    }
+
+    fn gone(&mut self) -> Result<Option<u8>, Error> {
+        let code = self.server.reap();
+        let Some(kit) = &self.kit else {
+            let path = self.path.clone();
+            return code.map(Some).ok_or(Error::ServerDied { path });
+        };
+        if self.over || self.endings > 0 {
+            return Ok(Some(code.unwrap_or(0)));
+        }
+        if !self.was_ready && code.is_some() {
+            return Ok(code);
+        }
+        if wire::is_over(&kit.device) {
+            return Ok(Some(0));
+        }
+        if !std::mem::take(&mut self.retiring) {
+            tracing::warn!(
+                "{}: the process that serves the mount died: another one takes its place",
+                kit.place.path.display()
+            );
+            self.count_death()?;
+        }
+        while let Err(error) = self.start_server() {
+            tracing::error!("cannot start a process that serves a mount: {error}");
+            self.count_death()?;
+        }
+        Ok(None)
+    }
+
+    fn count_death(&mut self) -> Result<(), Error> {
+        if self.started.elapsed() > SETTLED {
+            self.deaths = 0;
+        }
+        self.deaths += 1;
+        if self.deaths >= DEATHS_MAX {
+            return Err(Error::GivenUp {
+                path: self.path.clone(),
+                deaths: self.deaths,
+            });
+        }
+        if self.deaths > 1 {
+            thread::sleep(PAUSE * (1 << (self.deaths - 2)));
+        }
+        Ok(())
+    }
+
+    fn start_server(&mut self) -> io::Result<()> {
+        self.started = Instant::now();
+        let (ours, theirs) = channel::pair()?;
+        let letter = match &self.kit {
+            None => Letter::Begin,
+            Some(kit) => {
+                let mut kit = kit.try_clone()?;
+                kit.keeper = std::process::id();
+                Letter::Kit(kit)
+            }
+        };
+        // It is there before the server is: should this process die now, the server has the mount.
+        letter.send(&ours)?;
+        let child = self.program.start(theirs)?;
+        self.server = Server::new(ours, Some(child.id()));
+        self.listen()
+    }
+
+    /// Listens to the server.
+    fn listen(&mut self) -> io::Result<()> {
+        self.number += 1;
+        let (number, sender) = (self.number, self.sender.clone());
+        let Some(socket) = self.server.socket.clone() else {
+            return Ok(());
+        };
+        let listen = move || {
+            while let Ok(letter) = Letter::receive(&*socket) {
+                if sender.send(Event::Letter(number, letter)).is_err() {
+                    return;
+                }
+            }
+            let _ = sender.send(Event::Gone(number));
+        };
+        spawn("server", listen).map_err(io::Error::other)
+    }
+
+    /// Has the server make room for another.
+    fn retire(&mut self) -> Result<(), Error> {
+        self.retiring = true;
+        self.server.say(&Letter::Retire);
+        let (number, sender) = (self.number, self.sender.clone());
+        spawn("retirement", move || {
+            thread::sleep(RETIREMENT);
+            let _ = sender.send(Event::Late(number));
+        })
+    }
+
+    /// Executes the program of the process `sender`, a process id, in place of this one.
+    fn succeed(&self, sender: Option<u32>) {
+        let (Some(sender), Some(kit), Some(socket)) = (sender, &self.kit, &self.server.socket)
+        else {
+            return;
+        };
+        if !self.was_ready {
+            return;
+        }
+        let succeed = || {
+            let program = File::open(format!("/proc/{sender}/exe"))?;
+            let (ours, theirs) = channel::pair()?;
+            let child = self.server.child.map(|child| child.as_raw_nonzero().get());
+            let child = child.and_then(|child| u32::try_from(child).ok());
+            Letter::Succeed(kit.try_clone()?, socket.try_clone()?, child).send(&ours)?;
+            let error = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+                .arg(KEEP)
+                .stdin(theirs)
+                .exec();
+            io::Result::<()>::Err(error)
+        };
+        if let Err(error) = succeed() {
+            let path = kit.place.path.display();
+            tracing::error!("{path}: process {sender} can't take over the mount: {error}");
+        }
+    }
+
+    /// Ends the connection, so that nobody waits, and takes the mount away.
+    fn take_away(&mut self) {
+        if let Some(Kit { device, place, .. }) = self.kit.take() {
+            drop(device);
+            drop(Mountpoint::from(place));
+        }
+    }
+}

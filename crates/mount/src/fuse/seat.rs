@@ -1,0 +1,266 @@
+//! The process that serves a FUSE mount, and its link to the one that keeps it.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use fuser::Session;
+use rafs_format::Bootstrap;
+use rustix::fs::MemfdFlags;
+use storage::ChunkStore;
+
+use super::kit::{Kit, Letter};
+use super::{keeper, wire};
+use crate::fs::RafsFs;
+use crate::prefetch::Prefetcher;
+use crate::program::PROGRAM;
+use crate::serve::spawn;
+use crate::session::{Front, Mounted, Mountpoint, Options, settings};
+use crate::stats::Counters;
+use crate::{Error, channel};
+
+/// Pause before a keeper that could not be started is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Where a process sits down that is to serve a FUSE mount.
+#[derive(Debug)]
+pub struct Seat {
+    socket: OwnedFd,
+    /// `None` if nothing is mounted yet.
+    link: Option<Arc<Link>>,
+}
+
+impl Seat {
+    /// Learns over the standard input what there is to serve. From then on the keeper's signals count as this process's
+    /// own, so listen for them before.
+    ///
+    /// # Errors
+    /// When no keeper started this process.
+    pub fn from_stdin() -> Result<Self, Error> {
+        let sit = || {
+            let socket = channel::take_stdin()?;
+            let link = match Letter::receive(&socket)? {
+                Letter::Begin => None,
+                Letter::Kit(kit) => Some(Link::start(kit, socket.try_clone()?)?),
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            };
+            Ok(Self { socket, link })
+        };
+        sit().map_err(|source| Error::System {
+            what: "taking a seat at a mount",
+            source,
+        })
+    }
+
+    /// What the first server of the mount noted of the image; `None` in the first one.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn record(&self) -> Result<Option<Vec<u8>>, Error> {
+        let read = |link: &Arc<Link>| {
+            let file = File::from(link.kit.record.try_clone()?);
+            let len = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+            let mut bytes = vec![0; len];
+            file.read_exact_at(&mut bytes, 0).map(|()| bytes)
+        };
+        let record = self.link.as_ref().map(read).transpose();
+        record.map_err(|source| Error::System {
+            what: "reading what is known of the mounted image",
+            source,
+        })
+    }
+
+    /// Serves the image, which is mounted now if it was not. `cache` is the store's directory, and `record` whatever
+    /// servers after this one are to know.
+    ///
+    /// # Errors
+    /// When the image cannot be mounted, or the session does not begin.
+    pub fn serve(
+        self,
+        bootstrap: Arc<Bootstrap<Vec<u8>>>,
+        store: Arc<ChunkStore>,
+        cache: &Path,
+        record: &[u8],
+        options: &Options,
+    ) -> Result<Mounted, Error> {
+        let link = match self.link {
+            Some(link) => link,
+            None => first(self.socket, cache, record).map_err(|source| Error::System {
+                what: "getting the mount from the process that keeps it",
+                source,
+            })?,
+        };
+        let counters = Arc::new(Counters::default());
+        let fs = RafsFs::new(
+            bootstrap.clone(),
+            store.clone(),
+            counters.clone(),
+            link.keeper.clone(),
+        );
+        let (acl, config) = settings(options);
+        let kit = &link.kit;
+        let session = wire::session(fs, &kit.device, &kit.init, acl, config)
+            .and_then(Session::spawn)
+            .map_err(|source| Error::Session {
+                path: kit.place.path.clone(),
+                source,
+            })?;
+        let mountpoint = Mountpoint::from(kit.place.clone());
+        mountpoint.raise_read_ahead();
+        link.say(&Letter::Ready);
+        let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
+        Ok(Mounted {
+            mountpoint,
+            counters,
+            store,
+            prefetcher,
+            session: Some(Front::Fuse(session)),
+            leaver: None,
+            link: Some(link),
+        })
+    }
+}
+
+/// Has the keeper mount.
+fn first(socket: OwnedFd, cache: &Path, record: &[u8]) -> io::Result<Arc<Link>> {
+    let memory = rustix::fs::memfd_create("nydusify-image", MemfdFlags::CLOEXEC)?;
+    File::from(memory.try_clone()?).write_all(record)?;
+    Letter::Prepared(cache.to_owned(), memory).send(&socket)?;
+    match Letter::receive(&socket)? {
+        Letter::Kit(kit) => Link::start(kit, socket),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// A server's link to the keeper, whoever that is just now.
+pub(crate) struct Link {
+    kit: Kit,
+    socket: Mutex<Arc<OwnedFd>>,
+    /// Process id of the keeper.
+    keeper: Arc<AtomicU32>,
+    /// The mount has ended, or another server takes over: no keeper is needed any more.
+    leaving: AtomicBool,
+    retire: Mutex<Retire>,
+}
+
+/// What to do when another program takes the place of this one.
+#[derive(Default)]
+enum Retire {
+    #[default]
+    Unasked,
+    /// It did before anybody asked.
+    Due,
+    Asked(Box<dyn FnOnce() + Send>),
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("kit", &self.kit).finish()
+    }
+}
+
+impl Link {
+    fn start(kit: Kit, socket: OwnedFd) -> io::Result<Arc<Self>> {
+        let link = Arc::new(Self {
+            keeper: Arc::new(kit.keeper.into()),
+            kit,
+            socket: Mutex::new(Arc::new(socket)),
+            leaving: AtomicBool::new(false),
+            retire: Mutex::default(),
+        });
+        let watch = link.clone();
+        spawn("keeper", move || watch.watch()).map_err(io::Error::other)?;
+        Ok(link)
+    }
+
+    fn say(&self, letter: &Letter) {
+        let socket = lock(&self.socket).clone();
+        // A keeper that is dead is replaced by the thread that listens.
+        let _ = letter.send(&*socket);
+    }
+
+    /// Tells the keeper that the mount has ended.
+    pub(crate) fn end(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+        self.say(&Letter::Over);
+    }
+
+    /// Calls `work` once another program is to take the place of this one.
+    pub(crate) fn on_retire(&self, work: impl FnOnce() + Send + 'static) {
+        let mut retire = lock(&self.retire);
+        match &*retire {
+            Retire::Due => work(),
+            _ => *retire = Retire::Asked(Box::new(work)),
+        }
+    }
+
+    /// Listens to the keeper, and starts another one if it dies.
+    fn watch(&self) {
+        let mut child: Option<Child> = None;
+        loop {
+            let socket = lock(&self.socket).clone();
+            match Letter::receive(&*socket) {
+                Ok(Letter::Signal(signal)) => {
+                    // There is nobody to tell if it can't be raised.
+                    let _ = signal_hook::low_level::raise(signal);
+                }
+                Ok(Letter::Retire) => {
+                    self.leaving.store(true, Ordering::SeqCst);
+                    let asked = std::mem::replace(&mut *lock(&self.retire), Retire::Due);
+                    if let Retire::Asked(work) = asked {
+                        work();
+                    }
+                }
+                Ok(_) => {}
+                Err(_) if self.leaving.load(Ordering::SeqCst) => return,
+                Err(_) => {
+                    if let Some(mut child) = child.take() {
+                        let _ = child.wait();
+                    }
+                    tracing::warn!(
+                        "the process that keeps a mount died: another one takes its place"
+                    );
+                    child = Some(self.start_keeper());
+                }
+            }
+        }
+    }
+
+    fn start_keeper(&self) -> Child {
+        let start = || {
+            let (ours, theirs) = channel::pair()?;
+            let mut kit = self.kit.try_clone()?;
+            kit.keeper = std::process::id();
+            Letter::Kit(kit).send(&ours)?;
+            let child = Command::new(PROGRAM)
+                .arg(keeper::KEEP)
+                .current_dir("/")
+                .stdin(theirs)
+                .stdout(Stdio::null())
+                .spawn()?;
+            io::Result::Ok((child, ours))
+        };
+        loop {
+            match start() {
+                Ok((child, socket)) => {
+                    self.keeper.store(child.id(), Ordering::Relaxed);
+                    *lock(&self.socket) = Arc::new(socket);
+                    return child;
+                }
+                Err(error) => tracing::error!("cannot start a process that keeps a mount: {error}"),
+            }
+            thread::sleep(AGAIN);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
