@@ -9,6 +9,7 @@ mod bits;
 mod channel;
 pub(crate) mod filler;
 mod guardian;
+mod holders;
 mod kit;
 mod probe;
 mod table;
@@ -26,19 +27,20 @@ use storage::{ChunkStore, cache_file};
 use sys::fanotify::Group;
 
 pub use guardian::guard;
+pub(crate) use holders::holders;
 pub use kit::Resumed;
 pub use probe::{Finding, examine};
 
 use crate::Error;
 use crate::mountinfo::{IMAGE_FILE, mounts_of};
 use crate::prefetch::Prefetcher;
-use crate::program::Program;
+use crate::program::{PROGRAM, Program};
 use crate::session::{Front, Mounted, Mountpoint, Options};
 use crate::stats::Counters;
 use crate::unmount::detach;
 use channel::Message;
 use filler::Filler;
-use kit::Kit;
+use kit::{Kit, Role};
 use table::Table;
 
 /// What a mount by the kernel needs beside what every mount does.
@@ -65,9 +67,9 @@ pub fn mount_kernel(
     kernel: KernelOptions,
 ) -> Result<Mounted, Error> {
     let path = mountpoint;
-    let mut mountpoint = Mountpoint::prepare(path)?;
     let source = kernel.cache_dir.join(IMAGE_FILE);
     take_away_unguarded(&source)?;
+    let mut mountpoint = Mountpoint::prepare(path)?;
     let image = write_image(&source, bootstrap.data())
         .map_err(failed("write the bootstrap into the cache"))?;
     let cache = store.hand_over().map_err(failed("keep the cache open"))?;
@@ -97,11 +99,12 @@ pub fn mount_kernel(
         alive,
         cache,
         program: kernel.program,
-        standby: false,
+        role: Role::Duty,
         mounted: false,
     };
     let stderr = kernel.log.map_or_else(Stdio::inherit, Stdio::from);
-    kit.start_guardian(false, false, stderr).map_err(&system)?;
+    kit.start_guardian(PROGRAM, Role::Duty, false, stderr)
+        .map_err(&system)?;
     // From here on only the guardians hold the group.
     drop(kit);
 

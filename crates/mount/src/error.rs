@@ -105,6 +105,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The program under a mount could not be replaced; the mount goes on.
+    #[error("{path}: not replaced: {why}")]
+    NotReplaced {
+        /// The mount point.
+        path: PathBuf,
+        /// What was in the way, and what to do.
+        why: &'static str,
+    },
     /// The serving process did not end.
     #[error("{path}: unmounted, but process {pid} that served it still runs")]
     StillServed {

@@ -2,7 +2,7 @@
 //!
 //! [`mount()`] attaches an image to a directory and serves it from threads of its own; [`Mounted::serve`] is the rest
 //! of such a program's life: it waits for signals or for the unmount, and leaves the mount point clean.
-//! [`unmount`] is the other side, for another process.
+//! [`unmount`] is the other side, for another process, and [`replace`] upgrades the program under a mount.
 //!
 //! [`keep`] and [`Seat`] do the same with two processes, of which either may be killed, see the module `fuse`.
 //!
@@ -24,6 +24,7 @@ mod log;
 mod mountinfo;
 mod prefetch;
 mod program;
+mod replace;
 mod serve;
 mod session;
 mod stats;
@@ -37,6 +38,7 @@ pub use error::Error;
 pub use fuse::{Seat, keep, keep_on};
 pub use mountinfo::{MountEntry, find_mount};
 pub use program::Program;
+pub use replace::replace;
 pub use serve::{Ending, Signals};
 pub use session::{Mounted, Options, Prefetch, mount};
 pub use stats::Stats;

@@ -28,7 +28,16 @@ impl Signals {
     /// # Errors
     /// When the system refuses.
     pub fn listen() -> Result<Self, Error> {
-        let signals = SignalsInfo::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2]);
+        Self::of(&[SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2])
+    }
+
+    /// Listens to SIGUSR2 alone.
+    pub(crate) fn of_successors() -> Result<Self, Error> {
+        Self::of(&[SIGUSR2])
+    }
+
+    fn of(numbers: &[i32]) -> Result<Self, Error> {
+        let signals = SignalsInfo::new(numbers);
         Ok(Self(signals.map_err(|source| Error::System {
             what: "signal handlers",
             source,
@@ -62,9 +71,16 @@ pub struct Ending {
 
 enum Event {
     Signal(i32),
+    Over(io::Result<Outcome>),
+}
+
+/// Why there is nothing left to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nobody has it mounted.
+    Over,
     /// Another process serves from now on.
-    Retire,
-    Over(io::Result<()>),
+    Replaced,
 }
 
 impl Mounted {
@@ -88,7 +104,7 @@ impl Mounted {
             let relay = sender.clone();
             link.on_retire(move || {
                 // If nobody listens any more, the process ends anyway.
-                let _ = relay.send(Event::Retire);
+                let _ = relay.send(Event::Over(Ok(Outcome::Replaced)));
             });
         }
         if let Some(session) = self.session.take() {
@@ -122,10 +138,6 @@ impl Mounted {
                 Event::Signal(SIGUSR1) => report(&self.stats()),
                 // For the process that keeps the mount.
                 Event::Signal(SIGUSR2) => {}
-                Event::Retire => {
-                    self.leave_mounted();
-                    break;
-                }
                 Event::Signal(signal) => {
                     let second = ending.replace(signal).is_some();
                     let idle = self.detach()?;
@@ -137,7 +149,10 @@ impl Mounted {
                 }
                 Event::Over(result) => {
                     let path = self.mountpoint().to_owned();
-                    result.map_err(|source| Error::Session { path, source })?;
+                    match result.map_err(|source| Error::Session { path, source })? {
+                        Outcome::Over => {}
+                        Outcome::Replaced => self.leave_mounted(),
+                    }
                     break;
                 }
             }

@@ -16,6 +16,7 @@ use crate::fs::RafsFs;
 use crate::fuse::Link;
 use crate::mountinfo::find_mount;
 use crate::prefetch::Prefetcher;
+use crate::serve::Outcome;
 use crate::stats::Counters;
 use crate::unmount::detach;
 use crate::{Error, Stats, device};
@@ -87,10 +88,10 @@ pub(crate) enum Front {
 }
 
 impl Front {
-    /// Waits until the mount is gone.
-    pub(crate) fn join(self) -> io::Result<()> {
+    /// Waits until the mount is gone, or another process goes on with it.
+    pub(crate) fn join(self) -> io::Result<Outcome> {
         match self {
-            Self::Fuse(session) => session.join(),
+            Self::Fuse(session) => session.join().map(|()| Outcome::Over),
             Self::Kernel(filler) => filler.join(),
         }
     }
@@ -181,6 +182,8 @@ impl Mounted {
             made: false,
         });
         std::mem::replace(&mut self.mountpoint, nowhere).release();
+        // It has nothing to say to the keeper any more.
+        self.link = None;
     }
 
     /// This process ends though the mount is still in use: its users get errors, and nobody takes its place.

@@ -9,6 +9,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::image::Platform;
 use anyhow::{Context, Result};
@@ -88,6 +89,10 @@ pub struct MountArgs {
     #[arg(long)]
     detach: bool,
 
+    /// Have this program go on with the image that another version of it serves at --mount-path; readers wait for a moment
+    #[arg(long, conflicts_with_all = ["bootstrap", "detach"])]
+    replace: bool,
+
     /// Accepted and ignored: there is no temporary data
     #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true, value_parser = any_path())]
     work_dir: Option<PathBuf>,
@@ -142,10 +147,17 @@ impl MountArgs {
     }
 }
 
+/// How long the processes of a mount may take to make room for those of another program.
+const REPLACEMENT: Duration = Duration::from_secs(30);
+
 /// Mounts and serves; with `--detach` until the mount is ready, else until it ends. `log_file` takes what the process
 /// in the background has to say.
 pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     refuse(args.unsupported.given())?;
+    if args.replace {
+        mount::replace(&args.mount_path, REPLACEMENT)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
     check_blob_dir(args.blob_dir.as_deref())?;
     if args.resume {

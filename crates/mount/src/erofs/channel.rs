@@ -33,6 +33,8 @@ pub(super) enum Message {
     Leave,
     /// To whoever started it: the guardian is ready.
     Ready,
+    /// To the filler: another program takes its place.
+    Retire,
 }
 
 /// Stands for every blob, where it is not known which one is read.
@@ -58,6 +60,7 @@ impl Message {
             Self::Mounted => [7, 0, 0, 0],
             Self::Leave => [8, 0, 0, 0],
             Self::Ready => [9, 0, 0, 0],
+            Self::Retire => [10, 0, 0, 0],
         };
         let mut bytes = [0; SIZE];
         for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
@@ -88,6 +91,7 @@ impl Message {
             7 => Self::Mounted,
             8 => Self::Leave,
             9 => Self::Ready,
+            10 => Self::Retire,
             _ => return None,
         })
     }
@@ -151,6 +155,7 @@ mod tests {
             Message::Mounted,
             Message::Leave,
             Message::Ready,
+            Message::Retire,
         ];
         for message in all {
             message.send(&here, true).unwrap();

@@ -13,7 +13,7 @@ use storage::ChunkStore;
 use super::channel::{ALL_BLOBS, Message};
 use crate::Error;
 use crate::log::chain;
-use crate::serve::spawn;
+use crate::serve::{Outcome, spawn};
 use crate::stats::{Counters, add};
 
 /// Requests that are served at once; further ones wait in the socket.
@@ -26,7 +26,7 @@ pub(crate) struct Filler {
     socket: Arc<OwnedFd>,
     /// Closed when this process ends, however it does.
     _alive: OwnedFd,
-    ended: Receiver<io::Result<()>>,
+    ended: Receiver<io::Result<Outcome>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -71,12 +71,15 @@ impl Filler {
         })
     }
 
-    /// Waits until nobody has the image mounted any more.
-    pub(crate) fn join(self) -> io::Result<()> {
+    /// Waits until nobody has the image mounted any more, or another process goes on.
+    pub(crate) fn join(self) -> io::Result<Outcome> {
         let ended = self.ended.recv();
         self.stop.store(true, Ordering::Relaxed);
-        // The other workers wait for what won't come.
-        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+        // The socket is the next filler's, too.
+        if !matches!(ended, Ok(Ok(Outcome::Replaced))) {
+            // The other workers wait for what won't come.
+            let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+        }
         ended.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
 
@@ -100,7 +103,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&self) -> io::Result<()> {
+    fn run(&self) -> io::Result<Outcome> {
         loop {
             match Message::receive(&*self.socket, true)? {
                 Some(Message::Fill {
@@ -109,7 +112,8 @@ impl Worker {
                     start,
                     end,
                 }) => self.fill(id, blob, start, end)?,
-                Some(Message::Over) => return Ok(()),
+                Some(Message::Over) => return Ok(Outcome::Over),
+                Some(Message::Retire) => return Ok(Outcome::Replaced),
                 Some(_) => {}
                 None => {
                     return Err(io::Error::other("all guardians of the mount are gone"));

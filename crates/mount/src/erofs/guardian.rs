@@ -9,13 +9,16 @@
 //! * the guardian on duty: the other takes its place, finds what waits in the shared table, and starts a new other;
 //! * the other: the one on duty starts a new one.
 //!
+//! On `SIGUSR2`, the program of whoever sent it takes their place. The guardian on duty starts the other one of that
+//! program and leaves; that one takes over as if it had died, and has the filler leave and starts a new one.
+//!
 //! If both guardians are killed at the same moment, nobody is left to hold the group. That can't be helped with today's
 //! kernels.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -23,15 +26,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pipe::PipeFlags;
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
 use sys::fanotify::Answer;
 
 use super::bits::Bits;
 use super::channel::{self, ALL_BLOBS, Message};
-use super::kit::Kit;
+use super::kit::{Kit, Role};
 use super::table::{ROWS, Table, Waiting};
 use crate::Error;
+use crate::program::PROGRAM;
+use crate::serve::{Signals, spawn};
 
 /// How long a reader waits at most while there is no filler that could serve it.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -55,12 +61,13 @@ pub fn guard(socket: OwnedFd) -> Result<(), Error> {
         source,
     };
     prepare().map_err(failed)?;
+    let successors = hear_of_successors()?;
     let kit = Kit::receive(&socket).map_err(failed)?;
-    if kit.standby {
+    if kit.role != Role::Duty {
         Message::Ready.send(&socket, true).map_err(failed)?;
-        return stand_by(kit, &socket).map_err(failed);
+        return stand_by(kit, &socket, successors).map_err(failed);
     }
-    let mut duty = Duty::begin(kit, false).map_err(failed)?;
+    let mut duty = Duty::begin(kit, successors, false).map_err(failed)?;
     Message::Ready.send(&socket, true).map_err(failed)?;
     drop(socket);
     duty.run().map_err(failed)
@@ -85,8 +92,27 @@ fn prepare() -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
+/// A pipe from which to read the process ids of those that sent SIGUSR2.
+fn hear_of_successors() -> Result<OwnedFd, Error> {
+    let signals = Signals::of_successors()?;
+    let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+    let (read, write) = rustix::pipe::pipe_with(flags).map_err(|errno| Error::System {
+        what: "guarding a mount",
+        source: errno.into(),
+    })?;
+    spawn("successors", move || {
+        signals.each(|sent| {
+            let sender = sent.sender.unwrap_or_default();
+            // If there are too many, one of them will do.
+            let _ = rustix::io::write(&write, &sender.to_ne_bytes());
+            true
+        });
+    })?;
+    Ok(read)
+}
+
 /// Waits until the guardian on duty dies, or says that there is nothing left to guard.
-fn stand_by(mut kit: Kit, socket: &OwnedFd) -> io::Result<()> {
+fn stand_by(mut kit: Kit, socket: &OwnedFd, successors: OwnedFd) -> io::Result<()> {
     loop {
         match channel::receive_all(socket) {
             Ok((text, mut descriptors)) if text == NEW_ALIVE && !descriptors.is_empty() => {
@@ -99,8 +125,10 @@ fn stand_by(mut kit: Kit, socket: &OwnedFd) -> io::Result<()> {
             Err(_) => break,
         }
     }
-    tracing::warn!("a guardian of a mount died: another one takes its place");
-    Duty::begin(kit, true)?.run()
+    if kit.role == Role::Standby {
+        tracing::warn!("a guardian of a mount died: another one takes its place");
+    }
+    Duty::begin(kit, successors, true)?.run()
 }
 
 /// A guardian on duty.
@@ -131,6 +159,11 @@ struct Duty {
     /// Whether to look each [`TICK`] whether the image is still mounted anywhere.
     watch: bool,
     over: bool,
+    successors: OwnedFd,
+    /// The filler makes room for one of another program.
+    renewing: bool,
+    /// A guardian of another program takes over.
+    superseded: bool,
 }
 
 /// A waiting event.
@@ -144,7 +177,7 @@ struct Note {
 }
 
 impl Duty {
-    fn begin(kit: Kit, take_over: bool) -> io::Result<Self> {
+    fn begin(kit: Kit, successors: OwnedFd, take_over: bool) -> io::Result<Self> {
         let table = Table::map(&kit.table)?;
         let mut blobs = HashMap::new();
         let mut bits = Vec::new();
@@ -170,6 +203,9 @@ impl Duty {
             mounts: File::open("/proc/self/mountinfo")?,
             watch: take_over,
             over: false,
+            successors,
+            renewing: false,
+            superseded: false,
             kit,
         };
         if take_over {
@@ -185,6 +221,9 @@ impl Duty {
             for Waiting { row, .. } in waiting {
                 duty.note(row, None);
             }
+        }
+        if duty.kit.role == Role::Successor {
+            duty.renewing = Message::Retire.send(&duty.kit.guardian_end, false).is_ok();
         }
         duty.start_standby();
         if duty.standby.is_none() && !take_over {
@@ -208,6 +247,10 @@ impl Duty {
             self.refuse_late();
             self.check_standby();
             self.check_mounted();
+            self.make_room();
+            if self.superseded {
+                return Ok(());
+            }
         }
         let _ = Message::Over.send(&self.kit.guardian_end, false);
         if let Some((_, socket)) = &self.standby {
@@ -221,7 +264,7 @@ impl Duty {
         let free = self.table.free_row().is_some();
         let backlog = !self.unsent.is_empty() && self.filler_alive;
         let busy = self.notes.iter().any(Option::is_some);
-        let mut polled = Vec::with_capacity(5);
+        let mut polled = Vec::with_capacity(6);
         let end = PollFlags::IN
             | if backlog {
                 PollFlags::OUT
@@ -231,6 +274,7 @@ impl Duty {
         polled.push(PollFd::new(&self.kit.guardian_end, end));
         polled.push(PollFd::new(&self.mounts, PollFlags::PRI));
         let mounts_at = polled.len() - 1;
+        polled.push(PollFd::new(&self.successors, PollFlags::IN));
         if free {
             polled.push(PollFd::new(&self.kit.group, PollFlags::IN));
         }
@@ -372,7 +416,7 @@ impl Duty {
                     }
                     self.watch = true;
                 }
-                Message::Fill { .. } | Message::Over | Message::Ready => {}
+                Message::Fill { .. } | Message::Over | Message::Ready | Message::Retire => {}
             }
         }
     }
@@ -425,9 +469,11 @@ impl Duty {
             self.restart = None;
             return;
         }
-        tracing::warn!(
-            "the process that fetches data for a mount died: another one takes its place"
-        );
+        if !std::mem::take(&mut self.renewing) {
+            tracing::warn!(
+                "the process that fetches data for a mount died: another one takes its place"
+            );
+        }
         if self.started.elapsed() > Duration::from_secs(10) {
             self.deaths = 0;
         }
@@ -460,7 +506,7 @@ impl Duty {
         self.restart = None;
         self.started = Instant::now();
         let start = || {
-            let (here, there) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            let (here, there) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             if let Some((_, socket)) = &self.standby {
                 // If it died just now, the next one gets the descriptor with its kit.
                 let _ = channel::send_all(socket, NEW_ALIVE, &[here.as_fd()]);
@@ -531,12 +577,40 @@ impl Duty {
     }
 
     fn start_standby(&mut self) {
-        match self
-            .kit
-            .start_guardian(true, self.kit.mounted, Stdio::inherit())
-        {
+        let started =
+            self.kit
+                .start_guardian(PROGRAM, Role::Standby, self.kit.mounted, Stdio::inherit());
+        match started {
             Ok(standby) => self.standby = Some(standby),
             Err(error) => tracing::error!("cannot start a second guardian of a mount: {error}"),
+        }
+    }
+
+    /// Has the program of a process that asked for it take over.
+    fn make_room(&mut self) {
+        let mut sender = [0; 4];
+        let read = rustix::io::read(&self.successors, &mut sender);
+        let sender = u32::from_ne_bytes(sender);
+        if read != Ok(4) || sender == 0 || !self.kit.mounted {
+            return;
+        }
+        let start = || {
+            let program = File::open(format!("/proc/{sender}/exe"))?;
+            let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+            self.kit
+                .start_guardian(&path, Role::Successor, true, Stdio::inherit())
+        };
+        match start() {
+            Ok(successor) => {
+                if let Some((mut child, socket)) = self.standby.replace(successor) {
+                    let _ = channel::send_all(&socket, OVER, &[]);
+                    let _ = child.wait();
+                }
+                self.superseded = true;
+            }
+            Err(error) => {
+                tracing::error!("process {sender} can't take over a mount: {error}");
+            }
         }
     }
 

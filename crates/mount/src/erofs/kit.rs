@@ -13,8 +13,10 @@ use sys::fanotify::Group;
 
 use super::channel;
 use crate::Error;
-use crate::program::{PROGRAM, Program};
+use crate::program::Program;
 
+/// Stands before every kit; another version of the program may be on the other side.
+const VERSION: u8 = 1;
 /// The hidden command that is a guardian.
 pub(super) const GUARD: &str = "guard";
 /// See the module.
@@ -32,10 +34,27 @@ pub(super) struct Kit {
     pub(super) alive: OwnedFd,
     pub(super) cache: HandedOver,
     pub(super) program: Program,
-    /// Whether this guardian waits for the other one to die.
-    pub(super) standby: bool,
+    pub(super) role: Role,
     /// Whether the image was mounted when the kit was sent.
     pub(super) mounted: bool,
+}
+
+/// What a guardian is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Answer the kernel.
+    Duty,
+    /// Wait for the other one to die.
+    Standby,
+    /// The same, and then start a filler of its own program in place of the one there is.
+    Successor,
+}
+
+impl Role {
+    fn of(byte: u8) -> Option<Self> {
+        let all = [Self::Duty, Self::Standby, Self::Successor];
+        all.into_iter().find(|&role| role as u8 == byte)
+    }
 }
 
 /// Descriptors before those of the cache.
@@ -45,18 +64,19 @@ impl Kit {
     /// Starts a guardian with this kit, and waits until it is ready. The socket to it breaks when it dies.
     pub(super) fn start_guardian(
         &self,
-        standby: bool,
+        program: &str,
+        role: Role,
         mounted: bool,
         stderr: Stdio,
     ) -> io::Result<(Child, OwnedFd)> {
         let (ours, theirs) = channel::pair()?;
-        let child = Command::new(PROGRAM)
+        let child = Command::new(program)
             .arg(GUARD)
             .stdin(theirs)
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()?;
-        let mut text = vec![u8::from(standby), u8::from(mounted)];
+        let mut text = vec![VERSION, role as u8, u8::from(mounted)];
         text.extend_from_slice(self.program.directory.as_os_str().as_bytes());
         for argument in &self.program.arguments {
             text.push(0);
@@ -83,7 +103,11 @@ impl Kit {
     pub(super) fn receive(socket: impl AsFd) -> io::Result<Self> {
         let broken = || io::Error::new(io::ErrorKind::InvalidData, "this is no kit of a guardian");
         let (text, mut all) = channel::receive_all(socket)?;
-        let ([standby, mounted], words) = text.split_first_chunk::<2>().ok_or_else(broken)?;
+        let ([version, role, mounted], words) =
+            text.split_first_chunk::<3>().ok_or_else(broken)?;
+        if *version != VERSION {
+            return Err(broken());
+        }
         let mut words = words
             .split(|&byte| byte == 0)
             .map(|word| OsString::from_vec(word.to_vec()));
@@ -109,7 +133,7 @@ impl Kit {
                 arguments: words.collect(),
                 directory,
             },
-            standby: *standby != 0,
+            role: Role::of(*role).ok_or_else(broken)?,
             mounted: *mounted != 0,
         })
     }

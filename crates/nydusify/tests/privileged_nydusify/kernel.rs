@@ -1,14 +1,12 @@
 //! Mounts by the kernel's EROFS, filled on demand: right in content and metadata, and whatever process is killed.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::expect::compare_trees;
 use testkit::layout::{Flavour, Layer, Layout, Packing};
 use testkit::run::{Ran, is_mounted, output, run, wait_until};
-use testkit::tar::{Entry, Tar};
-use testkit::{corner, fixture, noise, skip};
+use testkit::{corner, fixture, skip};
 
 use crate::support::*;
 
@@ -100,25 +98,6 @@ fn complete(cache: &Path) -> Processes {
     found
 }
 
-/// An image of many files that do not compress, each of several chunks.
-fn noisy(place: &Place, files: u64) -> (String, BTreeMap<PathBuf, Vec<u8>>) {
-    let mut tar = Tar::new();
-    let mut expected = BTreeMap::new();
-    for number in 0..files {
-        let (name, data) = (format!("f{number:03}"), noise(number + 1, 150_000));
-        tar.add(Entry::file(&name, &data));
-        expected.insert(PathBuf::from(name), data);
-    }
-    let mut layout = Layout::create(Box::leak(place.path("source").into_boxed_path()));
-    let image = layout.manifest(&[Layer::new(&tar.finish(), Packing::Gzip)], Flavour::Oci);
-    layout.tag(&image, "latest");
-    let options = ["--fs-chunk-size", "0x10000"];
-    (
-        place.converted(&place.oci("source", "latest"), &options),
-        expected,
-    )
-}
-
 #[test]
 fn privileged_the_kernel_shows_what_is_filled_on_demand() {
     let Some(place) = place("privileged_the_kernel_shows_what_is_filled_on_demand") else {
@@ -191,7 +170,7 @@ fn privileged_any_process_may_be_killed() {
     let Some(place) = place("privileged_any_process_may_be_killed") else {
         return;
     };
-    let (target, expected) = noisy(&place, 60);
+    let (target, expected) = noisy(&place, 5 * kill_rounds() as u64);
     mount(&place, &target, &["--no-prefetch"]).ok();
     let (root, cache) = (place.path("root"), place.path("cache"));
     let files: Vec<_> = expected.iter().collect();
@@ -208,9 +187,11 @@ fn privileged_any_process_may_be_killed() {
                 let root = &root;
                 scope.spawn(move || {
                     std::thread::sleep(std::time::Duration::from_millis(at as u64));
+                    let begun = std::time::Instant::now();
                     let read = std::fs::read(root.join(name))
                         .unwrap_or_else(|error| panic!("{}: {error}", name.display()));
                     assert!(read == **data, "{} has other content", name.display());
+                    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
                 });
             }
             std::thread::sleep(std::time::Duration::from_millis(2));
@@ -354,5 +335,32 @@ fn privileged_what_the_kernel_cannot_mount_goes_through_fuse() {
     output(command.args(["--mode", "auto", "--detach"])).ok();
     assert_equal(&fixture::busybox_expect().compare(&place.path("root")));
     complete(&place.path("cache"));
+    umount(&place);
+}
+
+#[test]
+fn privileged_another_program_takes_over_a_mount_by_the_kernel() {
+    let Some(place) = place("privileged_another_program_takes_over_a_mount_by_the_kernel") else {
+        return;
+    };
+    let (target, expected) = noisy(&place, 30);
+    let old = place.path("old-nydusify");
+    std::fs::copy(NYDUSIFY, &old).unwrap();
+    let mut command = place.mount_command_of(&old, &target);
+    output(command.args(["--mode", "erofs", "--detach", "--no-prefetch"])).ok();
+    let (root, cache) = (place.path("root"), place.path("cache"));
+    let before = complete(&cache);
+    std::fs::remove_file(&old).unwrap();
+    read_while(&root, &expected, || {
+        run(NYDUSIFY, ["mount", "--replace", "--mount-path", root.to_str().unwrap()]).ok();
+    });
+    let after = complete(&cache);
+    for id in after.guardians.iter().chain(&after.fillers) {
+        assert!(!before.guardians.contains(id) && !before.fillers.contains(id));
+        assert_eq!(
+            std::fs::read_link(format!("/proc/{id}/exe")).unwrap(),
+            Path::new(NYDUSIFY)
+        );
+    }
     umount(&place);
 }

@@ -5,6 +5,8 @@ mod backend;
 mod damage;
 mod kernel;
 mod life;
+mod live;
+mod many;
 mod serving;
 mod support;
 mod trees;

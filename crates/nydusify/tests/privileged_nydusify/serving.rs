@@ -6,7 +6,6 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
 use testkit::fixture::busybox_expect;
 use testkit::layout::{self, Packing};
 use testkit::run::{is_mounted, output, run, wait_until};
@@ -76,17 +75,6 @@ fn privileged_a_mount_point_left_by_a_killed_process_is_taken_over() {
     };
     let target = place.converted(&fixture(), &[]);
     let root = place.directory("root");
-    let server = || -> u32 {
-        let mut value = [0; 64];
-        let len = rustix::fs::getxattr(&root, "user.nydusify.server", &mut value).unwrap();
-        let value = std::str::from_utf8(&value[..len]).unwrap();
-        value.split(' ').next().unwrap().parse().unwrap()
-    };
-    let kill = |pid: u32| {
-        let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
-        rustix::process::kill_process(pid, Signal::KILL).unwrap();
-        wait_until("the mount to be dead", || std::fs::metadata(&root).is_err());
-    };
     let cache = place.path("cache");
     let mount = [
         "mount",
@@ -100,12 +88,12 @@ fn privileged_a_mount_point_left_by_a_killed_process_is_taken_over() {
     ];
     for _ in 0..2 {
         run(NYDUSIFY, mount).ok();
-        kill(server());
+        Pair::of(&root).kill(&root);
     }
     assert!(is_mounted(&root));
     run(NYDUSIFY, mount).ok();
     assert_equal(&busybox_expect().compare(&root));
-    kill(server());
+    Pair::of(&root).kill(&root);
     run(NYDUSIFY, ["umount", text(&root)]).ok();
     assert!(!is_mounted(&root));
 }

@@ -1,10 +1,14 @@
 //! Places and mounts of the tests here.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use testkit::run::{Mount, Ran, run};
-use testkit::{oracle, skip};
+use rustix::process::{Pid, Signal, kill_process};
+use testkit::layout::{Flavour, Layer, Layout, Packing};
+use testkit::run::{Mount, Ran, run, wait_until};
+use testkit::tar::{Entry, Tar};
+use testkit::{noise, oracle, skip};
 
 /// The program under test.
 pub const NYDUSIFY: &str = env!("CARGO_BIN_EXE_nydusify");
@@ -67,7 +71,12 @@ impl Place {
 
     /// The command that mounts an image at `root` in here, with its cache in `cache`.
     pub fn mount_command(&self, target: &str) -> Command {
-        let mut command = Command::new(NYDUSIFY);
+        self.mount_command_of(Path::new(NYDUSIFY), target)
+    }
+
+    /// The same with another file of the program.
+    pub fn mount_command_of(&self, program: &Path, target: &str) -> Command {
+        let mut command = Command::new(program);
         command
             .args(["mount", "--target", target, "--mount-path"])
             .arg(self.directory("root"));
@@ -173,4 +182,94 @@ pub fn assert_equal(differences: &[String]) {
         "{} differences: {shown:#?}",
         differences.len()
     );
+}
+
+/// An image of many files that do not compress, each of several chunks, and what is in them.
+pub fn noisy(place: &Place, files: u64) -> (String, BTreeMap<PathBuf, Vec<u8>>) {
+    let mut tar = Tar::new();
+    let mut expected = BTreeMap::new();
+    for number in 0..files {
+        let (name, data) = (format!("f{number:03}"), noise(number + 1, 150_000));
+        tar.add(Entry::file(&name, &data));
+        expected.insert(PathBuf::from(name), data);
+    }
+    let mut layout = Layout::create(Box::leak(place.path("source").into_boxed_path()));
+    let image = layout.manifest(&[Layer::new(&tar.finish(), Packing::Gzip)], Flavour::Oci);
+    layout.tag(&image, "latest");
+    let options = ["--fs-chunk-size", "0x10000"];
+    (
+        place.converted(&place.oci("source", "latest"), &options),
+        expected,
+    )
+}
+
+/// How often the tests kill a process of a mount: `NYDUSIFY_KILL_ROUNDS`, for longer runs by hand.
+pub fn kill_rounds() -> usize {
+    let rounds = std::env::var("NYDUSIFY_KILL_ROUNDS");
+    rounds.map_or(12, |rounds| rounds.parse().expect("a number of rounds"))
+}
+
+/// The two processes of a FUSE mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    pub server: i32,
+    pub keeper: i32,
+}
+
+impl Pair {
+    /// Those of the mount at `root`.
+    #[track_caller]
+    pub fn of(root: &Path) -> Self {
+        let mut value = [0; 128];
+        let len = rustix::fs::getxattr(root, "user.nydusify.server", &mut value).unwrap();
+        let value = std::str::from_utf8(&value[..len]).unwrap();
+        let numbers: Vec<i32> = value
+            .split(' ')
+            .take(2)
+            .map(|number| number.parse().unwrap())
+            .collect();
+        Self {
+            server: numbers[0],
+            keeper: numbers[1],
+        }
+    }
+
+    /// Kills both at the same moment, which no mount outlives.
+    pub fn kill(self, root: &Path) {
+        for signal in [Signal::STOP, Signal::KILL] {
+            send(self.keeper, signal);
+            send(self.server, signal);
+        }
+        wait_until("the mount to be dead", || std::fs::metadata(root).is_err());
+    }
+}
+
+/// Sends a signal to a process, which may be gone.
+pub fn send(id: i32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(id).unwrap(), signal);
+}
+
+/// Whether a process runs. One that has ended and that nobody has waited for yet does not.
+pub fn lives(id: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+/// Reads all files of a mount, each once and by one of several readers, while something is done. All must be right.
+pub fn read_while(root: &Path, expected: &BTreeMap<PathBuf, Vec<u8>>, done: impl FnOnce()) {
+    let files: Vec<_> = expected.iter().collect();
+    std::thread::scope(|scope| {
+        for part in files.chunks(files.len().div_ceil(3)) {
+            scope.spawn(move || {
+                for (name, data) in part {
+                    let read = std::fs::read(root.join(name))
+                        .unwrap_or_else(|error| panic!("{}: {error}", name.display()));
+                    assert!(read == **data, "{} has other content", name.display());
+                    std::thread::sleep(std::time::Duration::from_millis(15));
+                }
+            });
+        }
+        done();
+    });
 }

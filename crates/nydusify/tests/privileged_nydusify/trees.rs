@@ -229,7 +229,7 @@ fn privileged_the_cache_outlives_a_killed_mount() {
     let target = place.converted(&fixture(), &[]);
     let mount = place.mount(&target, &["--no-prefetch"]);
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
-    mount.signal(rustix::process::Signal::KILL);
+    Pair::of(mount.path()).kill(mount.path());
     drop(mount);
     let before = stored(&place.path("cache"));
     // Without the blobs only the cache can answer; a chunk it does not hold for sure would be an error.
