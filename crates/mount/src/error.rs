@@ -68,7 +68,9 @@ pub enum Error {
         path: PathBuf,
     },
     /// Processes that serve the mount die one after the other.
-    #[error("{path}: {deaths} processes that served it died one soon after the other; the mount has been given up, reads end with errors")]
+    #[error(
+        "{path}: {deaths} processes that served it died one soon after the other; the mount has been given up, reads end with errors"
+    )]
     GivenUp {
         /// The mount point.
         path: PathBuf,

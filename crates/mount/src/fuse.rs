@@ -21,5 +21,5 @@ mod seat;
 mod wire;
 
 pub use keeper::{keep, keep_on};
-pub use seat::Seat;
 pub(crate) use seat::Link;
+pub use seat::Seat;

@@ -31,8 +31,7 @@ mod stats;
 mod unmount;
 
 pub use erofs::{
-    Finding, KernelOptions, Resumed, ResumedSocket, examine, guard, mount_kernel,
-    resume_kernel,
+    Finding, KernelOptions, Resumed, ResumedSocket, examine, guard, mount_kernel, resume_kernel,
 };
 pub use error::Error;
 pub use fuse::{Seat, keep, keep_on};

@@ -48,7 +48,9 @@ impl Signals {
     pub(crate) fn each(mut self, mut pass: impl FnMut(Sent) -> bool) {
         let own = rustix::process::geteuid().as_raw();
         for origin in self.0.forever() {
-            let process = origin.process.filter(|process| [0, own].contains(&process.uid));
+            let process = origin
+                .process
+                .filter(|process| [0, own].contains(&process.uid));
             let sent = Sent {
                 signal: origin.signal,
                 sender: process.and_then(|process| process.pid.try_into().ok()),

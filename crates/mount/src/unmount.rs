@@ -191,7 +191,10 @@ impl Processes {
             let handle = rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()?;
             (id != std::process::id()).then_some((id, handle))
         };
-        [self.server, self.keeper].into_iter().filter_map(open).collect()
+        [self.server, self.keeper]
+            .into_iter()
+            .filter_map(open)
+            .collect()
     }
 }
 

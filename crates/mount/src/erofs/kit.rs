@@ -103,8 +103,7 @@ impl Kit {
     pub(super) fn receive(socket: impl AsFd) -> io::Result<Self> {
         let broken = || io::Error::new(io::ErrorKind::InvalidData, "this is no kit of a guardian");
         let (text, mut all) = channel::receive_all(socket)?;
-        let ([version, role, mounted], words) =
-            text.split_first_chunk::<3>().ok_or_else(broken)?;
+        let ([version, role, mounted], words) = text.split_first_chunk::<3>().ok_or_else(broken)?;
         if *version != VERSION {
             return Err(broken());
         }

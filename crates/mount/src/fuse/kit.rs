@@ -110,7 +110,11 @@ impl Letter {
         let none = Vec::new;
         match self {
             Self::Begin => (1, vec![], none()),
-            Self::Kit(kit) => (2, kit.fields(), vec![kit.device.as_fd(), kit.record.as_fd()]),
+            Self::Kit(kit) => (
+                2,
+                kit.fields(),
+                vec![kit.device.as_fd(), kit.record.as_fd()],
+            ),
             Self::Prepared(cache, record) => (3, vec![bytes(cache)], vec![record.as_fd()]),
             Self::Ready => (4, vec![], none()),
             Self::Over => (5, vec![], none()),

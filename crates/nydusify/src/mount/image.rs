@@ -84,7 +84,10 @@ pub(super) fn open(named: Named<'_>, args: &MountArgs, record: Option<&[u8]>) ->
             let image = bare(bootstrap, args.blob_dir.as_deref(), backend)?;
             let same = known.is_none_or(|(_, mounted)| mounted == image.bootstrap.data());
             let path = bootstrap.display();
-            ensure!(same, "{path}: it is no longer the bootstrap that was mounted");
+            ensure!(
+                same,
+                "{path}: it is no longer the bootstrap that was mounted"
+            );
             Ok(image)
         }
         Named::Image(target) => in_image(target, args, &places, backend, known),

@@ -352,7 +352,11 @@ fn privileged_another_program_takes_over_a_mount_by_the_kernel() {
     let before = complete(&cache);
     std::fs::remove_file(&old).unwrap();
     read_while(&root, &expected, || {
-        run(NYDUSIFY, ["mount", "--replace", "--mount-path", root.to_str().unwrap()]).ok();
+        run(
+            NYDUSIFY,
+            ["mount", "--replace", "--mount-path", root.to_str().unwrap()],
+        )
+        .ok();
     });
     let after = complete(&cache);
     for id in after.guardians.iter().chain(&after.fillers) {

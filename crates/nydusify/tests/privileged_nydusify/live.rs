@@ -89,7 +89,11 @@ fn privileged_a_running_program_outlives_the_server() {
     let target = place.converted(&fixture(), &["--fs-chunk-size", "0x1000"]);
     let mount = place.mount(&target, &["--no-prefetch"]);
     let mut shell = Command::new(mount.path().join("bin/busybox"))
-        .args(["sh", "-c", "read line; echo $line | sha256sum; md5sum /proc/self/exe"])
+        .args([
+            "sh",
+            "-c",
+            "read line; echo $line | sha256sum; md5sum /proc/self/exe",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -99,7 +103,12 @@ fn privileged_a_running_program_outlives_the_server() {
     send(pair.server, Signal::KILL);
     shell.stdin.take().unwrap().write_all(b"word\n").unwrap();
     let mut said = String::new();
-    shell.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    shell
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
     assert!(shell.wait().unwrap().success());
     assert!(said.starts_with(&testkit::sha256(b"word\n")), "{said}");
 
@@ -281,7 +290,10 @@ fn privileged_another_program_takes_over_a_fuse_mount() {
     complete(&root, &[after.keeper]);
     run(NYDUSIFY, replace).ok();
     let last = Pair::of(&root);
-    assert_eq!(std::fs::read(root.join("f000")).unwrap(), expected[std::path::Path::new("f000")]);
+    assert_eq!(
+        std::fs::read(root.join("f000")).unwrap(),
+        expected[std::path::Path::new("f000")]
+    );
     run(NYDUSIFY, ["umount", root.to_str().unwrap()]).ok();
     assert!(!lives(last.server) && !lives(last.keeper));
     drop(mount);

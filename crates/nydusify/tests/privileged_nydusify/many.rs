@@ -15,7 +15,7 @@ fn read_all_blobs(name: &str, count: usize) {
         .map(|number| {
             let mut tar = Tar::new();
             let content = format!("content of layer {number}").repeat(100);
-            tar.add(Entry::file(&format!("f{number}"), content.as_bytes()));
+            tar.add(Entry::file(format!("f{number}"), content.as_bytes()));
             tar.finish()
         })
         .collect();
@@ -55,10 +55,16 @@ fn read_all_blobs(name: &str, count: usize) {
 
 #[test]
 fn privileged_an_image_of_60_blobs_is_mounted_in_both_modes() {
-    read_all_blobs("privileged_an_image_of_60_blobs_is_mounted_in_both_modes", 60);
+    read_all_blobs(
+        "privileged_an_image_of_60_blobs_is_mounted_in_both_modes",
+        60,
+    );
 }
 
 #[test]
 fn privileged_an_image_of_250_blobs_is_mounted_in_both_modes() {
-    read_all_blobs("privileged_an_image_of_250_blobs_is_mounted_in_both_modes", 250);
+    read_all_blobs(
+        "privileged_an_image_of_250_blobs_is_mounted_in_both_modes",
+        250,
+    );
 }

@@ -252,7 +252,10 @@ pub fn send(id: i32, signal: Signal) {
 /// Whether a process runs. One that has ended and that nobody has waited for yet does not.
 pub fn lives(id: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    let state = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.chars().next());
     state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
