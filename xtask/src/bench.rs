@@ -18,6 +18,13 @@ pub fn bench(arguments: &[String]) -> Result<()> {
         program.arg("measure");
     }
     program.args(arguments);
+    if arguments.first().is_some_and(|a| a == "series") {
+        if !arguments.iter().any(|a| a.starts_with("--work")) {
+            let work = target_directory().join("bench/series");
+            program.arg("--work").arg(work);
+        }
+        return run(&mut program);
+    }
     if !arguments.iter().any(|a| a.starts_with("--big"))
         && let Some(big) = big_image()?
     {

@@ -50,7 +50,7 @@ enum Chore {
     },
     /// Measures the release binaries and writes docs/benchmarks.md
     Bench {
-        /// What the benchmark program takes: `mount` for mounts; `--only NAME`, `--runs N`, `--big LAYOUT`, `--print`
+        /// What the benchmark program takes: `mount` for mounts, `dict` for chunk dictionaries, `series` for a series of versions; `--only NAME`, `--runs N`, `--big LAYOUT`, `--print`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

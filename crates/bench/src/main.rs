@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod dict;
 mod floor;
 mod input;
 mod link;
@@ -9,6 +10,7 @@ mod measure;
 mod mounts;
 mod report;
 mod scenario;
+mod series;
 mod tools;
 
 use std::ffi::OsString;
@@ -75,6 +77,34 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
+    /// Measure dictionaries of synthetic chunks, and a conversion whose chunks are all known, and write docs/chunkdict.md.
+    Dict {
+        /// How many chunks, separated by commas.
+        #[arg(long, value_delimiter = ',', default_values_t = [1_000_000, 10_000_000])]
+        chunks: Vec<u64>,
+        /// A layout with the tag `big`, made by the tool that makes the big image.
+        #[arg(long)]
+        big: Option<PathBuf>,
+        /// Counted runs of each command.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Directory for results; a temporary one by default.
+        #[arg(long)]
+        work: Option<PathBuf>,
+        /// Print the tables instead of writing the page.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Convert a series of versions of one image and write what a chunk dictionary saves into docs/chunkdict.md. Takes
+    /// Python wheels from where pip takes them.
+    Series {
+        /// Directory for wheels and images, which are kept for the next time.
+        #[arg(long)]
+        work: PathBuf,
+        /// Print the tables instead of writing the page.
+        #[arg(long)]
+        print: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -100,6 +130,25 @@ fn main() -> Result<()> {
             work,
             print,
         } => run_mounts(&big, runs, work, print),
+        Command::Dict {
+            chunks,
+            big,
+            runs,
+            work,
+            print,
+        } => {
+            let scratch = scratch(work.as_ref())?;
+            let image = match &big {
+                Some(layout) => Some(Input::open("big", layout, "big", scratch.path())?),
+                None => {
+                    testkit::skip("conversion of known chunks", "give a layout with --big");
+                    None
+                }
+            };
+            let (work, image) = (scratch.path(), image.as_ref());
+            dict::measure(&programs()?, work, &chunks, image, runs, print)
+        }
+        Command::Series { work, print } => series::measure(&programs()?, &work, print),
     }
 }
 
