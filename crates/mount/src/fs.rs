@@ -21,6 +21,7 @@ use rafs_format::{Bootstrap, ChunkPointer, Inode, NAME_MAX};
 use storage::ChunkStore;
 
 use crate::error::Fault;
+use crate::fuse::Flights;
 use crate::inode::{Numbers, attributes, kind};
 use crate::log::DamageLog;
 use crate::stats::{Counters, add};
@@ -46,6 +47,8 @@ pub(crate) struct RafsFs {
     log: DamageLog,
     /// Process id of the process that keeps the mount, 0 if none does; for whoever unmounts, see [`crate::unmount`].
     keeper: Arc<AtomicU32>,
+    /// Notes what is being answered, where another process may have to go on.
+    flights: Option<Flights>,
     no_open: bool,
     no_opendir: bool,
 }
@@ -67,6 +70,7 @@ impl RafsFs {
         store: Arc<ChunkStore>,
         counters: Arc<Counters>,
         keeper: Arc<AtomicU32>,
+        flights: Option<Flights>,
     ) -> Self {
         Self {
             numbers: Numbers::new(bootstrap.root()),
@@ -75,6 +79,7 @@ impl RafsFs {
             counters,
             log: DamageLog::default(),
             keeper,
+            flights,
             no_open: false,
             no_opendir: false,
         }
@@ -263,7 +268,8 @@ impl Filesystem for RafsFs {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         add(&self.counters.lookups, 1);
         match self.find(parent, name.as_bytes()) {
             Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
@@ -273,14 +279,16 @@ impl Filesystem for RafsFs {
         }
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         match self.attr(ino) {
             Ok(attr) => reply.attr(&TTL, &attr),
             Err(fault) => reply.error(self.errno("getattr", ino, &fault)),
         }
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         let target = self.inode(ino).and_then(|inode| {
             if !inode.is_symlink() {
                 return Err(Fault::WrongType);
@@ -293,7 +301,8 @@ impl Filesystem for RafsFs {
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         if self.no_open {
             // The kernel never asks again, and keeps its page cache from one open to the next.
             reply.error(Errno::ENOSYS);
@@ -307,7 +316,7 @@ impl Filesystem for RafsFs {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -316,6 +325,7 @@ impl Filesystem for RafsFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         SCRATCH.with_borrow_mut(|scratch| match self.read_file(ino, offset, size, scratch) {
             Ok(len) => {
                 add(&self.counters.reads, 1);
@@ -326,12 +336,14 @@ impl Filesystem for RafsFs {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         // Nothing is ever written; the kernel need not ask again.
         reply.error(Errno::ENOSYS);
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         if self.no_opendir {
             // The kernel never asks again, and caches listings.
             reply.error(Errno::ENOSYS);
@@ -345,12 +357,13 @@ impl Filesystem for RafsFs {
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         let listed = self.list(ino, offset, |next, ino, kind, name| {
             reply.add(ino, next, kind, name)
         });
@@ -362,12 +375,13 @@ impl Filesystem for RafsFs {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         let mut count = 0;
         let listed = self.list(ino, offset, |next, ino, kind, name| {
             count += 1;
@@ -392,7 +406,8 @@ impl Filesystem for RafsFs {
         }
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         let bytes = self.bootstrap.blobs().iter().fold(0_u64, |sum, blob| {
             sum.saturating_add(blob.uncompressed_size)
         });
@@ -408,7 +423,15 @@ impl Filesystem for RafsFs {
         );
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         self.reply_xattr(
             "getxattr",
             ino,
@@ -418,7 +441,8 @@ impl Filesystem for RafsFs {
         );
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
         self.reply_xattr("listxattr", ino, self.xattr_names(ino), size, reply);
     }
 }

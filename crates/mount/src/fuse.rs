@@ -15,11 +15,13 @@
 //!
 //! `SIGUSR2` from another program of ours is how that program takes the place of this one: see [`keeper`].
 
+mod flight;
 mod keeper;
 mod kit;
 mod seat;
 mod wire;
 
+pub(crate) use flight::Flights;
 pub use keeper::{keep, keep_on};
 pub(crate) use seat::Link;
 pub use seat::Seat;

@@ -118,7 +118,13 @@ pub fn mount(
 
     let counters = Arc::new(Counters::default());
     let nobody = Arc::default();
-    let fs = RafsFs::new(bootstrap.clone(), store.clone(), counters.clone(), nobody);
+    let fs = RafsFs::new(
+        bootstrap.clone(),
+        store.clone(),
+        counters.clone(),
+        nobody,
+        None,
+    );
     let (acl, config) = settings(options);
     let session = Session::from_fd(fs, device, acl, config)
         .and_then(Session::spawn)

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitOptions};
 use signal_hook::consts::{SIGUSR1, SIGUSR2};
 
+use super::flight::Flights;
 use super::kit::{Kit, Letter};
 use super::wire;
 use crate::program::Program;
@@ -274,6 +275,7 @@ impl Keeper {
         // Servers to come need the cache that was chosen; the last of several flags counts.
         let chosen = ["--cache-dir".into(), cache.into()];
         self.program.arguments.extend(chosen);
+        let flights = Flights::create().map_err(failed)?;
         let mut mountpoint = Mountpoint::prepare(&self.path)?;
         let device = device::attach(&mountpoint.path)?;
         mountpoint.attached(&self.path)?;
@@ -285,6 +287,7 @@ impl Keeper {
             device,
             init,
             record,
+            flights,
             place: mountpoint.release(),
             program: self.program.clone(),
             keeper: std::process::id(),

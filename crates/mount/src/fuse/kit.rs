@@ -22,6 +22,8 @@ pub(crate) struct Kit {
     pub(super) init: Vec<u8>,
     /// What the first server noted of the image, for those after it.
     pub(super) record: OwnedFd,
+    /// Memory of the [`super::Flights`].
+    pub(super) flights: OwnedFd,
     pub(super) place: Place,
     /// How to start a server.
     pub(super) program: Program,
@@ -67,7 +69,16 @@ impl Kit {
         fields
     }
 
-    fn of(fields: Vec<Vec<u8>>, device: OwnedFd, record: OwnedFd) -> Option<Self> {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        vec![
+            self.device.as_fd(),
+            self.record.as_fd(),
+            self.flights.as_fd(),
+        ]
+    }
+
+    fn of(fields: Vec<Vec<u8>>, mut all: impl Iterator<Item = OwnedFd>) -> Option<Self> {
+        let (device, record, flights) = (all.next()?, all.next()?, all.next()?);
         let mut fields = fields.into_iter();
         let init = fields.next()?;
         let path = path(fields.next()?);
@@ -79,6 +90,7 @@ impl Kit {
             device,
             init,
             record,
+            flights,
             place: Place {
                 path,
                 device: Some(number).filter(|number| !number.is_empty()),
@@ -98,6 +110,7 @@ impl Kit {
             device: self.device.try_clone()?,
             init: self.init.clone(),
             record: self.record.try_clone()?,
+            flights: self.flights.try_clone()?,
             place: self.place.clone(),
             program: self.program.clone(),
             keeper: self.keeper,
@@ -110,11 +123,7 @@ impl Letter {
         let none = Vec::new;
         match self {
             Self::Begin => (1, vec![], none()),
-            Self::Kit(kit) => (
-                2,
-                kit.fields(),
-                vec![kit.device.as_fd(), kit.record.as_fd()],
-            ),
+            Self::Kit(kit) => (2, kit.fields(), kit.descriptors()),
             Self::Prepared(cache, record) => (3, vec![bytes(cache)], vec![record.as_fd()]),
             Self::Ready => (4, vec![], none()),
             Self::Over => (5, vec![], none()),
@@ -123,7 +132,8 @@ impl Letter {
             Self::Succeed(kit, socket, child) => {
                 let mut fields = vec![child.unwrap_or_default().to_le_bytes().to_vec()];
                 fields.extend(kit.fields());
-                let all = vec![socket.as_fd(), kit.device.as_fd(), kit.record.as_fd()];
+                let mut all = vec![socket.as_fd()];
+                all.extend(kit.descriptors());
                 (8, fields, all)
             }
         }
@@ -133,7 +143,7 @@ impl Letter {
         let mut all = all.into_iter();
         Some(match tag {
             1 => Self::Begin,
-            2 => Self::Kit(Kit::of(fields, all.next()?, all.next()?)?),
+            2 => Self::Kit(Kit::of(fields, all)?),
             3 => Self::Prepared(path(fields.pop()?), all.next()?),
             4 => Self::Ready,
             5 => Self::Over,
@@ -142,7 +152,7 @@ impl Letter {
             8 if !fields.is_empty() => {
                 let child = u32::from_le_bytes(fields.remove(0).try_into().ok()?);
                 let socket = all.next()?;
-                let kit = Kit::of(fields, all.next()?, all.next()?)?;
+                let kit = Kit::of(fields, all)?;
                 Self::Succeed(kit, socket, Some(child).filter(|&child| child != 0))
             }
             _ => return None,
@@ -204,6 +214,7 @@ mod tests {
     fn kit() -> Kit {
         let (device, record) = channel::pair().unwrap();
         Kit {
+            flights: record.try_clone().unwrap(),
             device,
             init: vec![1, 0, 255],
             record,

@@ -16,6 +16,7 @@ use rafs_format::Bootstrap;
 use rustix::fs::MemfdFlags;
 use storage::ChunkStore;
 
+use super::flight::Flights;
 use super::kit::{Kit, Letter};
 use super::{keeper, wire};
 use crate::fs::RafsFs;
@@ -98,20 +99,24 @@ impl Seat {
             })?,
         };
         let counters = Arc::new(Counters::default());
+        let session_failed = |source| Error::Session {
+            path: link.kit.place.path.clone(),
+            source,
+        };
+        let flights = || Flights::map(&link.kit.flights);
+        let lost = flights().map_err(session_failed)?;
         let fs = RafsFs::new(
             bootstrap.clone(),
             store.clone(),
             counters.clone(),
             link.keeper.clone(),
+            Some(flights().map_err(session_failed)?),
         );
         let (acl, config) = settings(options);
         let kit = &link.kit;
-        let session = wire::session(fs, &kit.device, &kit.init, acl, config)
+        let session = wire::session(fs, &kit.device, &kit.init, &lost, acl, config)
             .and_then(Session::spawn)
-            .map_err(|source| Error::Session {
-                path: kit.place.path.clone(),
-                source,
-            })?;
+            .map_err(session_failed)?;
         let mountpoint = Mountpoint::from(kit.place.clone());
         mountpoint.raise_read_ahead();
         link.say(&Letter::Ready);

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
+use super::flight::Flights;
 use crate::channel;
 
 /// The kernel refuses reads into less (`FUSE_MIN_READ_BUFFER`).
@@ -39,7 +40,7 @@ pub(super) fn read_init(device: &OwnedFd) -> io::Result<Vec<u8>> {
 }
 
 /// A session on `device`, whose first request, `init`, was taken before: by this process, or by one that died. The
-/// requests that a dead one had taken are handed out again.
+/// requests that a dead one had taken are handed out again; kernels that can't do that have them refused, see [`Flights`].
 ///
 /// fuser begins every session with a handshake. It holds it with us; then the device takes our place. The answer goes to
 /// the kernel, which takes it if it has none yet.
@@ -47,6 +48,7 @@ pub(super) fn session<F: Filesystem>(
     fs: F,
     device: &OwnedFd,
     init: &[u8],
+    lost: &Flights,
     acl: SessionACL,
     config: Config,
 ) -> io::Result<Session<F>> {
@@ -61,26 +63,35 @@ pub(super) fn session<F: Filesystem>(
         Err(errno) => return Err(errno.into()),
     }
     sys::substitute(session.as_fd(), device.as_fd())?;
-    resend(device)?;
+    resend(device, lost)?;
     Ok(session)
 }
 
-/// Has the kernel hand out again what a dead process had taken.
-fn resend(device: &OwnedFd) -> io::Result<()> {
-    // struct fuse_out_header: length, error, unique. Without a unique the second is the kind of a notification.
-    let mut message = [0; 16];
-    message[..4].copy_from_slice(&16_u32.to_ne_bytes());
-    message[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
-    match rustix::io::write(device, &message) {
+/// Has the kernel hand out again what a dead process had taken, or refuses it where the kernel can't.
+fn resend(device: &OwnedFd, lost: &Flights) -> io::Result<()> {
+    // Without the number of a request, what stands for an error is the kind of a notification.
+    match rustix::io::write(device, &header(NOTIFY_RESEND, 0)) {
         Ok(_) => Ok(()),
         Err(Errno::INVAL) => {
-            tracing::debug!("this kernel does not hand out requests again (Linux 6.9)");
+            for number in lost.take() {
+                // Most of these are no requests, or answered.
+                let _ = rustix::io::write(device, &header(-Errno::IO.raw_os_error(), number));
+            }
             Ok(())
         }
         // Unmounted meanwhile: the session will find that out.
         Err(Errno::NODEV | Errno::NOENT | Errno::NOTCONN) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// `struct fuse_out_header`: length, error, unique.
+fn header(error: i32, unique: u64) -> [u8; 16] {
+    let mut message = [0; 16];
+    message[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&error.to_ne_bytes());
+    message[8..].copy_from_slice(&unique.to_ne_bytes());
+    message
 }
 
 /// Whether the connection has ended: unmounted and used by nobody, or aborted.

@@ -208,6 +208,13 @@ fn mount_as_user(place: &Place, script: &str) {
     let file = place.path("root/etc/os-release");
     let ran = run("setpriv", read.iter().chain(&[file.to_str().unwrap()])).ok();
     assert!(ran.stdout.contains("fixture"), "{ran}");
+    // What serves it may be killed here, too.
+    let server = children(mount.id());
+    assert_eq!(server.len(), 1, "{server:?}");
+    send(server[0], Signal::KILL);
+    let file = place.path("root/usr/share/words/alpha");
+    run("setpriv", read.iter().chain(&[file.to_str().unwrap()])).ok();
+    assert_ne!(children(mount.id()), server);
     mount.stop().ok();
     wait_until("the mount to be gone", || !is_mounted(&place.path("root")));
 }

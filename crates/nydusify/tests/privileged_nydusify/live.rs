@@ -154,13 +154,7 @@ fn privileged_a_mount_whose_servers_die_again_and_again_is_given_up() {
     let root = place.path("root");
     let open = File::open(root.join("bin/busybox")).unwrap();
     let server = Pair::of(&root).server;
-    let children = || {
-        let path = format!("/proc/{0}/task/{0}/children", mount.id());
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.split_whitespace()
-            .filter_map(|id| id.parse().ok())
-            .collect::<Vec<i32>>()
-    };
+    let children = || children(mount.id());
     assert_eq!(children(), [server]);
     // As a request would that no server outlives.
     let begun = Instant::now();

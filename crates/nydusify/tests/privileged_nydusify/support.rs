@@ -259,6 +259,14 @@ pub fn lives(id: i32) -> bool {
     state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
+/// The processes that a process has started and not waited for yet.
+pub fn children(id: u32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
+    let text = text.unwrap_or_default();
+    let numbers = text.split_whitespace().filter_map(|id| id.parse().ok());
+    numbers.collect()
+}
+
 /// Reads all files of a mount, each once and by one of several readers, while something is done. All must be right.
 pub fn read_while(root: &Path, expected: &BTreeMap<PathBuf, Vec<u8>>, done: impl FnOnce()) {
     let files: Vec<_> = expected.iter().collect();

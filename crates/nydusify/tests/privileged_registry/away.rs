@@ -97,3 +97,48 @@ fn privileged_a_read_waits_no_longer_than_told_for_a_silent_registry() {
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
     mount.stop().ok();
 }
+
+/// Kills the process that serves a mount, which another process keeps.
+fn kill_server(root: &Path) {
+    let mut value = [0; 128];
+    let len = rustix::fs::getxattr(root, "user.nydusify.server", &mut value).unwrap();
+    let text = std::str::from_utf8(&value[..len]).unwrap();
+    let id = text.split(' ').next().unwrap().parse().unwrap();
+    let process = rustix::process::Pid::from_raw(id).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn privileged_a_read_under_way_and_a_registry_away_do_not_mind_a_killed_server() {
+    let Some(place) =
+        Place::new("privileged_a_read_under_way_and_a_registry_away_do_not_mind_a_killed_server")
+    else {
+        return;
+    };
+    let registry = Registry::new();
+    let to = converted(&place, &registry);
+    let mount = place.mount(&to, &["--no-prefetch"]);
+    let path = |name: &str| mount.path().join(name);
+    let late = Faults::of(1, 1.0, &[Fault::Latency]).latency(Duration::from_millis(1500));
+    registry.set_faults(late);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(&path("app/main")));
+        std::thread::sleep(Duration::from_millis(500));
+        kill_server(mount.path());
+        // Linux before 6.9 does not hand out again what was under way.
+        reader.join().unwrap().unwrap();
+    });
+    assert!(begun.elapsed() < Duration::from_secs(10));
+
+    // A server knows the image from the one before it.
+    registry.set_faults(Faults::none());
+    let main = read(&path("app/main")).unwrap();
+    registry.down();
+    kill_server(mount.path());
+    assert!(read(&path("app/main")).unwrap() == main);
+    assert_eq!(read(&path("bin/busybox")).unwrap_err().raw_os_error(), EIO);
+    registry.up();
+    assert_equal(&fixture::busybox_expect().compare(mount.path()));
+    mount.stop().ok();
+}
