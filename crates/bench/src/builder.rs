@@ -11,7 +11,7 @@ use flate2::{Compression, GzBuilder};
 use layer::tar::EntryKind;
 use rafs_format::Compressor;
 
-use crate::floor::{Layer, unpacked};
+use crate::floor::unpacked;
 use crate::scenario::{Programs, Row, Scenario};
 use crate::tools::{args, remove, repeat, run, size, timed};
 
@@ -23,7 +23,7 @@ const REFERRED: [&str; 3] = ["targz-ref", "estargz-ref", "tar-tarfs"];
 const ESTARGZ_CHUNK: usize = 4 << 20;
 
 impl Scenario<'_> {
-    /// Everything of the builder but `create --type tar-rafs`, which stands beside `convert`.
+    /// Everything of the builder but `create --type tar-rafs`, which stands beside `convert` with its efficiency.
     pub fn builder(&mut self) -> Result<()> {
         let sources = Sources::of(self)?;
         for kind in CHUNKED {
@@ -52,18 +52,9 @@ impl Scenario<'_> {
             blob.as_os_str(),
             source.as_os_str(),
         ]));
-        // A directory has no tar to take a floor of; that of the layer's tar has the same files.
-        let path = if source.is_dir() {
-            self.input.tar.clone()
-        } else {
-            source.to_owned()
-        };
-        let layers = [Layer {
-            path,
-            from_image: false,
-        }];
-        let what = format!("create, {kind}, {compressor}");
-        self.with_floor(what, &blob, &command, &layers, compressor)?;
+        let runs = repeat(self.runs, &[&blob], &command)?;
+        let bytes = size(&blob)?;
+        self.push(format!("create, {kind}, {compressor}"), runs, bytes);
         remove(&blob)
     }
 
