@@ -35,6 +35,7 @@ use crate::Error;
 use crate::mountinfo::{IMAGE_FILE, mounts_of};
 use crate::prefetch::Prefetcher;
 use crate::program::{PROGRAM, Program};
+use crate::record;
 use crate::session::{Front, Mounted, Mountpoint, Options};
 use crate::stats::Counters;
 use crate::unmount::detach;
@@ -50,6 +51,8 @@ pub struct KernelOptions {
     pub cache_dir: PathBuf,
     /// How to start this program again, should this process die.
     pub program: Program,
+    /// What a process in place of this one is to know of the image.
+    pub record: Vec<u8>,
     /// Where the processes that guard the mount report; this one's standard error if not given.
     pub log: Option<File>,
 }
@@ -99,6 +102,7 @@ pub fn mount_kernel(
         alive,
         cache,
         program: kernel.program,
+        record: record::create(&kernel.record).map_err(&system)?,
         role: Role::Duty,
         mounted: false,
     };

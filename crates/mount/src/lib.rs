@@ -24,6 +24,7 @@ mod log;
 mod mountinfo;
 mod prefetch;
 mod program;
+mod record;
 mod replace;
 mod serve;
 mod session;

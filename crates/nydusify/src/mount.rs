@@ -207,9 +207,10 @@ fn serve(mounted: Mounted, signals: Signals) -> Result<ExitCode> {
 
 /// Goes on in place of a process that filled the cache of a mount by the kernel, and died.
 fn resume(named: Named<'_>, args: &MountArgs) -> Result<ExitCode> {
-    let (handed, socket) = Resumed::from_stdin()?.split();
+    let (resumed, record) = Resumed::from_stdin()?;
+    let (handed, socket) = resumed.split();
     let signals = Signals::listen()?;
-    let image = image::open(named, args, None)?;
+    let image = image::open(named, args, Some(&record))?;
     let options = StoreOptions {
         cache_dir: args.cache_dir.clone(),
         ..StoreOptions::default()

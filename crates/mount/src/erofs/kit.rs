@@ -14,6 +14,7 @@ use sys::fanotify::Group;
 use super::channel;
 use crate::Error;
 use crate::program::Program;
+use crate::record;
 
 /// Stands before every kit; another version of the program may be on the other side.
 const VERSION: u8 = 1;
@@ -34,6 +35,8 @@ pub(super) struct Kit {
     pub(super) alive: OwnedFd,
     pub(super) cache: HandedOver,
     pub(super) program: Program,
+    /// What the first filler noted of the image, for those after it.
+    pub(super) record: OwnedFd,
     pub(super) role: Role,
     /// Whether the image was mounted when the kit was sent.
     pub(super) mounted: bool,
@@ -58,7 +61,7 @@ impl Role {
 }
 
 /// Descriptors before those of the cache.
-const FIXED: usize = 7;
+const FIXED: usize = 8;
 
 impl Kit {
     /// Starts a guardian with this kit, and waits until it is ready. The socket to it breaks when it dies.
@@ -90,6 +93,7 @@ impl Kit {
             self.image.as_fd(),
             self.alive.as_fd(),
             self.cache.lock.as_fd(),
+            self.record.as_fd(),
         ];
         all.extend(self.cache_files());
         channel::send_all(&ours, &text, &all)?;
@@ -116,7 +120,16 @@ impl Kit {
         }
         let files = all.split_off(FIXED);
         let fixed: [OwnedFd; FIXED] = all.try_into().map_err(|_| broken())?;
-        let [group, table, guardian_end, filler_end, image, alive, lock] = fixed;
+        let [
+            group,
+            table,
+            guardian_end,
+            filler_end,
+            image,
+            alive,
+            lock,
+            record,
+        ] = fixed;
         Ok(Self {
             group: group.into(),
             table,
@@ -124,6 +137,7 @@ impl Kit {
             filler_end,
             image: image.into(),
             alive,
+            record,
             cache: HandedOver {
                 lock: lock.into(),
                 blobs: blob_files(files)?,
@@ -145,6 +159,7 @@ impl Kit {
             self.filler_end.as_fd(),
             alive.as_fd(),
             self.cache.lock.as_fd(),
+            self.record.as_fd(),
         ];
         all.extend(self.cache_files());
         channel::send_all(&ours, b"", &all)?;
@@ -169,28 +184,29 @@ pub struct Resumed {
 }
 
 impl Resumed {
-    /// Receives it over the standard input.
+    /// Receives it over the standard input, and what the first filler noted of the image.
     ///
     /// # Errors
     /// When no guardian started this process.
-    pub fn from_stdin() -> Result<Self, Error> {
+    pub fn from_stdin() -> Result<(Self, Vec<u8>), Error> {
         let receive = || {
             let (_, mut all) = channel::receive_all(io::stdin())?;
             let broken = || io::Error::from(io::ErrorKind::InvalidData);
-            if all.len() < 3 {
+            if all.len() < 4 {
                 return Err(broken());
             }
-            let files = all.split_off(3);
-            let fixed: [OwnedFd; 3] = all.try_into().map_err(|_| broken())?;
-            let [socket, alive, lock] = fixed;
-            Ok(Self {
+            let files = all.split_off(4);
+            let fixed: [OwnedFd; 4] = all.try_into().map_err(|_| broken())?;
+            let [socket, alive, lock, noted] = fixed;
+            let resumed = Self {
                 cache: HandedOver {
                     lock: lock.into(),
                     blobs: blob_files(files)?,
                 },
                 socket,
                 alive,
-            })
+            };
+            Ok((resumed, record::read(&noted)?))
         };
         receive().map_err(|source| Error::System {
             what: "taking over from a process that served the mount",

@@ -1,9 +1,7 @@
 //! The process that serves a FUSE mount, and its link to the one that keeps it.
 
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,7 +11,6 @@ use std::time::Duration;
 
 use fuser::Session;
 use rafs_format::Bootstrap;
-use rustix::fs::MemfdFlags;
 use storage::ChunkStore;
 
 use super::flight::Flights;
@@ -25,7 +22,7 @@ use crate::program::PROGRAM;
 use crate::serve::spawn;
 use crate::session::{Front, Mounted, Mountpoint, Options, settings};
 use crate::stats::Counters;
-use crate::{Error, channel};
+use crate::{Error, channel, record};
 
 /// Pause before a keeper that could not be started is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -65,12 +62,7 @@ impl Seat {
     /// # Errors
     /// When the system refuses.
     pub fn record(&self) -> Result<Option<Vec<u8>>, Error> {
-        let read = |link: &Arc<Link>| {
-            let file = File::from(link.kit.record.try_clone()?);
-            let len = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
-            let mut bytes = vec![0; len];
-            file.read_exact_at(&mut bytes, 0).map(|()| bytes)
-        };
+        let read = |link: &Arc<Link>| record::read(&link.kit.record);
         let record = self.link.as_ref().map(read).transpose();
         record.map_err(|source| Error::System {
             what: "reading what is known of the mounted image",
@@ -135,9 +127,7 @@ impl Seat {
 
 /// Has the keeper mount.
 fn first(socket: OwnedFd, cache: &Path, record: &[u8]) -> io::Result<Arc<Link>> {
-    let memory = rustix::fs::memfd_create("nydusify-image", MemfdFlags::CLOEXEC)?;
-    File::from(memory.try_clone()?).write_all(record)?;
-    Letter::Prepared(cache.to_owned(), memory).send(&socket)?;
+    Letter::Prepared(cache.to_owned(), record::create(record)?).send(&socket)?;
     match Letter::receive(&socket)? {
         Letter::Kit(kit) => Link::start(kit, socket),
         _ => Err(io::ErrorKind::InvalidData.into()),

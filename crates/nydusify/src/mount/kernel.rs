@@ -32,6 +32,7 @@ pub(super) fn mount(
             arguments,
             directory: std::env::current_dir().context("the working directory")?,
         },
+        record: image.record,
         log,
     };
     Ok(mount::mount_kernel(

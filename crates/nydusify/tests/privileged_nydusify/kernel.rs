@@ -368,3 +368,19 @@ fn privileged_another_program_takes_over_a_mount_by_the_kernel() {
     }
     umount(&place);
 }
+
+/// The image that is mounted is the one that is filled, whatever its name leads to.
+#[test]
+fn privileged_a_new_filler_fills_the_image_that_is_mounted() {
+    let Some(place) = place("privileged_a_new_filler_fills_the_image_that_is_mounted") else {
+        return;
+    };
+    let (target, expected) = noisy(&place, 4);
+    mount(&place, &target, &["--no-prefetch"]).ok();
+    let (root, cache) = (place.path("root"), place.path("cache"));
+    let before = complete(&cache);
+    place.converted(&fixture(), &[]);
+    kill_process(Pid::from_raw(before.fillers[0]).unwrap(), Signal::KILL).unwrap();
+    read_while(&root, &expected, || {});
+    umount(&place);
+}
