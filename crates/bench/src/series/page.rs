@@ -75,8 +75,8 @@ impl Page<'_> {
     /// A row per chunk size and shortest run: the versions after the first together.
     fn by_run(&self) -> String {
         let mut out = String::from(
-            "| Chunk size | `--dict-min-run` | Stored, MB | Pulled, MB | Extra requests per version | Blobs of the last version's \
-             dictionary | Bytes saved per request more |\n|---|---|---:|---:|---:|---:|---:|\n",
+            "| Chunk size | `--dict-min-run` | Stored, MB | Pulled, MB | Extra requests per version | Older blobs in the last \
+             version | Bytes saved per request more |\n|---|---|---:|---:|---:|---:|---:|\n",
         );
         for size in CHUNK_SIZES {
             let sum = |run, get: fn(&Figures) -> u64| -> u64 {
