@@ -8,6 +8,7 @@ pub mod bucket;
 pub mod change;
 pub mod corner;
 pub mod docker_registry;
+pub mod docs;
 pub mod estargz;
 pub mod expect;
 pub mod fixture;

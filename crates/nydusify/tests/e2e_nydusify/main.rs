@@ -9,6 +9,7 @@ mod convert;
 mod copy;
 mod damage;
 mod dictionary;
+mod docs;
 mod dump;
 mod images;
 mod merged;

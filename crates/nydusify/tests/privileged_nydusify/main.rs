@@ -3,6 +3,7 @@
 
 mod backend;
 mod damage;
+mod docs;
 mod kernel;
 mod life;
 mod live;
