@@ -4,6 +4,7 @@
 mod auth;
 mod backend;
 mod bad_input;
+mod build_cache;
 mod cli;
 mod convert;
 mod copy;
