@@ -11,6 +11,7 @@ pub(crate) mod filler;
 mod guardian;
 mod holders;
 mod kit;
+pub(crate) mod place;
 mod probe;
 mod table;
 
@@ -32,16 +33,16 @@ pub use kit::Resumed;
 pub use probe::{Finding, examine};
 
 use crate::Error;
-use crate::mountinfo::{IMAGE_FILE, mounts_of};
+use crate::mountinfo::mounts_of;
 use crate::prefetch::Prefetcher;
 use crate::program::{PROGRAM, Program};
 use crate::record;
 use crate::session::{Front, Mounted, Mountpoint, Options};
 use crate::stats::Counters;
-use crate::unmount::detach;
 use channel::Message;
 use filler::Filler;
 use kit::{Kit, Role};
+use place::Place;
 use table::Table;
 
 /// What a mount by the kernel needs beside what every mount does.
@@ -70,12 +71,16 @@ pub fn mount_kernel(
     kernel: KernelOptions,
 ) -> Result<Mounted, Error> {
     let path = mountpoint;
-    let source = kernel.cache_dir.join(IMAGE_FILE);
-    take_away_unguarded(&source)?;
+    let place = Place::make(&kernel.cache_dir)?;
+    let source = place.image();
     let mut mountpoint = Mountpoint::prepare(path)?;
     let image = write_image(&source, bootstrap.data())
         .map_err(failed("write the bootstrap into the cache"))?;
-    let cache = store.hand_over().map_err(failed("keep the cache open"))?;
+    let mut cache = store.hand_over().map_err(failed("keep the cache open"))?;
+    // What tells that the mount is guarded is held by all who guard it, and by this process.
+    let lock = place.lock.try_clone();
+    let lock = lock.map_err(failed("make a place for the mount in the cache"))?;
+    cache.lock = place.lock;
     let group = Group::new().map_err(failed(
         "ask the kernel for pre-content events (root, and Linux 6.15)",
     ))?;
@@ -122,9 +127,12 @@ pub fn mount_kernel(
     ))?;
     mountpoint.attached(path)?;
     Message::Mounted.send(&socket, true).map_err(&system)?;
-    serve(
-        bootstrap, store, mountpoint, options, blobs, socket, alive_here,
-    )
+    let socket = ResumedSocket {
+        socket,
+        alive: alive_here,
+        lock: Some(lock),
+    };
+    serve(bootstrap, store, mountpoint, options, blobs, socket)
 }
 
 /// Goes on with a mount whose process died. `bootstrap` and `store` are as they were there.
@@ -140,8 +148,7 @@ pub fn resume_kernel(
 ) -> Result<Mounted, Error> {
     let mountpoint = Mountpoint::found(mountpoint);
     let blobs = u32::try_from(bootstrap.blobs().len()).unwrap_or(u32::MAX);
-    let ResumedSocket { socket, alive } = socket;
-    serve(bootstrap, store, mountpoint, options, blobs, socket, alive)
+    serve(bootstrap, store, mountpoint, options, blobs, socket)
 }
 
 /// What is left of [`Resumed`] once the store has the cache.
@@ -149,6 +156,8 @@ pub fn resume_kernel(
 pub struct ResumedSocket {
     socket: std::os::fd::OwnedFd,
     alive: std::os::fd::OwnedFd,
+    /// The lock of the mount, if the store does not have it.
+    lock: Option<File>,
 }
 
 impl Resumed {
@@ -159,7 +168,12 @@ impl Resumed {
             socket,
             alive,
         } = self;
-        (cache, ResumedSocket { socket, alive })
+        let socket = ResumedSocket {
+            socket,
+            alive,
+            lock: None,
+        };
+        (cache, socket)
     }
 }
 
@@ -169,11 +183,15 @@ fn serve(
     mountpoint: Mountpoint,
     options: &Options,
     blobs: u32,
-    socket: std::os::fd::OwnedFd,
-    alive: std::os::fd::OwnedFd,
+    socket: ResumedSocket,
 ) -> Result<Mounted, Error> {
+    let ResumedSocket {
+        socket,
+        alive,
+        lock,
+    } = socket;
     let counters = Arc::new(Counters::default());
-    let filler = Filler::start(&store, blobs, &counters, socket, alive)?;
+    let filler = Filler::start(&store, blobs, &counters, socket, alive)?.holding(lock);
     let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
     Ok(Mounted {
         mountpoint,
@@ -207,20 +225,6 @@ fn write_image(path: &Path, bytes: &[u8]) -> io::Result<File> {
     drop(file);
     std::fs::rename(&temporary, path)?;
     File::open(path)
-}
-
-/// Whoever may have left a mount of this cache behind is dead, for the cache is ours. Nobody guards it, so it may show
-/// zeros in place of data.
-fn take_away_unguarded(source: &Path) -> Result<(), Error> {
-    let mounts = mounts_of(source).map_err(failed("read the mount table"))?;
-    for entry in mounts.iter().rev() {
-        tracing::warn!(
-            "{}: the processes that guarded this mount are gone: taken away",
-            entry.mountpoint.display()
-        );
-        detach(&entry.mountpoint, true)?;
-    }
-    Ok(())
 }
 
 /// Whether the file is mounted somewhere in this mount namespace.

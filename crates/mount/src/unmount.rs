@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::Error;
 use crate::device::{FUSERMOUNT, last_words};
+use crate::erofs::place::LOCK;
 use crate::mountinfo::find_mount;
 
 /// Attribute of the root directory that tells who serves it, as [`processes`] puts it. It appears in no listing.
@@ -56,7 +57,9 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
         Some(entry) if entry.is_erofs() => {
             kernel = Path::new(&entry.source)
                 .parent()
-                .map(|cache| cache.join("lock"));
+                .map(|place| place.join(LOCK))
+                // If somebody deleted the cache, nothing can be told from it.
+                .and_then(|lock| File::open(lock).ok());
         }
         Some(entry) if entry.is_ours() => {}
         Some(entry) => {
@@ -76,7 +79,7 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
     let processes = Processes::find(&mountpoint).map_or_else(Vec::new, Processes::handles);
     detach(&mountpoint, options.lazy)?;
     if let Some(lock) = kernel.filter(|_| !options.lazy) {
-        return wait_released(path, &lock, options.patience);
+        return wait_released(path, lock, options.patience);
     }
     if options.lazy {
         return Ok(());
@@ -86,13 +89,9 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
         .try_for_each(|(pid, process)| wait(path, pid, &process, options.patience))
 }
 
-/// Waits until the processes that served a mount by the kernel have let the cache go.
-fn wait_released(path: &Path, lock: &Path, patience: Duration) -> Result<(), Error> {
+/// Waits until the processes that served a mount by the kernel have let its lock go.
+fn wait_released(path: &Path, mut file: File, patience: Duration) -> Result<(), Error> {
     let start = Instant::now();
-    // Somebody deleted the cache: nothing can be told from it.
-    let Ok(mut file) = File::open(lock) else {
-        return Ok(());
-    };
     while file.try_lock_shared().is_err() {
         if start.elapsed() >= patience {
             let mut owner = String::new();

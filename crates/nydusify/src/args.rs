@@ -51,6 +51,8 @@ pub enum Command {
     Auth(crate::auth::AuthArgs),
     /// Unmount an image mounted before
     Umount(crate::umount::UmountArgs),
+    /// Look after the cache that mounts share
+    Cache(crate::cache::CacheArgs),
     /// Say which kinds of mounts work on this machine, and what the others are missing
     Doctor(crate::doctor::DoctorArgs),
     /// A process that guards a mount by the kernel; started by `mount` alone

@@ -1,6 +1,13 @@
-//! Where the user's caches lie.
+//! Where the user's caches lie, and `nydusify cache`.
+
+mod report;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::json;
+use storage::Prune;
 
 /// The directory of this program among the user's caches; `None` if nobody says where these are.
 pub fn directory() -> Option<PathBuf> {
@@ -12,4 +19,194 @@ pub fn directory() -> Option<PathBuf> {
     let base =
         absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
     Some(base.join("nydusify"))
+}
+
+/// Where mounts keep what they have fetched, unless told otherwise.
+pub fn of_mounts() -> anyhow::Result<PathBuf> {
+    let base = directory().ok_or_else(|| {
+        anyhow::anyhow!(
+            "no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir"
+        )
+    })?;
+    Ok(base.join("blobs"))
+}
+
+/// Arguments of `nydusify cache`.
+#[derive(Debug, clap::Args)]
+pub struct CacheArgs {
+    #[command(subcommand)]
+    command: CacheCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum CacheCommand {
+    /// List the blobs in the cache: how much of each is there, who uses it, and when it was last used
+    Ls(Common),
+    /// Say how much room the cache takes on the disk
+    Du(Common),
+    /// Remove blobs that nobody uses
+    Prune(PruneArgs),
+    /// Verify every chunk in the cache; wrong ones of blobs that nobody uses are dropped
+    Verify(Common),
+}
+
+/// What all of them take.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Directory of the chunk cache [default: that of mounts]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+
+    /// How to say it
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// Arguments of `nydusify cache prune`.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true))]
+struct PruneArgs {
+    /// Remove blobs, those not used for longest first, until the rest takes no more than this, such as 20GiB
+    #[arg(long, value_name = "SIZE", value_parser = size, group = "which")]
+    max_size: Option<u64>,
+
+    /// Remove blobs that were not used for this long, such as 12h or 720h
+    #[arg(long, value_name = "DURATION", value_parser = crate::place::duration, group = "which")]
+    older_than: Option<Duration>,
+
+    /// Remove all blobs that nobody uses
+    #[arg(long, group = "which")]
+    all: bool,
+
+    /// Remove nothing, only say what would be
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Reads a size in bytes.
+pub fn size(text: &str) -> Result<u64, String> {
+    let size = builder::parse_size(text).map_err(|error| error.to_string())?;
+    Ok(size as u64)
+}
+
+impl Common {
+    fn dir(&self) -> anyhow::Result<PathBuf> {
+        match &self.cache_dir {
+            Some(dir) => Ok(dir.clone()),
+            None => of_mounts(),
+        }
+    }
+
+    fn print(&self, json: &serde_json::Value, text: impl FnOnce() -> String) {
+        match self.output {
+            Output::Json => println!("{json}"),
+            Output::Table => print!("{}", text()),
+        }
+    }
+}
+
+/// Does what the arguments say. `verify` ends with 1 if it has found a wrong chunk.
+pub fn run(args: &CacheArgs) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        CacheCommand::Ls(common) => ls(common),
+        CacheCommand::Du(common) => du(common),
+        CacheCommand::Prune(args) => prune(args),
+        CacheCommand::Verify(common) => verify(common),
+    }
+}
+
+fn ls(common: &Common) -> anyhow::Result<ExitCode> {
+    let blobs = storage::cached_blobs(&common.dir()?)?;
+    let json = blobs.iter().map(report::blob).collect();
+    common.print(&serde_json::Value::Array(json), || report::table(&blobs));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn du(common: &Common) -> anyhow::Result<ExitCode> {
+    let blobs = storage::cached_blobs(&common.dir()?)?;
+    let disk: u64 = blobs.iter().map(|blob| blob.disk).sum();
+    let cached: u64 = blobs.iter().map(|blob| blob.cached).sum();
+    let used = blobs.iter().filter(|blob| blob.in_use);
+    let in_use: u64 = used.clone().map(|blob| blob.disk).sum();
+    let json = json!({
+        "blobs": blobs.len(),
+        "disk_bytes": disk,
+        "cached_bytes": cached,
+        "blobs_in_use": used.count(),
+        "disk_bytes_in_use": in_use,
+    });
+    common.print(&json, || {
+        format!(
+            "{} on the disk for {}, of which {} in use\n",
+            report::bytes(disk),
+            report::count(blobs.len(), "blob"),
+            report::bytes(in_use)
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
+    let what = Prune {
+        max_size: args.max_size,
+        older_than: args.older_than,
+        all: args.all,
+        dry_run: args.dry_run,
+    };
+    let pruned = storage::prune_cache(&args.common.dir()?, &what)?;
+    let freed: u64 = pruned.removed.iter().map(|blob| blob.disk).sum();
+    let json = json!({
+        "dry_run": args.dry_run,
+        "removed": pruned.removed.iter().map(report::blob).collect::<Vec<_>>(),
+        "freed_bytes": freed,
+        "left_bytes": pruned.left,
+        "in_use_bytes": pruned.in_use,
+    });
+    args.common.print(&json, || {
+        let removed = if args.dry_run {
+            "would remove"
+        } else {
+            "removed"
+        };
+        let mut text = String::new();
+        for blob in &pruned.removed {
+            text += &format!("{removed} {} ({})\n", blob.id, report::bytes(blob.disk));
+        }
+        text + &format!(
+            "{removed} {}, {}; left: {}, of which {} in use\n",
+            report::count(pruned.removed.len(), "blob"),
+            report::bytes(freed),
+            report::bytes(pruned.left),
+            report::bytes(pruned.in_use)
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(common: &Common) -> anyhow::Result<ExitCode> {
+    let mut json = Vec::new();
+    let (mut good, mut bad) = (0, 0);
+    for checked in storage::check_cache(&common.dir()?)? {
+        let checked = checked?;
+        good += checked.good;
+        bad += checked.bad.len();
+        json.push(report::checked(&checked));
+        if common.output == Output::Table {
+            print!("{}", report::findings(&checked));
+        }
+    }
+    common.print(&serde_json::Value::Array(json), || {
+        let right = report::count(usize::try_from(good).unwrap_or(usize::MAX), "chunk");
+        format!("{right} right, {bad} wrong\n")
+    });
+    Ok(ExitCode::from(u8::from(bad != 0)))
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use mount::Finding;
 use serde_json::json;
 
@@ -29,9 +29,7 @@ enum Output {
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let dir = match &args.cache_dir {
         Some(dir) => dir.clone(),
-        None => crate::cache::directory().context(
-            "no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir",
-        )?,
+        None => crate::cache::of_mounts()?,
     };
     let findings = mount::examine(&dir);
     let works = |needed: fn(&Finding) -> bool| {

@@ -59,6 +59,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Check(options) => check::run(options),
         Command::Mount(options) => mount::run(options, log_file),
         Command::Umount(options) => umount::run(options),
+        Command::Cache(options) => cache::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Guard => mount::guard(),
         Command::Keep => mount::keep_on(),

@@ -64,9 +64,19 @@ pub struct MountArgs {
     #[arg(long, value_name = "MODE", default_value = "fuse")]
     mode: Mode,
 
-    /// Directory of the chunk cache [default: one per image below $XDG_CACHE_HOME/nydusify or ~/.cache/nydusify]
+    /// Directory of the chunk cache, which any number of mounts may share [default: $XDG_CACHE_HOME/nydusify/blobs or
+    /// ~/.cache/nydusify/blobs]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+
+    /// Most that the cache directory may take on the disk, such as 20GiB: blobs that no mount uses are removed, those not
+    /// used for longest first; if that is not enough, no more is kept (with `--mode erofs`, all is kept)
+    #[arg(long, value_name = "SIZE", value_parser = crate::cache::size)]
+    cache_size: Option<u64>,
+
+    /// Verify what the cache holds of the image before mounting it
+    #[arg(long)]
+    verify_cache: bool,
 
     /// Fetch the whole image in the background, not just what the image lists
     #[arg(long, env = "PREFETCH", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
@@ -138,6 +148,14 @@ impl MountArgs {
         }
     }
 
+    fn store_options(&self, cache_dir: Option<PathBuf>) -> StoreOptions {
+        StoreOptions {
+            cache_dir,
+            cache_limit: self.cache_size,
+            ..StoreOptions::default()
+        }
+    }
+
     fn prefetch(&self) -> Prefetch {
         match (self.no_prefetch, self.prefetch) {
             (true, _) => Prefetch::Nothing,
@@ -180,8 +198,9 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     if args.mode == Mode::Erofs {
         image.check_for_kernel()?;
     }
-    let (store, cache) = open_store(args, &image)?;
-    if args.mode == Mode::Auto && !kernel_can(&image, &cache) {
+    let (store, cache) = open_store(args, &image, true)?;
+    let conflicts = store.stats().cache_conflicts != 0;
+    if args.mode == Mode::Auto && (conflicts || !kernel_can(&image, &cache)) {
         drop((image, store));
         return fuse::keep(args, signals, log_file);
     }
@@ -205,16 +224,25 @@ fn serve(mounted: Mounted, signals: Signals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// An image may have hundreds of blobs, and each takes a few descriptors. With fewer, its mount may fail.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
 /// Goes on in place of a process that filled the cache of a mount by the kernel, and died.
 fn resume(named: Named<'_>, args: &MountArgs) -> Result<ExitCode> {
+    allow_many_files();
     let (resumed, record) = Resumed::from_stdin()?;
     let (handed, socket) = resumed.split();
     let signals = Signals::listen()?;
     let image = image::open(named, args, Some(&record))?;
-    let options = StoreOptions {
-        cache_dir: args.cache_dir.clone(),
-        ..StoreOptions::default()
-    };
+    let options = args.store_options(args.cache_dir.clone());
     let store = ChunkStore::take_over(&image.bootstrap, image.blobs, options, handed)?;
     store.warm_up();
     let store = Arc::new(store);
@@ -259,34 +287,31 @@ pub fn guard() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the chunk store in the directory asked for, else in the first free one of the image's own.
-fn open_store(args: &MountArgs, image: &image::Image) -> Result<(ChunkStore, PathBuf)> {
-    let open = |dir: &Path| {
-        let options = StoreOptions {
-            cache_dir: Some(dir.to_owned()),
-            ..StoreOptions::default()
-        };
-        ChunkStore::open(&image.bootstrap, image.blobs.clone(), options)
+/// Opens the chunk store in the directory asked for, else in the one that all mounts share. `begins` says that the mount
+/// begins, and is not gone on with.
+fn open_store(
+    args: &MountArgs,
+    image: &image::Image,
+    begins: bool,
+) -> Result<(ChunkStore, PathBuf)> {
+    allow_many_files();
+    let dir = match &args.cache_dir {
+        Some(dir) => std::path::absolute(dir).with_context(|| dir.display().to_string())?,
+        None => crate::cache::of_mounts()?,
     };
-    if let Some(dir) = &args.cache_dir {
-        let dir = std::path::absolute(dir).with_context(|| dir.display().to_string())?;
-        return Ok((open(&dir)?, dir));
-    }
-    let own = image::default_cache(&image.bootstrap)?;
-    let mut number = 1;
-    loop {
-        let dir = if number == 1 {
-            own.clone()
-        } else {
-            own.with_extension(number.to_string())
-        };
-        match open(&dir) {
-            // Another mount of the same image fills it.
-            Err(storage::Error::CacheBusy { .. }) if number < MOUNTS_OF_ONE_IMAGE => number += 1,
-            other => return Ok((other?, dir)),
+    let options = args.store_options(Some(dir.clone()));
+    let store = ChunkStore::open(&image.bootstrap, image.blobs.clone(), options)?;
+    if args.verify_cache && begins {
+        let wrong = store.verify_cached();
+        if wrong != 0 {
+            tracing::warn!("{wrong} chunks in the cache were wrong and are fetched again");
         }
     }
+    if store.stats().cache_conflicts != 0 {
+        tracing::warn!(
+            "{}: in use for an image that has other chunks in blobs of the same id: these are read without the cache",
+            dir.display()
+        );
+    }
+    Ok((store, dir))
 }
-
-/// Mounts of one image that may run at once without a `--cache-dir` each.
-const MOUNTS_OF_ONE_IMAGE: u32 = 16;

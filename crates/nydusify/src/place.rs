@@ -171,7 +171,7 @@ pub fn reference(name: &str) -> Result<Reference> {
 }
 
 /// Reads a duration as Go writes it: numbers, each with a unit.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, f64); 7] = [
         ("ms", 1e-3),
         ("us", 1e-6),

@@ -1,16 +1,20 @@
-//! The cache on disk: a directory with two files for each blob.
+//! The cache on disk: a directory with two files for each blob, which any number of processes use at once.
 //!
 //! `<id>.blob.data` is the blob's uncompressed address space: each chunk lies at its uncompressed offset, what is not
 //! there yet is a hole, and the size is that of the whole space in blocks. With all chunks of an image in it, the
 //! file is the extra device that an EROFS mount of the image wants. `<id>.blob.map` says which chunks are there (see
-//! [`map`]). The file `lock` is locked by the one process that fills the directory, and names it.
+//! [`map`]), and is what processes lock: see [`open`] for who uses a blob, and [`turn`] for who fetches a chunk.
 
+mod bits;
 mod blob;
+mod check;
+mod keep;
 mod map;
+mod open;
+mod turn;
 
 use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher as _, RandomState};
-use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,33 +23,37 @@ use rafs_format::Digester;
 
 pub use blob::BlobFiles;
 pub(crate) use blob::{BlobCache, State};
+pub use check::{BadChunk, CheckedBlob, check_cache};
+pub use keep::{CachedBlob, Prune, Pruned, cached_blobs, prune_cache};
+pub(crate) use keep::{blob_ids, disk_usage, each_chunk, last_change};
+pub(crate) use turn::{Ask, Turn};
 
 use crate::Error;
 
-/// How long an owner may take to let go: one that is ending, or one that is gone but was just starting a program,
-/// which has its descriptors for a moment.
+/// How long to wait for locks that others have for a moment only.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// A cache directory that this process owns. Dropping it gives it up.
+/// A cache directory in use.
 #[derive(Debug)]
 pub(crate) struct CacheDir {
     path: PathBuf,
+    /// Shared with all who use the directory. Releases that want it for themselves alone lock it exclusively.
     lock: File,
 }
 
 impl CacheDir {
-    /// Makes the directory if need be and takes it into possession.
+    /// Makes the directory if need be.
     pub fn open(path: &Path) -> Result<Self, Error> {
         fs::create_dir_all(path).map_err(Error::io("create the cache directory", path))?;
         let lock_path = path.join("lock");
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
-        let mut lock = options
+        let lock = options
             .open(&lock_path)
             .map_err(Error::io("open", &lock_path))?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match lock.try_lock() {
+            match lock.try_lock_shared() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(20));
@@ -53,7 +61,6 @@ impl CacheDir {
                 Err(TryLockError::WouldBlock) => {
                     return Err(Error::CacheBusy {
                         dir: path.to_owned(),
-                        owner: owner(&mut lock),
                     });
                 }
                 Err(TryLockError::Error(error)) => {
@@ -61,11 +68,6 @@ impl CacheDir {
                 }
             }
         }
-        // The name is for people; a full disk must not keep anyone from reading.
-        let _ = lock
-            .set_len(0)
-            .and_then(|()| lock.rewind())
-            .and_then(|()| writeln!(lock, "{}", std::process::id()));
         Ok(Self {
             path: path.to_owned(),
             lock,
@@ -90,17 +92,14 @@ impl CacheDir {
     }
 }
 
-fn owner(lock: &mut File) -> String {
-    let mut text = String::new();
-    match lock.take(20).read_to_string(&mut text) {
-        Ok(_) if text.trim().parse::<u32>().is_ok() => format!("process {}", text.trim()),
-        _ => "another process".to_owned(),
-    }
-}
-
 /// Path of the cache file of blob `id` in the cache directory `dir`.
 pub fn cache_file(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}.blob.data"))
+}
+
+/// Path of the chunk map of blob `id` in the cache directory `dir`.
+pub(crate) fn map_file(dir: &Path, id: &str) -> PathBuf {
+    dir.join(format!("{id}.blob.map"))
 }
 
 /// What stands for a boot of the machine in chunk maps; never 0.
@@ -123,16 +122,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_has_one_owner() {
+    fn a_directory_is_shared_unless_somebody_wants_it_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/cache");
-        let owner = CacheDir::open(&path).unwrap();
+        let users = [
+            CacheDir::open(&path).unwrap(),
+            CacheDir::open(&path).unwrap(),
+        ];
+        drop(users);
+        let alone = File::open(path.join("lock")).unwrap();
+        alone.lock().unwrap();
         let error = CacheDir::open(&path).unwrap_err();
-        assert!(
-            matches!(&error, Error::CacheBusy { owner, .. } if *owner == format!("process {}", std::process::id())),
-            "{error}"
-        );
-        drop(owner);
+        assert!(matches!(error, Error::CacheBusy { .. }), "{error}");
+        drop(alone);
         CacheDir::open(&path).unwrap();
     }
 

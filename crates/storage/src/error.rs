@@ -114,13 +114,19 @@ pub enum Error {
         /// What went wrong.
         source: Box<Error>,
     },
-    /// Another process fills the cache directory.
-    #[error("the cache directory {dir} is in use by {owner}: stop that mount or choose another directory", dir = dir.display())]
+    /// A process of another release has the cache directory for itself alone.
+    #[error("the cache directory {dir} is in use by a process that does not share it: stop that mount or choose another directory", dir = dir.display())]
     CacheBusy {
         /// The directory.
         dir: PathBuf,
-        /// The process, as `process 123`.
-        owner: String,
+    },
+    /// A blob's cache is in use for an image that has other chunks in a blob of the same id.
+    #[error(
+        "the cache of blob {blob} is in use for an image that has other chunks in it: choose another cache directory"
+    )]
+    CacheConflict {
+        /// Id of the blob.
+        blob: String,
     },
     /// The cache was written by a newer release.
     #[error("{path} has cache layout {version}, this release knows layout {known}: use the newer release or another directory", path = path.display())]

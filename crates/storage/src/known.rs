@@ -169,7 +169,7 @@ impl KnownChunks {
     }
 
     /// All chunks, by index.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &KnownChunk> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &KnownChunk> + DoubleEndedIterator {
         self.chunks.iter()
     }
 

@@ -17,7 +17,10 @@ mod reader;
 mod store;
 
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
-pub use cache::{BlobFiles, cache_file};
+pub use cache::{
+    BadChunk, BlobFiles, CachedBlob, CheckedBlob, Prune, Pruned, cache_file, cached_blobs,
+    check_cache, prune_cache,
+};
 pub use decode::{
     BATCH_SIZE_MAX, ChunkDecoder, ChunkError, DecodedBatch, OpenSlice, SLICE_SIZE_MAX,
     SLICE_STORED_MAX, VerifiedChunk, decode_chunk, require_supported,

@@ -8,10 +8,12 @@
 mod barrier;
 mod blob;
 mod budget;
+mod elsewhere;
 mod fetch;
 mod fill;
 mod flight;
 mod hand_over;
+mod limit;
 mod prefetch;
 mod recent;
 mod sequence;
@@ -38,7 +40,9 @@ use crate::{
 use barrier::Barrier;
 use blob::Blob;
 use budget::Budget;
+use elsewhere::Elsewhere;
 use flight::Flights;
+use limit::Limit;
 use prefetch::Prefetch;
 use recent::Recent;
 use stats::{Counters, add};
@@ -51,6 +55,10 @@ const WARM_UP_THREADS: usize = 2;
 pub struct StoreOptions {
     /// Where chunks are kept, for this run and later ones. Without it only the last few are, in memory.
     pub cache_dir: Option<PathBuf>,
+    /// Most bytes that the cache directory may take on the disk, other images' blobs included. It is looked at now and
+    /// then: blobs that nobody uses are removed, those not used for longest first; if that is not enough, no more is
+    /// kept, except for a mount by the kernel, which can't do without.
+    pub cache_limit: Option<u64>,
     /// Most bytes that may be in flight: stored ones on their way in, and decoded ones on their way to the cache.
     pub memory: u64,
     /// Most bytes of chunks to keep in memory where they cannot be kept in a cache directory.
@@ -75,6 +83,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             cache_dir: None,
+            cache_limit: None,
             memory: 64 << 20,
             recent: 32 << 20,
             request_max: 2 << 20,
@@ -95,6 +104,7 @@ impl Default for StoreOptions {
 pub struct ChunkStore {
     inner: Arc<Inner>,
     barrier: Option<JoinHandle<()>>,
+    looker: Option<JoinHandle<()>>,
     /// Given up last, when nothing writes any more.
     _cache_dir: Option<CacheDir>,
 }
@@ -113,6 +123,8 @@ struct Inner {
     pool: OnceLock<Option<rayon::ThreadPool>>,
     /// The disk refused a chunk: no more are written to the cache.
     cache_closed: AtomicBool,
+    limit: Limit,
+    elsewhere: Elsewhere,
 }
 
 /// A chunk of the image: its blob, and its position among the blob's known chunks.
@@ -127,7 +139,7 @@ impl ChunkStore {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for images of a kind that cannot be read yet, [`Error::Invalid`] or [`Error::Format`]
-    /// if the chunk table is not sound, [`Error::CacheBusy`] if another process has the cache directory,
+    /// if the chunk table is not sound, [`Error::CacheBusy`] if a process has the cache directory for itself alone,
     /// [`Error::CacheVersion`] if a newer release wrote it, [`Error::Io`] if it cannot be used.
     pub fn open<D: Deref<Target = [u8]>>(
         bootstrap: &Bootstrap<D>,
@@ -172,10 +184,18 @@ impl ChunkStore {
                     add(&counters.cache_errors, 1);
                     None
                 }
+                Err(Error::CacheConflict { .. }) => {
+                    add(&counters.cache_conflicts, 1);
+                    None
+                }
                 other => other?,
             };
             blobs.push(Blob::new(info.clone(), known, table, cache));
         }
+        let elsewhere = match cache_dir {
+            Some(_) => Elsewhere::new(&blobs),
+            None => Elsewhere::default(),
+        };
         let inner = Arc::new(Inner {
             source,
             blobs,
@@ -187,6 +207,8 @@ impl ChunkStore {
             prefetch: Prefetch::default(),
             pool: OnceLock::new(),
             cache_closed: AtomicBool::new(false),
+            limit: Limit::default(),
+            elsewhere,
             options,
         });
         let barrier = match &cache_dir {
@@ -199,8 +221,19 @@ impl ChunkStore {
             }
             None => None,
         };
+        let looker = cache_dir.as_ref().and_then(|dir| {
+            let (looking, dir) = (Arc::clone(&inner), dir.path().to_owned());
+            if inner.has_others(&dir) {
+                inner.elsewhere.announce();
+            }
+            let thread = thread::Builder::new().name("find-chunks".into());
+            let thread = thread.spawn(move || looking.look_around(&dir));
+            // Without it more is fetched.
+            thread.inspect_err(|_| inner.elsewhere.stop()).ok()
+        });
         Ok(Self {
             inner,
+            looker,
             barrier,
             _cache_dir: cache_dir,
         })
@@ -221,6 +254,7 @@ impl ChunkStore {
         self.counted(buf, |inner, buf| {
             let (key, blob, known) = inner.locate(chunk)?;
             check_bounds(blob, known, u64::from(offset), buf.len())?;
+            inner.look(blob, key.slot);
             inner.read_piece(key, u64::from(offset), buf, want_neighbours)?;
             inner.note_use(key);
             Ok(())
@@ -314,6 +348,27 @@ impl ChunkStore {
             .map_err(Error::io("make the cache durable in", dir))
     }
 
+    /// Reads every chunk that the cache has of the image and verifies it; those that are wrong are fetched again when
+    /// they are needed. How many were.
+    pub fn verify_cached(&self) -> u64 {
+        use rayon::prelude::*;
+        let keys = self.inner.blobs.iter().enumerate();
+        let keys =
+            keys.flat_map(|(blob, of)| (0..of.known.len()).map(move |slot| Key { blob, slot }));
+        let there = keys.filter(|key| !self.inner.is_absent(*key));
+        let there: Vec<Key> = there.collect();
+        let verify = || {
+            let wrong = there.par_iter();
+            wrong
+                .filter(|key| self.inner.reverify(**key).is_none())
+                .count() as u64
+        };
+        match self.inner.pool() {
+            Some(pool) => pool.install(verify),
+            None => verify(),
+        }
+    }
+
     /// What the store has done so far.
     pub fn stats(&self) -> Stats {
         self.inner.counters.snapshot()
@@ -325,8 +380,11 @@ impl ChunkStore {
         let blob = usize::try_from(blob_index)
             .ok()
             .and_then(|index| self.inner.blobs.get(index));
-        blob.and_then(|blob| blob.cache.as_ref())
-            .is_some_and(|cache| cache.missing() == 0)
+        let cached = blob.and_then(|blob| Some((blob.cache.as_ref()?, &blob.known)));
+        cached.is_some_and(|(cache, known)| {
+            cache.look_at_all(known);
+            cache.missing() == 0
+        })
     }
 
     fn counted(
@@ -351,6 +409,10 @@ impl Drop for ChunkStore {
         self.inner.prefetch.stop();
         self.inner.flights.wait_empty();
         self.inner.barrier.stop();
+        self.inner.elsewhere.stop();
+        if let Some(thread) = self.looker.take() {
+            let _ = thread.join();
+        }
         if let Some(thread) = self.barrier.take() {
             // The thread makes a last barrier. There is no one left to tell if it panicked.
             let _ = thread.join();
@@ -409,6 +471,7 @@ impl Inner {
                 .min(usize::try_from(size - start).unwrap_or(usize::MAX));
             check_bounds(blob, known, start, one)?;
             let rest = chunks.get(at + 1..).unwrap_or_default();
+            self.look(blob, key.slot);
             let run = self.cached_run(key, rest, size, start, left.len());
             let run = run.filter(|&run| {
                 left.get_mut(..run)
@@ -536,10 +599,20 @@ impl Inner {
             Ok(()) => add(&self.counters.hits, 1),
             Err(_) => {
                 add(&self.counters.cache_errors, 1);
-                cache.forget(key.slot);
+                cache.forget(key.slot, known);
             }
         }
         read.is_ok()
+    }
+
+    /// What the cache has of a chunk by now, other processes' work included.
+    fn look(&self, blob: &Blob, slot: usize) -> State {
+        let (Some(cache), Some(known)) = (&blob.cache, blob.known.get(slot)) else {
+            return State::Absent;
+        };
+        let (state, news) = cache.look(slot, known);
+        add(&self.counters.chunks_of_others, u64::from(news));
+        state
     }
 
     fn keys(&self, chunks: &[ChunkPointer]) -> Vec<Key> {
@@ -625,6 +698,11 @@ pub fn complete_cache_files<D: Deref<Target = [u8]>>(
         .iter()
         .find(|blob| blob.cache.as_ref().is_none_or(|cache| cache.missing() != 0));
     match incomplete {
+        Some(blob) if blob.cache.is_none() && store.stats().cache_conflicts != 0 => {
+            Err(Error::CacheConflict {
+                blob: blob.info.id.to_string(),
+            })
+        }
         Some(blob) => {
             let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
             Err(Error::io(

@@ -1,5 +1,6 @@
 //! The process that has the chunk store: it completes cache files as the guardian asks.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(crate) struct Filler {
     socket: Arc<OwnedFd>,
     /// Closed when this process ends, however it does.
     _alive: OwnedFd,
+    /// The lock of the mount, held as long as this process serves it.
+    _lock: Option<File>,
     ended: Receiver<io::Result<Outcome>>,
     stop: Arc<AtomicBool>,
 }
@@ -66,9 +69,16 @@ impl Filler {
         Ok(Self {
             socket,
             _alive: alive,
+            _lock: None,
             ended,
             stop,
         })
+    }
+
+    /// Holds the lock of the mount, if there is one, from now on.
+    pub(super) fn holding(mut self, lock: Option<File>) -> Self {
+        self._lock = lock;
+        self
     }
 
     /// Waits until nobody has the image mounted any more, or another process goes on.

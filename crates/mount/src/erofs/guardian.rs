@@ -252,6 +252,7 @@ impl Duty {
                 return Ok(());
             }
         }
+        super::place::remove(&self.kit.cache.lock);
         let _ = Message::Over.send(&self.kit.guardian_end, false);
         if let Some((_, socket)) = &self.standby {
             let _ = channel::send_all(socket, OVER, &[]);

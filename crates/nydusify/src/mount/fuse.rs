@@ -52,7 +52,7 @@ pub(super) fn serve(
     if known.is_none() {
         image.warn_of_missing_blobs();
     }
-    let (store, cache) = open_store(args, &image)?;
+    let (store, cache) = open_store(args, &image, known.is_none())?;
     store.warm_up();
     let store = Arc::new(store);
     let options = args.options();

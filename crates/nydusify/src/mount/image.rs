@@ -1,13 +1,13 @@
 //! What `nydusify mount` mounts, and where its cache lies.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use backend::Backend;
 use image::nydus::{self, ImageBlobs};
-use image::{Descriptor, Digest, Location, Manifest, PlatformChoice, Source, Store};
+use image::{Descriptor, Location, Manifest, PlatformChoice, Source, Store};
 use progress::Cancel;
 use rafs_format::Bootstrap;
 use serde::{Deserialize, Serialize};
@@ -192,12 +192,4 @@ fn absolute(mut location: Location) -> io::Result<Location> {
         Location::Registry(_) => {}
     }
     Ok(location)
-}
-
-/// The image's own directory below the user's cache directory.
-pub(super) fn default_cache(bootstrap: &Bootstrap<Vec<u8>>) -> Result<PathBuf> {
-    let base = crate::cache::directory().ok_or_else(|| {
-        anyhow!("no cache directory: set HOME or XDG_CACHE_HOME, or name one with --cache-dir")
-    })?;
-    Ok(base.join("mount").join(Digest::of(bootstrap.data()).hex()))
 }

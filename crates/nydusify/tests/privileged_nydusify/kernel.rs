@@ -55,9 +55,9 @@ struct Processes {
     fillers: Vec<i32>,
 }
 
-/// The processes that hold the lock of a cache directory.
+/// The processes that hold the locks of the kernel's mounts in a cache directory.
 fn holders(cache: &Path) -> Processes {
-    let lock = cache.join("lock");
+    let mounts = cache.join("mounts");
     let mut found = Processes::default();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(id) = entry
@@ -72,7 +72,7 @@ fn holders(cache: &Path) -> Processes {
         };
         let holds = descriptors
             .flatten()
-            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == lock));
+            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path.starts_with(&mounts)));
         if holds {
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let guard = line.split(|&byte| byte == 0).nth(1) == Some(b"guard");
@@ -210,11 +210,61 @@ fn privileged_any_process_may_be_killed() {
 }
 
 #[test]
+fn privileged_mounts_of_all_kinds_share_a_cold_cache() {
+    let Some(place) = place("privileged_mounts_of_all_kinds_share_a_cold_cache") else {
+        return;
+    };
+    let (target, expected) = noisy(&place, 60);
+    let roots = ["one", "two", "three", "four"].map(|name| place.path(name));
+    for (root, mode) in roots.iter().zip(["erofs", "fuse", "erofs", "fuse"]) {
+        let mut command = place.mount_command(&target);
+        command.args(["--mode", mode, "--detach", "--no-prefetch", "--mount-path"]);
+        output(command.arg(root)).ok();
+    }
+    // Everybody reads everything at once, some forwards, some backwards.
+    std::thread::scope(|scope| {
+        for (at, root) in roots.iter().chain(&roots).enumerate() {
+            let mut files: Vec<_> = expected.iter().collect();
+            if at % 3 == 0 {
+                files.reverse();
+            }
+            scope.spawn(move || {
+                for (name, data) in files {
+                    let start = std::time::Instant::now();
+                    let read = std::fs::read(root.join(name))
+                        .unwrap_or_else(|error| panic!("{at} {}: {error}", name.display()));
+                    assert!(read == *data, "{at} {} has other content", name.display());
+                    let took = start.elapsed();
+                    assert!(took.as_secs() < 5, "{at} {}: {took:?}", name.display());
+                }
+            });
+        }
+    });
+    // One goes; the others don't mind. Their data is there without the blobs.
+    run(NYDUSIFY, ["umount", roots[0].to_str().unwrap()]).ok();
+    std::fs::rename(place.path("nydus"), place.path("away")).unwrap();
+    for root in &roots[1..] {
+        for (name, data) in &expected {
+            assert!(std::fs::read(root.join(name)).unwrap() == *data);
+        }
+        run(NYDUSIFY, ["umount", root.to_str().unwrap()]).ok();
+    }
+    let cache = place.path("cache");
+    assert_eq!(holders(&cache), Processes::default(), "processes are left");
+    assert_eq!(
+        std::fs::read_dir(cache.join("mounts")).unwrap().count(),
+        0,
+        "places are left"
+    );
+}
+
+#[test]
 fn privileged_a_signal_to_the_filler_ends_the_mount() {
     let Some(place) = place("privileged_a_signal_to_the_filler_ends_the_mount") else {
         return;
     };
-    let (target, expected) = noisy(&place, 3);
+    // So many that the last is not fetched along with the first.
+    let (target, expected) = noisy(&place, 12);
     let (root, cache) = (place.path("root"), place.path("cache"));
     mount(&place, &target, &["--no-prefetch"]).ok();
     // A filler that took over ends it, too.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod backend;
+mod cache;
 mod damage;
 mod docs;
 mod kernel;

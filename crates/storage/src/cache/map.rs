@@ -16,7 +16,7 @@
 //! | Offset | Size | Record field |
 //! |---|---|---|
 //! | 0 | 32 | digest that the cached bytes were verified against |
-//! | 32 | 8 | boot in which the record was written; 0 once the bytes are on the disk |
+//! | 32 | 8 | boot in which the record was written (an odd number); 0 once the bytes are on the disk; 2 as long as there are none |
 //! | 40 | 8 | where the chunk begins in the cache file |
 //! | 48 | 4 | size of the chunk in bytes |
 //! | 52 | 4 | index of the chunk |
@@ -28,9 +28,15 @@
 //! another boot may have reached the disk before its bytes did, and is only a hint to look and verify. A record whose
 //! boot is 0 was written after the bytes had been synced (a *barrier*) and is good for ever.
 //!
+//! A record whose boot is 2 promises no bytes: it keeps the place for the chunk. Whoever opens the map leaves such a
+//! record for each chunk that its image uses and that has none, so that all who have the map open agree where each chunk
+//! lies and what its digest is.
+//!
 //! A record never straddles a sector. A torn or damaged one fails its checksum and counts as absent.
 
 use rafs_format::Digest;
+
+use crate::KnownChunk;
 
 /// Size of the header, and where the records begin.
 pub(super) const HEADER_SIZE: usize = 4096;
@@ -38,6 +44,9 @@ pub(super) const HEADER_SIZE: usize = 4096;
 pub(super) const RECORD_SIZE: usize = 64;
 /// The layout described above. Maps of a greater version are refused, not overwritten.
 pub(super) const VERSION: u32 = 1;
+
+/// In place of a boot: the chunk has its place, but its bytes are not there.
+pub(super) const AGREED: u64 = 2;
 
 const MAGIC: &[u8; 8] = b"RAFSCMAP";
 const HEADER_SUM: usize = 88;
@@ -101,6 +110,22 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// The record of a chunk.
+    pub fn of(known: &KnownChunk, boot: u64) -> Self {
+        Self {
+            digest: known.digest,
+            boot,
+            offset: known.offset,
+            size: known.size,
+            index: known.index,
+        }
+    }
+
+    /// Whether it speaks of this very chunk at this very place.
+    pub fn is_of(&self, known: &KnownChunk) -> bool {
+        *self == Self::of(known, self.boot)
+    }
+
     /// Where the record of chunk `index` lies in the map file.
     pub fn position(index: u32) -> u64 {
         HEADER_SIZE as u64 + RECORD_SIZE as u64 * u64::from(index)

@@ -86,6 +86,13 @@ impl Blob {
             .map_or(State::Absent, |cache| cache.state(slot))
     }
 
+    /// Whether the cache on disk has all that the image uses.
+    pub fn is_complete(&self) -> bool {
+        self.cache
+            .as_ref()
+            .is_some_and(|cache| cache.missing() == 0)
+    }
+
     /// Opens the blob and reads its chunk table, the first time.
     pub fn remote(&self, source: &dyn BlobSource) -> Result<Arc<Remote>, ReadCause> {
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);

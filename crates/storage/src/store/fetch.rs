@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rafs_format::blob_meta::{Placement, StoredChunk};
 
@@ -11,7 +13,7 @@ use super::budget::Share;
 use super::flight::{Claim, Duty, Landing};
 use super::stats::add;
 use super::{Inner, Key};
-use crate::cache::State;
+use crate::cache::{Ask, State};
 use crate::{ChunkError, ReadCause, ReadError, VerifiedChunk};
 
 /// Neighbours that are looked at for one request.
@@ -19,6 +21,12 @@ pub(super) const NEIGHBOURS_MAX: usize = 512;
 
 /// Longest range to ask a blob for in the background while reads wait now and again.
 const CONTENDED_REQUEST_MAX: u64 = 512 << 10;
+/// How long to wait for another process that fetches a chunk, and for one that writes it.
+const FETCH_PATIENCE: Duration = Duration::from_secs(5);
+const WRITE_PATIENCE: Duration = Duration::from_millis(100);
+/// The first pause between two looks whether it has, and the longest.
+const TURN_PAUSE: Duration = Duration::from_micros(500);
+const TURN_PAUSE_MAX: Duration = Duration::from_millis(10);
 
 /// A chunk that is being brought in.
 struct Member {
@@ -71,23 +79,52 @@ impl Inner {
         }
     }
 
-    pub fn bring(self: &Arc<Self>, claim: Claim, want: &[Key], background: bool) -> Landing {
+    pub fn bring(self: &Arc<Self>, mut claim: Claim, want: &[Key], background: bool) -> Landing {
         // Whoever had the duty before may have landed since the caller looked.
-        match self
-            .recent
-            .get(claim.key)
-            .or_else(|| self.reverify(claim.key))
-        {
+        let there = self.recent.get(claim.key);
+        let there = there.or_else(|| self.reverify(claim.key));
+        match there.or_else(|| self.take_turn(&mut claim)) {
             Some(chunk) => {
                 claim.land(Ok(Arc::clone(&chunk)));
                 Ok(chunk)
             }
-            None => self.fetch(claim, want, background),
+            None => match (self.copy_from_elsewhere(claim.key), self.known(claim.key)) {
+                (Some(chunk), Some((blob, _))) => self.land(blob, claim, Ok(chunk)),
+                _ => self.fetch(claim, want, background),
+            },
+        }
+    }
+
+    /// Waits until no other process brings in the chunk; the chunk, if one has. For the rest see [`crate::cache::Turn`].
+    fn take_turn(&self, claim: &mut Claim) -> Option<Arc<VerifiedChunk>> {
+        let key = claim.key;
+        let (blob, known) = self.known(key)?;
+        let cache = blob.cache.as_ref()?;
+        let (start, mut pause) = (Instant::now(), TURN_PAUSE);
+        let mut writing = None;
+        loop {
+            let busy = match cache.ask_turn(known) {
+                Ask::Mine(turn) => {
+                    claim.turn = Some(turn);
+                    false
+                }
+                Ask::Free => false,
+                Ask::Fetching => {
+                    writing = None;
+                    start.elapsed() < FETCH_PATIENCE
+                }
+                Ask::Writing => writing.get_or_insert_with(Instant::now).elapsed() < WRITE_PATIENCE,
+            };
+            if self.look(blob, key.slot) != State::Absent || !busy {
+                return self.reverify(key);
+            }
+            thread::sleep(pause);
+            pause = TURN_PAUSE_MAX.min(pause * 2);
         }
     }
 
     /// The chunk out of the cache file, if what lies there is the chunk.
-    fn reverify(&self, key: Key) -> Option<Arc<VerifiedChunk>> {
+    pub(super) fn reverify(&self, key: Key) -> Option<Arc<VerifiedChunk>> {
         let (blob, known) = self.known(key)?;
         let cache = blob.cache.as_ref()?;
         let state = cache.state(key.slot);
@@ -101,7 +138,7 @@ impl Inner {
         });
         let Some(chunk) = chunk.map(Arc::new) else {
             add(&self.counters.verify_failures, 1);
-            cache.forget(key.slot);
+            cache.forget(key.slot, known);
             return None;
         };
         if state == State::Suspect && cache.confirm(key.slot, known).is_err() {
@@ -176,7 +213,10 @@ impl Inner {
             .iter()
             .take(NEIGHBOURS_MAX)
             .filter(|other| {
-                other.blob == key.blob && other.slot != key.slot && self.is_absent(**other)
+                other.blob == key.blob
+                    && other.slot != key.slot
+                    && self.is_absent(**other)
+                    && !self.is_elsewhere(**other)
             })
             .filter_map(|&other| {
                 let record = remote.record(blob.known.get(other.slot)?).ok()?;
@@ -245,9 +285,19 @@ impl Inner {
     }
 
     fn claim_member(self: &Arc<Self>, blob: &Blob, remote: &Remote, key: Key) -> Option<Member> {
-        let record = remote.record(blob.known.get(key.slot)?).ok()?;
-        let claim = self.flights.claim(key)?;
-        self.is_absent(key).then_some(Member { claim, record })
+        let known = blob.known.get(key.slot)?;
+        let record = remote.record(known).ok()?;
+        let mut claim = self.flights.claim(key)?;
+        if !self.is_absent(key) {
+            return None;
+        }
+        match blob.cache.as_ref().map(|cache| cache.ask_turn(known)) {
+            Some(Ask::Mine(turn)) => claim.turn = Some(turn),
+            // Another process is bringing it in.
+            Some(Ask::Fetching | Ask::Writing) => return None,
+            Some(Ask::Free) | None => {}
+        }
+        (self.look(blob, key.slot) == State::Absent).then_some(Member { claim, record })
     }
 
     fn read_range(&self, remote: &Remote, range: &Range<u64>) -> Result<Vec<u8>, ReadCause> {
@@ -397,6 +447,9 @@ impl Inner {
             Ok(chunk) => {
                 add(&self.counters.chunks_verified, 1);
                 let chunk = Arc::new(chunk);
+                if let Some(turn) = &claim.turn {
+                    turn.writes();
+                }
                 self.keep(blob, claim.key, &chunk);
                 Ok(chunk)
             }
@@ -411,9 +464,10 @@ impl Inner {
         landing
     }
 
-    fn keep(&self, blob: &Blob, key: Key, chunk: &Arc<VerifiedChunk>) {
+    pub(super) fn keep(&self, blob: &Blob, key: Key, chunk: &Arc<VerifiedChunk>) {
         if let (Some(cache), Some(known)) = (&blob.cache, blob.known.get(key.slot))
             && !self.cache_closed.load(Ordering::Relaxed)
+            && self.has_room(chunk.len() as u64)
         {
             match cache.store(key.slot, known, chunk) {
                 Ok(()) => return self.barrier.written(chunk.len() as u64),

@@ -59,7 +59,7 @@ impl Inner {
         run: &Range<u64>,
     ) -> Result<(), ReadError> {
         self.note_use(key);
-        if blob.state(key.slot) == State::Present {
+        if self.look(blob, key.slot) == State::Present {
             super::stats::add(&self.counters.hits, 1);
             return Ok(());
         }
@@ -72,7 +72,11 @@ impl Inner {
         let around = run.start..run.end.saturating_add(ahead);
         let near = blob.known.within(&around);
         let want: Vec<Key> = near.map(|slot| Key { slot, ..key }).collect();
-        self.chunk_now(key, &want)?;
+        let chunk = self.chunk_now(key, &want)?;
+        if blob.state(key.slot) != State::Present {
+            // It came from memory, where it was because the cache had no room for it then.
+            self.keep(blob, key, &chunk);
+        }
         match (blob.state(key.slot), blob.known.get(key.slot)) {
             (State::Present, _) => Ok(()),
             (_, Some(known)) => Err(blob.error(known, ReadCause::NotKept)),

@@ -3,6 +3,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::Key;
+use crate::cache::Turn;
 use crate::{ReadError, VerifiedChunk};
 
 /// How a flight ended.
@@ -33,6 +34,8 @@ pub(super) struct Claim {
     flights: Arc<Flights>,
     flight: Arc<Flight>,
     pub key: Key,
+    /// The same among processes.
+    pub turn: Option<Turn>,
 }
 
 /// Whose duty a chunk is.
@@ -52,6 +55,7 @@ impl Flights {
                     flights: Arc::clone(self),
                     flight,
                     key,
+                    turn: None,
                 })
             }
         }

@@ -22,12 +22,18 @@ pub struct HandedOver {
 
 impl ChunkStore {
     /// Duplicates of all that [`ChunkStore::take_over`] needs. They were opened by this process: marks that somebody
-    /// puts on the files later do not concern them.
+    /// puts on the files later do not concern them. From now on every chunk is kept, whatever the limit of the cache.
     ///
     /// # Errors
     /// When there is no cache directory, or the disk had no room for a blob's cache, or too many files are open.
     pub fn hand_over(&self) -> io::Result<HandedOver> {
-        let missing = || io::Error::new(io::ErrorKind::NotFound, "there is no cache on a disk");
+        let missing = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "a blob has no cache on the disk: it is full, or the cache is in use for an image that has other chunks in the blob",
+            )
+        };
+        self.inner.limit.keep_all();
         let lock = self._cache_dir.as_ref().ok_or_else(missing)?.lock()?;
         let blobs = self.inner.blobs.iter();
         let blobs = blobs.map(|blob| blob.cache.as_ref().ok_or_else(missing)?.files());
@@ -50,7 +56,7 @@ impl ChunkStore {
         let path = options.cache_dir.clone().unwrap_or_default();
         let dir = CacheDir::take_over(&path, handed.lock);
         let mut blobs = handed.blobs.into_iter();
-        Self::with_caches(
+        let store = Self::with_caches(
             bootstrap,
             source,
             options,
@@ -61,6 +67,8 @@ impl ChunkStore {
                 })?;
                 BlobCache::take_over(dir, info, known, boot, files)
             },
-        )
+        )?;
+        store.inner.limit.keep_all();
+        Ok(store)
     }
 }

@@ -233,7 +233,8 @@ impl Inner {
     pub fn absent_behind(&self, place: Key, bytes: u64) -> Vec<Key> {
         let kept = self.known(place).filter(|(blob, _)| {
             // What is not kept would be absent for ever.
-            blob.cache.is_some() && !self.cache_closed.load(Ordering::Relaxed)
+            let open = !self.cache_closed.load(Ordering::Relaxed) && !self.limit.is_reached();
+            blob.cache.is_some() && open
         });
         let Some((blob, known)) = kept else {
             return Vec::new();
@@ -249,7 +250,7 @@ impl Inner {
         let wanted = |key: Key| {
             self.blobs
                 .get(key.blob)
-                .is_some_and(|blob| blob.state(key.slot) != State::Present)
+                .is_some_and(|blob| self.look(blob, key.slot) != State::Present)
         };
         let behind = |place: Key| self.absent_behind(place, BEHIND_MAX);
         let mut done = false;

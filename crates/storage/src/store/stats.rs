@@ -52,6 +52,18 @@ stats! {
     reverified,
     /// Chunks, chunk maps or barriers that the cache directory failed to take.
     cache_errors,
+    /// Chunks that were found in the cache because another process had brought them in meanwhile.
+    chunks_of_others,
+    /// Chunks that were copied from the cache of another blob, where they were found by their digest.
+    chunks_copied,
+    /// Their bytes.
+    copied_bytes,
+    /// Blobs read without the cache, which is in use for an image that disagrees about them.
+    cache_conflicts,
+    /// Blobs that were removed from the cache directory because it had reached its limit.
+    cache_evicted,
+    /// Chunks that were not kept because the cache directory has reached its limit, all of it in use.
+    cache_refused,
     /// Chunks that were asked for in advance.
     prefetch_asked,
     /// Chunks that the background workers brought in, neighbours included.

@@ -72,9 +72,9 @@ fn a_killed_process_leaves_no_wrong_bytes() {
             .spawn()
             .unwrap();
         // Let it get going, then a little further each time.
-        let lock = dir.path().join("lock");
-        testkit::run::wait_until("the child owns the cache", || {
-            fs::read_to_string(&lock).is_ok_and(|pid| pid.trim() == child.id().to_string())
+        let map = dir.path().join(format!("{}.blob.map", id()));
+        testkit::run::wait_until("the child uses the cache", || {
+            File::open(&map).is_ok_and(|map| map.try_lock().is_err())
         });
         std::thread::sleep(Duration::from_millis(1 + (round * 7) % 13));
         child.kill().unwrap();

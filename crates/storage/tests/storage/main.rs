@@ -4,4 +4,6 @@
 mod crash;
 mod golden;
 mod image;
+mod keep;
+mod shared;
 mod store;

@@ -1,0 +1,163 @@
+//! How `nydusify cache` says what it has found.
+
+use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use storage::{CachedBlob, CheckedBlob};
+
+/// A blob for a program.
+pub(super) fn blob(blob: &CachedBlob) -> Value {
+    let last_used = blob.last_used.duration_since(UNIX_EPOCH);
+    json!({
+        "id": blob.id,
+        "size": blob.size,
+        "cached_bytes": blob.cached,
+        "disk_bytes": blob.disk,
+        "chunks": blob.chunks,
+        "missing_chunks": blob.missing,
+        "complete": blob.is_complete(),
+        "in_use": blob.in_use,
+        "processes": blob.processes,
+        "last_used": last_used.map_or(0, |time| time.as_secs()),
+    })
+}
+
+/// All blobs for a person.
+pub(super) fn table(blobs: &[CachedBlob]) -> String {
+    let mut rows = vec![
+        [
+            "BLOB",
+            "SIZE",
+            "CACHED",
+            "DISK",
+            "COMPLETE",
+            "LAST USED",
+            "IN USE BY",
+        ]
+        .map(str::to_owned),
+    ];
+    rows.extend(blobs.iter().map(|blob| {
+        [
+            blob.id.get(..16).unwrap_or(&blob.id).to_owned(),
+            bytes(blob.size),
+            bytes(blob.cached),
+            bytes(blob.disk),
+            if blob.is_complete() { "yes" } else { "no" }.to_owned(),
+            age(blob.last_used),
+            users(blob),
+        ]
+    }));
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: [usize; 7] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths);
+        let line: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        let _ = writeln!(text, "{}", line.join("  ").trim_end());
+    }
+    text
+}
+
+fn users(blob: &CachedBlob) -> String {
+    let ids: Vec<String> = blob.processes.iter().map(u32::to_string).collect();
+    match (blob.in_use, ids.is_empty()) {
+        (false, _) => "-".to_owned(),
+        (true, true) => "somebody".to_owned(),
+        (true, false) => ids.join(","),
+    }
+}
+
+/// What was verified of a blob, for a program.
+pub(super) fn checked(blob: &CheckedBlob) -> Value {
+    let bad = blob
+        .bad
+        .iter()
+        .map(|chunk| json!({ "index": chunk.index, "offset": chunk.offset, "size": chunk.size }));
+    json!({
+        "id": blob.id,
+        "good_chunks": blob.good,
+        "lost_chunks": blob.lost,
+        "bad_chunks": bad.collect::<Vec<_>>(),
+        "dropped": blob.dropped,
+    })
+}
+
+/// What was verified of a blob, for a person: a line for each chunk that is wrong.
+pub(super) fn findings(blob: &CheckedBlob) -> String {
+    let mut text = String::new();
+    let then = match blob.dropped {
+        true => "dropped, to be fetched again",
+        false => "left, for the blob is in use",
+    };
+    for chunk in &blob.bad {
+        let (id, index, size, offset) = (&blob.id, chunk.index, chunk.size, chunk.offset);
+        let _ = writeln!(
+            text,
+            "blob {id}: chunk {index} ({size} bytes at {offset:#x}) is not what its digest says: {then}"
+        );
+    }
+    if blob.lost != 0 {
+        let _ = writeln!(
+            text,
+            "blob {}: {} not on the disk when the machine went down: {then}",
+            blob.id,
+            count(usize::try_from(blob.lost).unwrap_or(usize::MAX), "chunk"),
+        );
+    }
+    text
+}
+
+/// A number of things.
+pub(super) fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// A number of bytes.
+pub(super) fn bytes(count: u64) -> String {
+    indicatif::HumanBytes(count).to_string()
+}
+
+/// How long ago that was.
+fn age(time: SystemTime) -> String {
+    if time == UNIX_EPOCH {
+        return "never".to_owned();
+    }
+    let age = time.elapsed().unwrap_or_default();
+    let age = std::time::Duration::from_secs(age.as_secs());
+    format!("{} ago", indicatif::HumanDuration(age))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_line_for_each_blob() {
+        let blob = CachedBlob {
+            id: "ab".repeat(32),
+            size: 3 << 20,
+            cached: 1 << 20,
+            disk: 1 << 20,
+            chunks: 1,
+            missing: 2,
+            in_use: true,
+            processes: vec![11, 12],
+            last_used: UNIX_EPOCH,
+        };
+        let idle = CachedBlob {
+            id: "short".to_owned(),
+            missing: 0,
+            in_use: false,
+            ..blob.clone()
+        };
+        assert_eq!(
+            table(&[blob, idle]),
+            "BLOB              SIZE      CACHED    DISK      COMPLETE  LAST USED  IN USE BY\n\
+             abababababababab  3.00 MiB  1.00 MiB  1.00 MiB  no        never      11,12\n\
+             short             3.00 MiB  1.00 MiB  1.00 MiB  yes       never      -\n"
+        );
+    }
+}

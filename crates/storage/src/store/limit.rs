@@ -1,0 +1,81 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use super::Inner;
+use super::stats::add;
+use crate::cache::disk_usage;
+use crate::{Error, Prune, prune_cache};
+
+/// Bytes to write before the next look, unless the limit itself is small.
+const LOOK_EVERY: u64 = 64 << 20;
+
+/// Whether the cache directory has reached its limit.
+#[derive(Default)]
+pub(super) struct Limit {
+    state: Mutex<State>,
+    /// Whatever the limit, a reader needs what is fetched to be in the cache file.
+    keep_all: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    looked: Option<Instant>,
+    written: u64,
+    over: bool,
+}
+
+impl Limit {
+    /// From now on there is room for every chunk.
+    pub fn keep_all(&self) {
+        self.keep_all.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether chunks were refused when somebody last looked.
+    pub fn is_reached(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.over && !self.keep_all.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    /// Whether the cache may take so many bytes more. Makes room if it can.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let (Some(limit), Some(dir)) = (self.options.cache_limit, &self.options.cache_dir) else {
+            return true;
+        };
+        let state = self.limit.state.lock();
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        state.written = state.written.saturating_add(bytes);
+        let interval = self.options.barrier_interval;
+        let due = state.looked.is_none_or(|at| at.elapsed() >= interval);
+        if due || state.written >= LOOK_EVERY.min(limit / 8) && !state.over {
+            *state = State {
+                looked: Some(Instant::now()),
+                written: 0,
+                // What can't be told or removed is no reason to do without a cache.
+                over: self.make_room(dir, limit).unwrap_or_else(|_| {
+                    add(&self.counters.cache_errors, 1);
+                    false
+                }),
+            };
+        }
+        let room = !state.over || self.limit.keep_all.load(Ordering::Relaxed);
+        add(&self.counters.cache_refused, u64::from(!room));
+        room
+    }
+
+    /// Removes what nobody uses; whether the directory is over its limit all the same.
+    fn make_room(&self, dir: &std::path::Path, limit: u64) -> Result<bool, Error> {
+        if disk_usage(dir)? <= limit {
+            return Ok(false);
+        }
+        let what = Prune {
+            max_size: Some(limit),
+            ..Prune::default()
+        };
+        let pruned = prune_cache(dir, &what)?;
+        add(&self.counters.cache_evicted, pruned.removed.len() as u64);
+        Ok(pruned.left > limit)
+    }
+}
