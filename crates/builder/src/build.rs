@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 
-use rafs_format::{BlobFeatures, BlobId, BlobInfo, ChunkRecord, Digest, Version};
+use rafs_format::{BLOBS_MAX, BlobFeatures, BlobId, BlobInfo, ChunkRecord, Digest, Version};
 use tree::{Content, Image, InodeId, Tree};
 
 use crate::pipeline::{self, Cutter, Home, Output};
@@ -91,6 +91,9 @@ pub(crate) fn build(
         duplicate_size: output.duplicates.1,
     };
     let (mut image, mut own) = assemble(&mut output, finished.as_ref(), options)?;
+    if options.dictionary.is_some() && image.blobs.len() > BLOBS_MAX {
+        return Err(Error::DictionaryBlobs(Box::new(stored_by_blob([&image]))));
+    }
     if let (Some(own), Some(key)) = (own, &key) {
         key.record(&mut image.blobs[own]);
     }
@@ -119,6 +122,24 @@ pub(crate) fn build(
         table: blob.table,
         stats,
     })
+}
+
+/// Stored bytes that images have of each blob.
+pub fn stored_by_blob<'a>(images: impl IntoIterator<Item = &'a Image>) -> HashMap<BlobId, u64> {
+    let mut stored: HashMap<BlobId, u64> = HashMap::new();
+    for image in images {
+        for record in &image.chunks {
+            if let Some(blob) = image.blobs.get(record.blob_index as usize) {
+                // What a member of a batch takes is not known by itself.
+                let size = match record.compressed_size {
+                    0 => record.uncompressed_size,
+                    size => size,
+                };
+                *stored.entry(blob.id.clone()).or_default() += u64::from(size);
+            }
+        }
+    }
+    stored
 }
 
 /// The image of what the pipeline put out, and the index of the blob that is being written, if it has any chunk.

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 
@@ -94,6 +95,9 @@ pub enum Error {
         "the image needs {0} blobs, the format allows 255: share chunks between fewer images, or squash layers"
     )]
     TooManyBlobs(usize),
+    /// A layer would take chunks of more blobs than one image can have, by stored bytes that it would take of each.
+    #[error("the layer would use {} blobs with the chunk dictionary", .0.len())]
+    DictionaryBlobs(Box<HashMap<BlobId, u64>>),
     /// A record that the format cannot express.
     #[error("cannot encode {path}")]
     Encode {

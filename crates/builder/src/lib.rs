@@ -31,7 +31,7 @@ mod turn;
 pub use attributes::{Attributes, AttributesError, ExternalFile};
 pub use bootstrap::{encode, encode_v5, encode_v6, load_image};
 pub use budget::Budget;
-pub use build::{BuiltLayer, Stats, build_tar};
+pub use build::{BuiltLayer, Stats, build_tar, stored_by_blob};
 pub use compact::{CompactOptions, CompactPlan, compact_group};
 pub use directory::build_directory;
 pub use encryption::{BlobKey, Encryption};

@@ -134,13 +134,13 @@ impl Catalogue {
         let mut json = serde_json::to_vec_pretty(self).expect("a catalogue always serialises");
         json.push(b'\n');
         let sum = blake3::hash(&json).to_hex();
-        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed())?;
+        let mut file = crate::store::unfinished(dir).map_err(failed())?;
         writeln!(file, "{LAYOUT} {sum}").map_err(failed())?;
         file.write_all(&json).map_err(failed())?;
         file.as_file().sync_all().map_err(failed())?;
         match fs::read(&path) {
             Ok(before) if Self::parse(&path, &before).is_ok() => {
-                let copy = tempfile::NamedTempFile::new_in(dir).map_err(failed())?;
+                let copy = crate::store::unfinished(dir).map_err(failed())?;
                 fs::write(copy.path(), before).map_err(failed())?;
                 copy.as_file().sync_all().map_err(failed())?;
                 let kept = copy.persist(dir.join(BEFORE));

@@ -94,6 +94,16 @@ pub enum Error {
         /// What of it: a chunk, or the blob as a whole.
         what: String,
     },
+    /// An image has something else than the dictionary says.
+    #[error(
+        "the chunk dictionary says something else about {what} of {name} than the image itself"
+    )]
+    Changed {
+        /// The image.
+        name: String,
+        /// In what they differ.
+        what: String,
+    },
     /// There is no such image.
     #[error("the chunk dictionary has no image {0}; nydusify chunkdict ls names them")]
     NoImage(String),

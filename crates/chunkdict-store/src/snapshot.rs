@@ -12,9 +12,8 @@
 //! | 24 | 8 | size of the blobs, in bytes |
 //! | 32 | 8 | size of the images, in bytes |
 //! | 40 | 8 | number of chunks |
-//! | 48 | 8 | number of blocks of places |
-//! | 56 | 8 | size of the places, in bytes |
-//! | 64 | | blobs, images, digests, numbers, blocks and places ([`chunkdict::Parts`]) |
+//! | 48 | 8 | size of the places, in bytes |
+//! | 56 | | blobs, images, entries and places ([`chunkdict::Parts`]) |
 //!
 //! Blobs and images are in the order of their ids, places in that of blob and row: the same images make the same file,
 //! whatever the order in which they came. The file is named by the BLAKE3 of all of it, which is the snapshot's id.
@@ -24,15 +23,15 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use chunkdict::{ChunkIndex, Dictionary, Parts};
-use rafs_format::{BlobId, BlobInfo, Compressor, Digest, Digester, Version};
+use chunkdict::{ChunkIndex, ChunkKey, Dictionary, IndexEntry, Parts};
+use rafs_format::{BlobId, BlobInfo, ChunkRecord, Compressor, Digest, Digester, Version};
 
 use crate::coding::{self, Input, hex};
 use crate::rows::Rows;
-use crate::{Error, ImageId, Kind};
+use crate::{Error, ImageId, Import, Kind};
 
 const MAGIC: &[u8; 8] = b"NYDICT01";
-const HEAD: usize = 64;
+const HEAD: usize = 56;
 /// Bytes that are hashed at once.
 const PIECE: usize = 1 << 20;
 
@@ -86,7 +85,6 @@ struct Head {
     blobs: usize,
     images: usize,
     chunks: usize,
-    blocks: usize,
     places: usize,
 }
 
@@ -113,17 +111,13 @@ impl Head {
             blobs: size()?,
             images: size()?,
             chunks: size()?,
-            blocks: size()?,
             places: size()?,
         })
     }
 
     /// Size of the whole file.
     fn total(&self) -> Option<u64> {
-        let index = self
-            .chunks
-            .checked_mul(36)?
-            .checked_add(self.blocks.checked_mul(4)?)?;
+        let index = self.chunks.checked_mul(size_of::<IndexEntry>())?;
         let rest = self
             .blobs
             .checked_add(self.images)?
@@ -204,6 +198,67 @@ impl Snapshot {
         sizes.max().filter(|size| *size != 0)
     }
 
+    /// Where the last known chunk of each blob ends: the blob's file has at least so many bytes.
+    pub fn extents(&self) -> Vec<u64> {
+        let mut extents = vec![0; self.blobs.len()];
+        for record in self.index.bare_records() {
+            let end = record
+                .compressed_offset
+                .saturating_add(record.compressed_size.into());
+            let at = record.blob_index as usize;
+            if self.blobs[at].is_estargz() {
+                // Sizes are upper bounds there.
+                continue;
+            }
+            let extent = &mut extents[at];
+            *extent = end.max(*extent);
+        }
+        extents
+    }
+
+    /// Sees to it that an image has what the snapshot says of it.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] naming the first difference.
+    pub fn agrees(&self, import: &Import) -> Result<(), Error> {
+        let differs = |what: String| {
+            Err(Error::Changed {
+                name: import.name.clone(),
+                what,
+            })
+        };
+        let Some(image) = self.image(&import.id) else {
+            return differs("the image".to_owned());
+        };
+        if image.blobs.len() != import.blobs.len() {
+            return differs("the number of blobs".to_owned());
+        }
+        for (held, (id, blob)) in image.blobs.iter().zip(&import.blobs) {
+            let info = BlobInfo {
+                index: held.blob,
+                ..blob.info.clone()
+            };
+            if self.blobs.get(held.blob as usize) != Some(&info) {
+                return differs(format!("blob {id}"));
+            }
+            let rows = Rows::of(blob.rows.iter().map(|record| record.index));
+            if rows != held.rows {
+                return differs(format!("the chunks of blob {id}"));
+            }
+            for row in &blob.rows {
+                let wanted = ChunkRecord {
+                    blob_index: held.blob,
+                    ..*row
+                };
+                let key = ChunkKey::from(row);
+                if !self.index.places(&key).any(|place| place == wanted) {
+                    return differs(format!("chunk {} of blob {id}", row.index));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Size of its file in bytes.
     pub fn file_size(&self) -> u64 {
         let mut counting = Counting(0);
@@ -220,12 +275,7 @@ impl Snapshot {
         for image in &self.images {
             coding::put_image(&mut images, image);
         }
-        let Parts {
-            digests,
-            numbers,
-            blocks,
-            places,
-        } = self.index.parts();
+        let Parts { entries, places } = self.index.parts();
         let version: u32 = match self.kind.version {
             Version::V5 => 5,
             Version::V6 => 6,
@@ -239,23 +289,10 @@ impl Snapshot {
         ] {
             out.write_all(&number.to_le_bytes())?;
         }
-        for size in [
-            blobs.len(),
-            images.len(),
-            digests.len(),
-            blocks.len(),
-            places.len(),
-        ] {
+        for size in [blobs.len(), images.len(), entries.len(), places.len()] {
             out.write_all(&(size as u64).to_le_bytes())?;
         }
-        for part in [
-            &blobs[..],
-            &images,
-            digests.as_flattened(),
-            numbers.as_flattened(),
-            blocks.as_flattened(),
-            places,
-        ] {
+        for part in [&blobs[..], &images, entries.as_flattened(), places] {
             out.write_all(part)?;
         }
         Ok(())
@@ -265,7 +302,7 @@ impl Snapshot {
     pub(crate) fn save(&self, dir: &Path) -> Result<(), Error> {
         let path = dir.join(hex(&self.id));
         let failed = || Error::io("write", &path);
-        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed())?;
+        let mut file = crate::store::unfinished(dir).map_err(failed())?;
         let mut buffered = BufWriter::with_capacity(PIECE, file.as_file_mut());
         self.write(&mut buffered)
             .and_then(|()| buffered.flush())
@@ -292,14 +329,10 @@ impl Snapshot {
         read(&mut blobs)?;
         read(&mut images)?;
         let mut parts = Parts {
-            digests: vec![[0; 32]; head.chunks],
-            numbers: vec![[0; 4]; head.chunks],
-            blocks: vec![[0; 4]; head.blocks],
+            entries: vec![[0; size_of::<IndexEntry>()]; head.chunks],
             places: vec![0; head.places],
         };
-        read(parts.digests.as_flattened_mut())?;
-        read(parts.numbers.as_flattened_mut())?;
-        read(parts.blocks.as_flattened_mut())?;
+        read(parts.entries.as_flattened_mut())?;
         read(&mut parts.places)?;
         if input.hasher.finalize() != id {
             return Err(damaged("its hash is not its name"));

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use progress::Cancel;
 use rafs_format::Digest;
+use tempfile::NamedTempFile;
 
 use crate::catalogue::{self, Catalogue};
 use crate::coding::hex;
@@ -238,6 +239,12 @@ impl Store {
 /// The beginning of names of files that are being written.
 fn is_unfinished(name: &str) -> bool {
     name.starts_with(".tmp")
+}
+
+/// A file that is to get another name once it is written, and that others may read then.
+pub(crate) fn unfinished(dir: &Path) -> std::io::Result<NamedTempFile> {
+    let mode = fs::Permissions::from_mode(0o644);
+    tempfile::Builder::new().permissions(mode).tempfile_in(dir)
 }
 
 /// Makes names in a directory last.

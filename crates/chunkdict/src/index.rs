@@ -1,13 +1,15 @@
 //! Many chunks by their digests, in few bytes each: what a dictionary looks chunks up in.
 //!
-//! Digests lie sorted in one piece of memory, 32 bytes each and a number of 4 bytes beside them: the number of the
-//! chunk's record among [`Places`], of which most take 4 to 8 bytes. A table of first bits leads to the handful of digests
-//! that one is looked for in.
+//! Digests lie sorted in one piece of memory, 32 bytes each with 4 bytes that say where the chunk's record is, of which most
+//! take 4 to 8 bytes ([`places`]). A table of first bits leads to the handful of digests that one is looked for in. So a
+//! lookup reads memory at three places.
+
+use std::cmp::Ordering;
 
 use rafs_format::{ChunkRecord, Digest};
 
 use crate::ChunkKey;
-use crate::places::{BLOCK, PlaceWriter, Places};
+use crate::places::{self, PlaceWriter};
 
 /// Digests that share an entry of the table of first bits, on average at most.
 const BUCKET: usize = 8;
@@ -25,8 +27,27 @@ pub struct ChunkIndex {
 
 /// Takes records up into a [`ChunkIndex`].
 pub struct IndexBuilder {
-    digests: Vec<Digest>,
+    entries: Vec<IndexEntry>,
     places: PlaceWriter,
+}
+
+/// A digest, and the location of the record, little-endian.
+pub type IndexEntry = [u8; 36];
+
+fn entry(digest: &Digest, location: u32) -> IndexEntry {
+    let mut entry = [0; 36];
+    entry[..32].copy_from_slice(digest);
+    entry[32..].copy_from_slice(&location.to_le_bytes());
+    entry
+}
+
+fn digest(entry: &IndexEntry) -> &Digest {
+    entry.first_chunk().expect("an entry begins with a digest")
+}
+
+fn location(entry: &IndexEntry) -> u32 {
+    let bytes = entry.last_chunk().expect("an entry ends with a location");
+    u32::from_le_bytes(*bytes)
 }
 
 /// There are more chunks than an index can have: 2^32 of them, or 4 GiB of places.
@@ -37,12 +58,8 @@ pub struct IndexFull;
 /// The parts of an index, as they are kept in a file: any bytes until [`ChunkIndex::from_parts`] has looked at them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
-    /// Digests in ascending order.
-    pub digests: Vec<Digest>,
-    /// Of each digest the number of its record, little-endian; of equal digests in ascending order.
-    pub numbers: Vec<[u8; 4]>,
-    /// Where each block of records begins in `places`, little-endian.
-    pub blocks: Vec<[u8; 4]>,
+    /// In ascending order of digests, those of equal digests in that of locations.
+    pub entries: Vec<IndexEntry>,
     /// The records.
     pub places: Vec<u8>,
 }
@@ -57,7 +74,7 @@ impl IndexBuilder {
     /// With room for so many chunks.
     pub fn with_capacity(chunks: usize) -> Self {
         Self {
-            digests: Vec::with_capacity(chunks),
+            entries: Vec::with_capacity(chunks),
             places: PlaceWriter::new(),
         }
     }
@@ -67,32 +84,31 @@ impl IndexBuilder {
     /// # Errors
     /// [`IndexFull`]
     pub fn push(&mut self, record: &ChunkRecord) -> Result<(), IndexFull> {
-        if self.digests.len() >= u32::MAX as usize || !self.places.push(record) {
+        if self.entries.len() >= u32::MAX as usize {
             return Err(IndexFull);
         }
-        self.digests.push(record.digest);
+        let location = self.places.push(record).ok_or(IndexFull)?;
+        self.entries.push(entry(&record.digest, location));
         Ok(())
     }
 
     /// The index of all that was taken up.
     pub fn finish(self) -> ChunkIndex {
-        let digests = self.digests;
-        let mut order: Vec<(u64, u32)> = digests.iter().map(head).zip(0..).collect();
-        order.sort_unstable_by(|a, b| {
-            let whole = |number: u32| &digests[number as usize];
-            (a.0, whole(a.1), a.1).cmp(&(b.0, whole(b.1), b.1))
-        });
-        let sorted = order.iter().map(|&(_, number)| digests[number as usize]);
-        let sorted: Vec<Digest> = sorted.collect();
-        drop(digests);
-        let numbers = order.iter().map(|(_, number)| number.to_le_bytes());
+        let mut entries = self.entries;
+        entries.sort_unstable_by(in_order);
         ChunkIndex::new(Parts {
-            numbers: numbers.collect(),
-            digests: sorted,
-            blocks: self.places.blocks,
+            entries,
             places: self.places.bytes,
         })
     }
+}
+
+/// The order of entries.
+fn in_order(a: &IndexEntry, b: &IndexEntry) -> Ordering {
+    let key = |entry| (digest(entry), location(entry));
+    head(digest(a))
+        .cmp(&head(digest(b)))
+        .then_with(|| key(a).cmp(&key(b)))
 }
 
 /// The first eight bytes of a digest, in their order.
@@ -103,11 +119,11 @@ fn head(digest: &Digest) -> u64 {
 
 impl ChunkIndex {
     fn new(parts: Parts) -> Self {
-        let digests = &parts.digests;
-        let bits = (digests.len() / BUCKET).max(1).ilog2().min(BITS_MAX);
+        let entries = &parts.entries;
+        let bits = (entries.len() / BUCKET).max(1).ilog2().min(BITS_MAX);
         let mut first = vec![0_u32; (1 << bits) + 1];
-        for digest in digests {
-            first[bucket(digest, bits) + 1] += 1;
+        for entry in entries {
+            first[bucket(digest(entry), bits) + 1] += 1;
         }
         let mut sum = 0;
         for entry in &mut first {
@@ -120,30 +136,34 @@ impl ChunkIndex {
     /// The index that these parts are of. `blobs` is the number of blobs that records may be of. `None` if the parts do
     /// not fit together, so that afterwards every chunk is found where it lies.
     pub fn from_parts(parts: Parts, blobs: u32) -> Option<Self> {
-        let count = parts.digests.len();
-        let fits = parts.digests.is_sorted()
-            && parts.numbers.len() == count
-            && count <= u32::MAX as usize
-            && parts.blocks.len() == count.div_ceil(BLOCK);
-        if !fits {
+        let count = parts.entries.len();
+        let sorted = parts
+            .entries
+            .is_sorted_by(|a, b| in_order(a, b) == Ordering::Less);
+        if !sorted || count > u32::MAX as usize {
             return None;
         }
-        let mut seen = vec![false; count];
-        for number in &parts.numbers {
-            let seen = seen.get_mut(u32::from_le_bytes(*number) as usize)?;
-            if std::mem::replace(seen, true) {
-                return None;
-            }
-        }
-        let index = Self::new(parts);
+        // Each record is the one of one entry: locations are below eight times their number of blocks.
+        let mut free = vec![0_u64; parts.places.len() / 64 + 1];
+        let at = |location: u32| (location as usize / 64, 1_u64 << (location % 64));
         let mut records = 0;
-        for record in index.bare_records() {
+        for (location, record) in places::iter(&parts.places) {
+            let (word, bit) = at(location);
+            *free.get_mut(word)? |= bit;
             records += 1;
             if record.blob_index >= blobs {
                 return None;
             }
         }
-        (records == count).then_some(index)
+        for entry in &parts.entries {
+            let (word, bit) = at(location(entry));
+            let word = free.get_mut(word)?;
+            if *word & bit == 0 {
+                return None;
+            }
+            *word &= !bit;
+        }
+        (records == count).then(|| Self::new(parts))
     }
 
     /// The parts to keep in a file.
@@ -151,95 +171,76 @@ impl ChunkIndex {
         &self.parts
     }
 
-    fn coded(&self) -> Places<'_> {
-        Places {
-            blocks: &self.parts.blocks,
-            bytes: &self.parts.places,
-        }
-    }
-
     /// Every place of a chunk with that content, in the order in which they were taken up.
     pub fn places<'a>(&'a self, key: &ChunkKey) -> impl Iterator<Item = ChunkRecord> + use<'a> {
-        let (digest, size) = (key.digest, key.size);
-        self.range(&digest)
-            .filter_map(move |at| self.record(at))
+        let size = key.size;
+        self.with_digest(&key.digest)
             .filter(move |record| record.uncompressed_size == size)
+    }
+
+    /// Every place of chunks with that digest, whatever their size.
+    pub fn with_digest<'a>(
+        &'a self,
+        digest: &Digest,
+    ) -> impl Iterator<Item = ChunkRecord> + use<'a> {
+        self.range(digest).filter_map(|entry| self.record(entry))
     }
 
     /// All records in the order of their digests.
     pub fn records(&self) -> impl Iterator<Item = ChunkRecord> {
-        (0..self.parts.digests.len()).filter_map(|at| self.record(at))
+        let entries = self.parts.entries.iter();
+        entries.filter_map(|entry| self.record(entry))
     }
 
     /// All records in the order in which they were taken up, without their digests: these are zeros.
     pub fn bare_records(&self) -> impl Iterator<Item = ChunkRecord> {
-        self.coded().iter()
+        places::iter(&self.parts.places).map(|(_, record)| record)
     }
 
     /// All records in the order in which they were taken up.
     pub fn records_in_order(&self) -> impl Iterator<Item = ChunkRecord> {
-        let mut positions = vec![0_u32; self.parts.digests.len()];
-        for (position, number) in (0..).zip(&self.parts.numbers) {
-            if let Some(entry) = positions.get_mut(u32::from_le_bytes(*number) as usize) {
-                *entry = position;
-            }
-        }
-        let digest = move |at: u32| {
-            self.parts
-                .digests
-                .get(at as usize)
-                .copied()
-                .unwrap_or_default()
-        };
-        self.coded().iter().zip(positions).map(move |(record, at)| {
-            let digest = digest(at);
+        let entries = &self.parts.entries;
+        let mut order: Vec<(u32, u32)> = entries.iter().map(location).zip(0..).collect();
+        order.sort_unstable();
+        let records = self.bare_records();
+        records.zip(order).map(|(record, (_, at))| {
+            let digest = *digest(&entries[at as usize]);
             ChunkRecord { digest, ..record }
         })
     }
 
     /// Number of places.
     pub fn len(&self) -> usize {
-        self.parts.digests.len()
+        self.parts.entries.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.parts.digests.is_empty()
+        self.parts.entries.is_empty()
     }
 
     /// What it takes in memory, in bytes.
     pub fn memory(&self) -> usize {
-        let Parts {
-            digests,
-            numbers,
-            blocks,
-            places,
-        } = &self.parts;
-        size_of_val(&digests[..])
-            + size_of_val(&numbers[..])
-            + size_of_val(&blocks[..])
-            + places.len()
-            + size_of_val(&self.first[..])
+        let Parts { entries, places } = &self.parts;
+        size_of_val(&entries[..]) + places.len() + size_of_val(&self.first[..])
     }
 
-    /// Positions of a digest.
-    fn range<'a>(&'a self, digest: &Digest) -> impl Iterator<Item = usize> + use<'a> {
-        let bucket = bucket(digest, self.bits);
+    /// Entries of a digest.
+    fn range<'a>(&'a self, wanted: &Digest) -> impl Iterator<Item = &'a IndexEntry> + use<'a> {
+        let bucket = bucket(wanted, self.bits);
         let bound = |at: usize| self.first.get(at).map_or(0, |first| *first as usize);
-        let (start, end) = (bound(bucket), bound(bucket + 1));
-        let near = self.parts.digests.get(start..end).unwrap_or_default();
-        let from = near.partition_point(|known| known < digest);
-        let digest = *digest;
-        let found = near[from..]
+        let near = bound(bucket)..bound(bucket + 1);
+        let near = self.parts.entries.get(near).unwrap_or_default();
+        let from = near.partition_point(|known| digest(known) < wanted);
+        let wanted = *wanted;
+        near[from..]
             .iter()
-            .take_while(move |known| **known == digest);
-        found.zip(start + from..).map(|(_, at)| at)
+            .take_while(move |known| *digest(known) == wanted)
     }
 
-    fn record(&self, at: usize) -> Option<ChunkRecord> {
-        let number = u32::from_le_bytes(*self.parts.numbers.get(at)?);
-        let digest = *self.parts.digests.get(at)?;
-        let record = self.coded().get(number as usize)?;
+    fn record(&self, entry: &IndexEntry) -> Option<ChunkRecord> {
+        let record = places::record_at(&self.parts.places, location(entry))?;
+        let digest = *digest(entry);
         Some(ChunkRecord { digest, ..record })
     }
 }
@@ -337,14 +338,15 @@ mod tests {
             ChunkIndex::from_parts(parts, 1).is_none()
         };
         assert!(!bad(&|_| {}));
-        assert!(bad(&|parts| parts.digests.swap(0, 99)));
-        assert!(bad(&|parts| parts.digests.truncate(99)));
-        assert!(bad(&|parts| parts.numbers[3] = [0, 0, 0, 1]));
-        assert!(bad(&|parts| parts.numbers[3] = parts.numbers[4]));
-        assert!(bad(&|parts| parts.numbers.truncate(4)));
-        assert!(bad(&|parts| parts.blocks.truncate(4)));
-        assert!(bad(&|parts| parts.blocks.push([0; 4])));
+        assert!(bad(&|parts| parts.entries.swap(0, 99)));
+        assert!(bad(&|parts| parts.entries.truncate(99)));
+        assert!(bad(&|parts| parts.entries[3][35] = 1));
+        assert!(bad(
+            &|parts| parts.entries[3][32..].copy_from_slice(&[7, 0, 0, 0])
+        ));
         assert!(bad(&|parts| parts.places.truncate(300)));
+        assert!(bad(&|parts| parts.places.truncate(0)));
+        assert!(bad(&|parts| parts.places.extend([0xff; 8])));
         assert!(ChunkIndex::from_parts(good.parts().clone(), 0).is_none());
     }
 }

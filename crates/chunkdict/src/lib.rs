@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Digest};
 
 pub use generate::{GenerateError, Generated, Source, generate};
-pub use index::{ChunkIndex, IndexBuilder, IndexFull, Parts};
+pub use index::{ChunkIndex, IndexBuilder, IndexEntry, IndexFull, Parts};
 
 /// What makes two chunks the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

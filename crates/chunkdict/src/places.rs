@@ -1,8 +1,9 @@
 //! Where chunks lie, in a few bytes each.
 //!
 //! Chunks that follow one another in a blob differ from what is expected behind their predecessor in little but the stored
-//! size. Records are coded in blocks of [`BLOCK`], the first of a block against nothing, so that any of them is
-//! decoded alone. A record begins with a byte of flags that say what is as expected; what is not follows as variable-length
+//! size. Records are coded in blocks of [`BLOCK`], the first of a block against nothing, so that few have to be decoded for
+//! one. Blocks begin at multiples of [`BLOCK`] bytes: where a block begins plus which of its records it is makes the
+//! location of a record, one number. A record begins with a byte of flags that say what is as expected; what is not follows as variable-length
 //! numbers (seven bits in a byte, low ones first) in this order:
 //!
 //! | Bit | As expected if it is set | Else |
@@ -21,7 +22,7 @@
 use rafs_format::{ChunkFlags, ChunkRecord};
 
 /// Records in a block.
-pub const BLOCK: usize = 16;
+const BLOCK: usize = 8;
 
 const NEXT_ROW: u8 = 1;
 const NEXT_STORED: u8 = 1 << 1;
@@ -67,7 +68,7 @@ impl Expected {
                 .compressed_offset
                 .wrapping_add(record.compressed_size.into()),
             packed,
-            aligned: packed.wrapping_add(ALIGNMENT - 1) & !(ALIGNMENT - 1),
+            aligned: align(packed),
         }
     }
 }
@@ -114,25 +115,28 @@ fn encode(out: &mut Vec<u8>, record: &ChunkRecord, before: &ChunkRecord) {
     out[at] = flags;
 }
 
-/// Takes the record behind `before` off the front of a block; `None` if there is none.
-fn decode(input: &mut &[u8], before: &ChunkRecord) -> Option<ChunkRecord> {
-    let expected = Expected::behind(before);
-    let flags = take(input, 1)?[0];
+/// Turns a record into the one behind it, which is taken off the front of a block; `None` if there is none.
+#[inline]
+fn advance(input: &mut &[u8], record: &mut ChunkRecord) -> Option<()> {
+    let flags = byte(input)?;
     let set = |flag: u8| flags & flag != 0;
-    let mut record = *before;
     if set(NEXT_ROW) {
-        record.index = expected.row;
+        record.index = record.index.wrapping_add(1);
     } else {
         record.blob_index = number(input)?;
         record.index = number(input)?;
     }
+    let before = u64::from(record.compressed_size);
     record.compressed_offset = match set(NEXT_STORED) {
-        true => expected.stored,
+        true => record.compressed_offset.wrapping_add(before),
         false => get(input)?,
     };
+    let packed = record
+        .uncompressed_offset
+        .wrapping_add(record.uncompressed_size.into());
     record.uncompressed_offset = match (set(NEXT_ALIGNED), set(NEXT_PACKED)) {
-        (true, _) => expected.aligned,
-        (false, true) => expected.packed,
+        (true, _) => align(packed),
+        (false, true) => packed,
         (false, false) => get(input)?,
     };
     if !set(SAME_SIZE) {
@@ -147,9 +151,18 @@ fn decode(input: &mut &[u8], before: &ChunkRecord) -> Option<ChunkRecord> {
     }
     record.crc32 = match set(NO_CRC) {
         true => 0,
-        false => u32::from_le_bytes(take(input, 4)?.try_into().ok()?),
+        false => {
+            let (crc, rest) = input.split_first_chunk::<4>()?;
+            *input = rest;
+            u32::from_le_bytes(*crc)
+        }
     };
-    Some(record)
+    Some(())
+}
+
+/// The next multiple of the alignment.
+fn align(offset: u64) -> u64 {
+    offset.wrapping_add(ALIGNMENT - 1) & !(ALIGNMENT - 1)
 }
 
 fn put(out: &mut Vec<u8>, mut value: u64) {
@@ -163,7 +176,7 @@ fn put(out: &mut Vec<u8>, mut value: u64) {
 fn get(input: &mut &[u8]) -> Option<u64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
-        let byte = take(input, 1)?[0];
+        let byte = byte(input)?;
         let bits = u64::from(byte & 0x7f);
         // What does not fit is no number.
         if bits << shift >> shift != bits {
@@ -177,90 +190,93 @@ fn get(input: &mut &[u8]) -> Option<u64> {
     None
 }
 
+/// As [`get`], of at most 32 bits: most numbers are of three bytes.
+#[inline]
 fn number(input: &mut &[u8]) -> Option<u32> {
+    if let Some((&[a, b, c], rest)) = input.split_first_chunk::<3>()
+        && a & b & 0x80 != 0
+        && c & 0x80 == 0
+    {
+        *input = rest;
+        let low = u32::from(a & 0x7f) | u32::from(b & 0x7f) << 7;
+        return Some(low | u32::from(c) << 14);
+    }
     get(input)?.try_into().ok()
 }
 
-fn take<'a>(input: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (head, rest) = input.split_at_checked(length)?;
+#[inline]
+fn byte(input: &mut &[u8]) -> Option<u8> {
+    let (byte, rest) = input.split_first()?;
     *input = rest;
-    Some(head)
+    Some(*byte)
 }
 
-/// Records in the order in which they came, without digests.
-#[derive(Clone, Copy)]
-pub(crate) struct Places<'a> {
-    /// Where each block begins in `bytes`, little-endian.
-    pub blocks: &'a [[u8; 4]],
-    pub bytes: &'a [u8],
-}
-
-/// Codes records for [`Places`].
+/// Codes records.
 pub(crate) struct PlaceWriter {
-    pub blocks: Vec<[u8; 4]>,
     pub bytes: Vec<u8>,
     count: usize,
+    /// Where the block begins.
+    block: usize,
     before: ChunkRecord,
 }
 
 impl PlaceWriter {
     pub fn new() -> Self {
         Self {
-            blocks: Vec::new(),
             bytes: Vec::new(),
             count: 0,
+            block: 0,
             before: NOTHING,
         }
     }
 
-    /// Appends a record. `false`, and nothing appended, if there is no room for it.
-    #[must_use]
-    pub fn push(&mut self, record: &ChunkRecord) -> bool {
-        let Ok(at) = u32::try_from(self.bytes.len()) else {
-            return false;
+    /// Appends a record and gives its location; `None`, and nothing appended, if there is no room for it.
+    pub fn push(&mut self, record: &ChunkRecord) -> Option<u32> {
+        let place = self.count % BLOCK;
+        let block = match place {
+            0 => self.bytes.len().next_multiple_of(BLOCK),
+            _ => self.block,
         };
-        if self.count.is_multiple_of(BLOCK) {
-            self.blocks.push(at.to_le_bytes());
-            self.before = NOTHING;
+        let location = u32::try_from(block + place).ok()?;
+        if place == 0 {
+            self.bytes.resize(block, 0);
+            (self.block, self.before) = (block, NOTHING);
         }
         encode(&mut self.bytes, record, &self.before);
         self.before = *record;
         self.count += 1;
-        true
+        Some(location)
     }
 }
 
-impl<'a> Places<'a> {
-    /// The record with that number; its digest is zeros.
-    pub fn get(self, number: usize) -> Option<ChunkRecord> {
-        let mut input = self.block(number / BLOCK)?;
-        let mut record = NOTHING;
-        for _ in 0..=number % BLOCK {
-            record = decode(&mut input, &record)?;
+/// The record at a location; its digest is zeros. `None` if there is none, as far as that can be told.
+pub(crate) fn record_at(bytes: &[u8], location: u32) -> Option<ChunkRecord> {
+    let (block, place) = (location as usize / BLOCK * BLOCK, location as usize % BLOCK);
+    let mut input = bytes.get(block..)?;
+    let mut record = NOTHING;
+    for _ in 0..=place {
+        advance(&mut input, &mut record)?;
+    }
+    Some(record)
+}
+
+/// All records in the order in which they came, each with its location. Ends early where they are damaged.
+pub(crate) fn iter(bytes: &[u8]) -> impl Iterator<Item = (u32, ChunkRecord)> + use<'_> {
+    let mut input = bytes;
+    let (mut block, mut place) = (0, 0);
+    let mut record = NOTHING;
+    std::iter::from_fn(move || {
+        if place == BLOCK {
+            let end = bytes.len() - input.len();
+            (block, place) = (end.next_multiple_of(BLOCK), 0);
+            input = bytes.get(block..)?;
+            record = NOTHING;
         }
-        Some(record)
-    }
-
-    /// All records in their order. Ends early where they are damaged.
-    pub fn iter(self) -> impl Iterator<Item = ChunkRecord> + use<'a> {
-        (0..self.blocks.len()).flat_map(move |block| {
-            let mut input = self.block(block).unwrap_or_default();
-            let mut before = NOTHING;
-            std::iter::from_fn(move || {
-                if input.is_empty() {
-                    return None;
-                }
-                before = decode(&mut input, &before)?;
-                Some(before)
-            })
-        })
-    }
-
-    fn block(self, number: usize) -> Option<&'a [u8]> {
-        let offset = |number: usize| Some(u32::from_le_bytes(*self.blocks.get(number)?) as usize);
-        let end = offset(number + 1).unwrap_or(self.bytes.len());
-        self.bytes.get(offset(number)?..end)
-    }
+        advance(&mut input, &mut record)?;
+        let location = u32::try_from(block + place).ok()?;
+        place += 1;
+        Some((location, record))
+    })
 }
 
 #[cfg(test)]
@@ -300,36 +316,30 @@ mod tests {
             .collect()
     }
 
-    fn coded(records: &[ChunkRecord]) -> PlaceWriter {
+    fn coded(records: &[ChunkRecord]) -> (Vec<u8>, Vec<u32>) {
         let mut writer = PlaceWriter::new();
-        records
-            .iter()
-            .for_each(|record| assert!(writer.push(record)));
-        writer
-    }
-
-    fn of(writer: &PlaceWriter) -> Places<'_> {
-        Places {
-            blocks: &writer.blocks,
-            bytes: &writer.bytes,
-        }
+        let locations = records.iter().map(|record| writer.push(record).unwrap());
+        let locations = locations.collect();
+        (writer.bytes, locations)
     }
 
     #[test]
     fn every_record_comes_back() {
         let records = records();
-        let written = coded(&records);
-        let places = of(&written);
-        assert!(places.iter().eq(records.iter().copied()));
-        for (number, record) in records.iter().enumerate() {
-            assert_eq!(places.get(number), Some(*record), "{number}");
+        for count in [0, 1, 7, 8, 9, 500] {
+            let records = &records[..count];
+            let (bytes, locations) = coded(records);
+            let all = locations.iter().copied().zip(records.iter().copied());
+            assert!(iter(&bytes).eq(all), "{count}");
+            for (location, record) in locations.iter().zip(records) {
+                assert_eq!(record_at(&bytes, *location), Some(*record), "{location}");
+            }
+            assert_eq!(record_at(&bytes, u32::MAX), None);
         }
-        assert_eq!(places.get(512), None);
-        assert_eq!(of(&coded(&[])).get(0), None);
     }
 
     #[test]
-    fn chunks_in_a_row_take_six_bytes_each() {
+    fn chunks_in_a_row_take_eight_bytes_each() {
         let mut record = NOTHING;
         let records: Vec<ChunkRecord> = (0..1600)
             .map(|at| {
@@ -346,27 +356,21 @@ mod tests {
                 record
             })
             .collect();
-        let written = coded(&records);
-        let size = written.bytes.len() + written.blocks.len() * 4;
-        assert!(size < 1600 * 6, "{size}");
+        let (bytes, _) = coded(&records);
+        assert!(bytes.len() < 1600 * 8, "{}", bytes.len());
     }
 
     #[test]
     fn damaged_bytes_give_no_panic() {
-        let mut written = coded(&records());
-        let good = written.bytes.clone();
+        let (good, locations) = coded(&records());
         for at in 0..good.len() {
             for bit in [0x80, 0x01, 0xff] {
-                written.bytes.clone_from(&good);
-                written.bytes[at] ^= bit;
-                written.bytes.truncate(good.len() - at % 3);
-                let bad = of(&written);
-                assert!(bad.iter().count() <= good.len());
-                let _ = bad.get(at % 500);
+                let mut bad = good.clone();
+                bad[at] ^= bit;
+                bad.truncate(good.len() - at % 3);
+                assert!(iter(&bad).count() <= good.len());
+                let _ = record_at(&bad, locations[at % 500]);
             }
         }
-        written.blocks[3] = [0xff; 4];
-        let bad = of(&written);
-        assert_eq!((bad.get(40), bad.get(50)), (None, None));
     }
 }

@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bootstrap::Parsed;
 use builder::BuildOptions;
 use chunkdict::{Dictionary, is_usable};
+use chunkdict_store::{Catalogue, Snapshot};
 use image::{Descriptor, Digest, PlatformChoice, Source, Target, nydus};
 use progress::Cancel;
 use rafs_format::{BlobId, Compressor, Digester, Version};
 use tree::Image;
 
-use crate::{ConvertOptions, Error};
+use crate::{ConvertOptions, Error, Shelf};
 
 /// Blobs that are asked for at the same time.
 const LANES: usize = 8;
@@ -69,6 +70,20 @@ pub enum DictionaryError {
         /// What is wrong.
         source: Box<bootstrap::Error>,
     },
+    /// A dictionary on disk is of no use, or an image cannot be taken up into it.
+    #[error(transparent)]
+    Store(chunkdict_store::Error),
+    /// Images are no dictionary together.
+    #[error(transparent)]
+    Generate(chunkdict::GenerateError),
+    /// A dictionary cannot be written as a bootstrap.
+    #[error("cannot encode the chunk dictionary")]
+    Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No image lists a blob that one of them uses.
+    #[error(
+        "blob {0} is listed by no image: a chunk dictionary needs images that list their blobs"
+    )]
+    Unlisted(BlobId),
 }
 
 /// Chunks of other images that a conversion need not store again.
@@ -79,12 +94,36 @@ pub struct ChunkDictionary {
     chunks: Arc<Dictionary>,
     /// What its content is known by.
     id: Digest,
-    /// The image that it is of: its blobs can be taken from there.
-    source: Option<Source>,
+    /// Where its blobs can be taken from.
+    homes: Homes,
     /// Sizes of the blob files in bytes, as far as they are known.
     sizes: HashMap<Digest, u64>,
     /// Shortest run of chunks that is taken from it.
     min_run: NonZeroU32,
+    /// Held as long as the conversion goes on.
+    _lease: Option<Arc<Snapshot>>,
+}
+
+/// Where blobs of a dictionary can be taken from.
+#[derive(Clone, Default)]
+struct Homes {
+    sources: Vec<Source>,
+    /// Positions of the sources that have a blob; `None` if each may have any.
+    known: Option<Arc<HashMap<Digest, Vec<usize>>>>,
+}
+
+impl Homes {
+    /// Those that may have a blob, in their order.
+    fn of(&self, digest: &Digest) -> impl Iterator<Item = &Source> {
+        let all = || (0..self.sources.len()).collect();
+        let positions: Vec<usize> = match &self.known {
+            None => all(),
+            Some(known) => known.get(digest).cloned().unwrap_or_default(),
+        };
+        positions
+            .into_iter()
+            .filter_map(|position| self.sources.get(position))
+    }
 }
 
 /// What all chunks that can be shared have in common.
@@ -115,7 +154,7 @@ impl ChunkDictionary {
     /// # Errors
     /// [`DictionaryError`]
     pub fn from_bootstrap(name: &str, bootstrap: Vec<u8>) -> Result<Self, DictionaryError> {
-        Self::new(name, vec![bootstrap], None, HashMap::new())
+        Self::new(name, vec![bootstrap], Homes::default(), HashMap::new())
     }
 
     /// A dictionary of the chunks of a Nydus image: of all chosen platforms, if it is an index.
@@ -145,13 +184,78 @@ impl ChunkDictionary {
                     .map(|layer| (layer.digest, layer.size)),
             );
         }
-        Self::new(name, bootstraps, Some(source.clone()), sizes)
+        let homes = Homes {
+            sources: vec![source.clone()],
+            known: None,
+        };
+        Self::new(name, bootstraps, homes, sizes)
+    }
+
+    /// The dictionary of a snapshot, called `name`, whose blobs can be taken from where the images of its catalogue lie.
+    /// The snapshot is held as long as the dictionary is.
+    ///
+    /// # Errors
+    /// What keeps it open whether a place is there.
+    pub fn from_snapshot(
+        name: &str,
+        snapshot: Snapshot,
+        catalogue: &Catalogue,
+        shelf: &dyn Shelf,
+    ) -> Result<Self, DictionaryError> {
+        let mut sources = Vec::new();
+        let mut known: HashMap<Digest, Vec<usize>> = HashMap::new();
+        let mut sizes = HashMap::new();
+        for entry in &catalogue.images {
+            let place = shelf.place(&entry.name);
+            let place = place.map_err(|source| DictionaryError::Image {
+                name: entry.name.clone(),
+                source: Box::new(source),
+            })?;
+            let Some(place) = place else {
+                tracing::warn!("{} of the chunk dictionary {name} is gone", entry.title());
+                continue;
+            };
+            for held in snapshot
+                .image(&entry.id)
+                .into_iter()
+                .flat_map(|image| &image.blobs)
+            {
+                let blob = snapshot.blobs().get(held.blob as usize);
+                let Some(digest) = blob.and_then(|blob| Digest::from_hex(blob.id.as_str())) else {
+                    continue;
+                };
+                known.entry(digest).or_default().push(sources.len());
+                if held.size != 0 {
+                    sizes.insert(digest, held.size);
+                }
+            }
+            sources.push(place);
+        }
+        let kind = snapshot.kind();
+        Ok(Self {
+            name: name.to_owned(),
+            kinds: vec![Kind {
+                version: kind.version,
+                digester: kind.digester,
+                chunk_size: kind.chunk_size,
+                compressors: vec![kind.compressor],
+            }],
+            chunks: Arc::new(snapshot.dictionary()),
+            id: snapshot.id().into(),
+            homes: Homes {
+                sources,
+                known: Some(Arc::new(known)),
+            },
+            sizes,
+            min_run: Self::MIN_RUN,
+            _lease: Some(Arc::new(snapshot)),
+        })
     }
 
     fn new(
         name: &str,
         bootstraps: Vec<Vec<u8>>,
-        source: Option<Source>,
+        homes: Homes,
         sizes: HashMap<Digest, u64>,
     ) -> Result<Self, DictionaryError> {
         if bootstraps.is_empty() {
@@ -177,9 +281,10 @@ impl ChunkDictionary {
             kinds,
             chunks: Arc::new(join(images)),
             id: Digest::of(digests.as_bytes()),
-            source,
+            homes,
             sizes,
             min_run: Self::MIN_RUN,
+            _lease: None,
         })
     }
 
@@ -225,12 +330,6 @@ impl ChunkDictionary {
     /// The chunks.
     pub(crate) fn chunks(&self) -> &Dictionary {
         &self.chunks
-    }
-
-    /// Uncompressed bytes of the chunks in each blob.
-    pub(crate) fn sizes(&self) -> HashMap<BlobId, u64> {
-        let ids = self.chunks.blobs().iter().map(|blob| blob.id.clone());
-        ids.zip(self.chunks.sizes()).collect()
     }
 
     /// Makes a build use it.
@@ -307,11 +406,14 @@ impl ChunkDictionary {
         if let Some(size) = target.look_for(digest)? {
             return Ok(Some(size));
         }
-        match self.source.as_ref().map(|source| source.blob(digest, None)) {
-            Some(Ok(blob)) => Ok(Some(blob.size())),
-            None | Some(Err(image::Error::MissingBlob { .. })) => Ok(None),
-            Some(Err(error)) => Err(error.into()),
+        for home in self.homes.of(digest) {
+            match home.blob(digest, None) {
+                Ok(blob) => return Ok(Some(blob.size())),
+                Err(image::Error::MissingBlob { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
+        Ok(None)
     }
 
     /// Brings blobs into `target`: there already, taken over, or copied. Gives their descriptors.
@@ -351,18 +453,21 @@ impl ChunkDictionary {
         target: &Target,
         cancel: &Cancel,
     ) -> Result<bool, Error> {
-        let Some(source) = &self.source else {
-            return Ok(target.look_for(&descriptor.digest)? == Some(descriptor.size));
-        };
-        match target.copy(source, descriptor, cancel) {
-            Ok(()) => Ok(true),
-            Err(image::Error::Cancelled(cancelled)) => Err(cancelled.into()),
-            // A read that fails since the blob is gone says so in many ways.
-            Err(error) => match source.blob(&descriptor.digest, None) {
-                Err(image::Error::MissingBlob { .. }) => Ok(false),
-                _ => Err(error.into()),
-            },
+        if target.look_for(&descriptor.digest)? == Some(descriptor.size) {
+            return Ok(true);
         }
+        for home in self.homes.of(&descriptor.digest) {
+            match target.copy(home, descriptor, cancel) {
+                Ok(()) => return Ok(true),
+                Err(image::Error::Cancelled(cancelled)) => return Err(cancelled.into()),
+                // A read that fails since the blob is gone says so in many ways.
+                Err(error) => match home.blob(&descriptor.digest, None) {
+                    Err(image::Error::MissingBlob { .. }) => {}
+                    _ => return Err(error.into()),
+                },
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use builder::{BuildOptions, Dedup, Turn};
 use image::{Descriptor, Digest};
 
+use crate::error::LayerError;
 use crate::layer::{self, ConvertedLayer, Places};
 use crate::{DedupScope, Error};
 
@@ -64,9 +65,15 @@ pub(crate) fn convert(
             };
             let result =
                 layer::convert(places, descriptor, *diff_id, &options, turn).map_err(|source| {
-                    Error::Layer {
-                        digest: descriptor.digest,
-                        source: Box::new(source),
+                    match source {
+                        LayerError::Build(builder::Error::DictionaryBlobs(worth)) => {
+                            let own = layers.len();
+                            Error::TooManyBlobs { own, worth }
+                        }
+                        source => Error::Layer {
+                            digest: descriptor.digest,
+                            source: Box::new(source),
+                        },
                     }
                 });
             if result.is_err() {

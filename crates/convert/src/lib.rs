@@ -18,6 +18,7 @@ mod cache;
 mod copy;
 mod dictionary;
 mod error;
+mod generate;
 mod journal;
 mod layer;
 mod layers;
@@ -29,6 +30,7 @@ mod piece;
 mod report;
 mod reuse;
 mod savings;
+mod shelf;
 mod stream;
 
 use std::time::Instant;
@@ -41,10 +43,12 @@ pub use cache::{BuildCache, CacheError, CachePlace};
 pub use copy::{CopyOptions, CopyReport, copy_image, open_archive};
 pub use dictionary::{ChunkDictionary, DictionaryError};
 pub use error::Error;
+pub use generate::{GenerateReport, generate_dictionary};
 pub use optimize::{OptimizeReport, optimize_image};
 pub use options::{ConvertOptions, DedupScope};
 pub use report::ConvertReport;
 pub use savings::{Amount, Savings};
+pub use shelf::{Proof, Shelf, read_again, read_all, read_imports, verify_dictionary};
 
 /// Name of the task that is the sum of all others, in bytes of compressed layers.
 pub const TOTAL: &str = "total";
@@ -91,8 +95,7 @@ pub fn convert_image(
         None => None,
         Some(dictionary) => {
             dictionary.check(options)?;
-            let present = dictionary.present(blobs, cancel)?;
-            Some(present.limited(BLOBS_MAX - 1, &present.sizes()))
+            Some(dictionary.present(blobs, cancel)?)
         }
     };
     let cache = options.cache.as_ref();

@@ -15,9 +15,7 @@ use tree::{Image, Tree};
 use crate::cache::Fresh;
 use crate::layer::{Blob, ConvertedLayer, Places};
 use crate::reuse::Origin;
-use crate::{
-    ChunkDictionary, ConvertOptions, Error, Savings, TOTAL, dictionary, layers, savings, unplaced,
-};
+use crate::{ChunkDictionary, ConvertOptions, Error, Savings, TOTAL, dictionary, layers, unplaced};
 
 /// Layers that are inflated at the same time, at least: one often waits for the pool.
 const LANES_MIN: usize = 2;
@@ -498,7 +496,7 @@ fn foreign(image: &Image, own: &[Blob]) -> Vec<BlobId> {
 
 /// Sees to it that layers together use no more blobs than the format has room for.
 fn limit_blobs(layers: &[Image], own: usize) -> Result<(), Error> {
-    let worth = savings::worth(layers);
+    let worth = builder::stored_by_blob(layers);
     if worth.len() <= BLOBS_MAX {
         return Ok(());
     }

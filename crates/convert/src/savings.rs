@@ -1,6 +1,6 @@
 //! What deduplication saved, and what it costs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 
 use chunkdict::{ChunkKey, Dictionary};
@@ -137,24 +137,6 @@ impl Savings {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
-
-/// Stored bytes that layers take from each blob that is not their own.
-pub(crate) fn worth(layers: &[Image]) -> HashMap<BlobId, u64> {
-    let mut worth: HashMap<BlobId, u64> = HashMap::new();
-    for layer in layers {
-        for record in &layer.chunks {
-            if let Some(blob) = layer.blobs.get(record.blob_index as usize) {
-                // What a member of a batch takes is not known by itself.
-                let size = match record.compressed_size {
-                    0 => record.uncompressed_size,
-                    size => size,
-                };
-                *worth.entry(blob.id.clone()).or_default() += u64::from(size);
-            }
-        }
-    }
-    worth
 }
 
 impl std::fmt::Display for Savings {

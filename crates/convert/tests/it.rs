@@ -7,6 +7,8 @@ mod dictionary;
 mod good;
 #[path = "it/journal.rs"]
 mod journal;
+#[path = "it/kept.rs"]
+mod kept;
 #[path = "it/known_chunks.rs"]
 mod known_chunks;
 #[path = "it/platform.rs"]

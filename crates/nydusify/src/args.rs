@@ -47,6 +47,8 @@ pub enum Command {
     Copy(Box<crate::copy::CopyArgs>),
     /// Put the files of a Nydus image that are needed first into a blob of their own
     Optimize(Box<crate::optimize::OptimizeArgs>),
+    /// Keep and make chunk dictionaries: what images have in common is stored once
+    Chunkdict(Box<crate::chunkdict::ChunkdictArgs>),
     /// Look into authentication at registries
     Auth(crate::auth::AuthArgs),
     /// Unmount an image mounted before
@@ -67,7 +69,7 @@ pub enum Command {
 }
 
 /// Commands of the deployed tool that are not built.
-const UNBUILT: [&str; 4] = ["build", "pack", "commit", "chunkdict"];
+const UNBUILT: [&str; 3] = ["build", "pack", "commit"];
 
 /// What is wrong with a command that is none of [`Command`]'s.
 pub fn unbuilt(words: &[OsString]) -> Usage {

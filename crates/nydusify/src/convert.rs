@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use chunkdict_store::Store;
 use convert::{ChunkDictionary, ConvertOptions, ConvertReport, DedupScope, Error};
 use image::nydus::BOOTSTRAP_SIZE_MAX;
 use image::{Location, Platform, PlatformChoice, Source};
@@ -17,6 +18,7 @@ use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Usage, any_path, given, refuse, switch};
 use crate::backend::TargetOptions;
 use crate::build_cache::BuildCacheArgs;
+use crate::chunkdict::shelf::Named;
 use crate::interrupt::Interrupt;
 use crate::place::{InsecureArgs, Places, PushArgs, RegistryArgs, reference};
 use crate::progress::{Mode, renderer};
@@ -138,8 +140,9 @@ pub struct ConvertArgs {
     #[arg(long, value_enum, value_name = "SCOPE", default_value_t = Scope::Layer)]
     dedup: Scope,
 
-    /// Take chunks of another image instead of storing them again: bootstrap:registry:IMAGE (a Nydus image in any place)
-    /// or bootstrap:local:FILE (a bootstrap whose blobs are in the target)
+    /// Take chunks of other images instead of storing them again: the directory of a dictionary (nydusify chunkdict),
+    /// bootstrap:registry:IMAGE (a Nydus image in any place) or bootstrap:local:FILE (a bootstrap whose blobs are in the
+    /// target)
     #[arg(long, env = "CHUNK_DICT", value_name = "DICT")]
     chunk_dict: Option<String>,
 
@@ -407,10 +410,16 @@ fn dictionary(
     };
     let wrong = || {
         Usage(format!(
-            "--chunk-dict {text:?} is neither bootstrap:registry:IMAGE nor bootstrap:local:FILE"
+            "--chunk-dict {text:?} is neither bootstrap:registry:IMAGE nor bootstrap:local:FILE nor a directory"
         ))
     };
-    let rest = text.strip_prefix("bootstrap:").ok_or_else(wrong)?;
+    let Some(rest) = text.strip_prefix("bootstrap:") else {
+        let dir = Path::new(text);
+        if !dir.is_dir() {
+            return Err(wrong().into());
+        }
+        return kept_dictionary(args, dir, places, options).map(Some);
+    };
     let dictionary = match rest.split_once(':') {
         Some(("registry", name)) if !name.is_empty() => {
             let source = places.source(&name.parse()?, args.chunk_dict_insecure)?;
@@ -424,6 +433,24 @@ fn dictionary(
     };
     dictionary.check(options)?;
     Ok(Some(dictionary.with_min_run(args.dict_min_run)))
+}
+
+/// The dictionary in a directory.
+fn kept_dictionary(
+    args: &ConvertArgs,
+    dir: &Path,
+    places: &Places,
+    options: &ConvertOptions,
+) -> Result<ChunkDictionary> {
+    let (snapshot, catalogue) = Store::open(dir)?.snapshot()?;
+    let shelf = Named {
+        places,
+        insecure: args.chunk_dict_insecure,
+    };
+    let name = dir.display().to_string();
+    let dictionary = ChunkDictionary::from_snapshot(&name, snapshot, &catalogue, &shelf)?;
+    dictionary.check(options)?;
+    Ok(dictionary.with_min_run(args.dict_min_run))
 }
 
 fn read_bootstrap(path: &Path) -> Result<Vec<u8>> {

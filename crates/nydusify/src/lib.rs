@@ -8,6 +8,7 @@ mod backend;
 mod build_cache;
 mod cache;
 mod check;
+mod chunkdict;
 mod convert;
 mod copy;
 mod doctor;
@@ -55,6 +56,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Convert(options) => convert::run(options, terminal),
         Command::Copy(options) => copy::run(options, terminal),
         Command::Optimize(options) => optimize::run(options, terminal),
+        Command::Chunkdict(options) => chunkdict::run(options, terminal),
         Command::Auth(options) => auth::run(options),
         Command::Check(options) => check::run(options),
         Command::Mount(options) => mount::run(options, log_file),

@@ -16,7 +16,7 @@ use tree::Image;
 
 use crate::world::{World, chain, oci, options, snapshot};
 
-fn run(length: u32) -> NonZeroU32 {
+pub fn run(length: u32) -> NonZeroU32 {
     NonZeroU32::new(length).unwrap()
 }
 
@@ -46,7 +46,7 @@ pub fn convert(
 }
 
 /// A layer of files, a chunk of 4 KiB for each number; the same number is the same content.
-fn files(numbers: &[u64]) -> Vec<u8> {
+pub fn files(numbers: &[u64]) -> Vec<u8> {
     let mut tar = Tar::new();
     // Layers must not cover one another.
     let name = numbers.iter().fold(7_u64, |hash, number| {
@@ -59,7 +59,7 @@ fn files(numbers: &[u64]) -> Vec<u8> {
 }
 
 /// A world with an image to make a dictionary of, converted to `d`.
-fn world(layers: &[Vec<u8>]) -> (World, Location) {
+pub fn world(layers: &[Vec<u8>]) -> (World, Location) {
     let world = World::new();
     let source = world.path("first");
     layout::write(&source, layers, Packing::None);
@@ -68,7 +68,7 @@ fn world(layers: &[Vec<u8>]) -> (World, Location) {
     (world, place)
 }
 
-fn with(dictionary: Option<ChunkDictionary>) -> ConvertOptions {
+pub fn with(dictionary: Option<ChunkDictionary>) -> ConvertOptions {
     ConvertOptions {
         dictionary,
         ..options()

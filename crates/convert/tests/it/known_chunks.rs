@@ -14,13 +14,13 @@ use tree::Image;
 use crate::dictionary::{convert, dictionary, open};
 use crate::world::{World, oci, options};
 
-fn keys(chunks: &[ChunkRecord]) -> HashSet<([u8; 32], u32)> {
+pub fn keys(chunks: &[ChunkRecord]) -> HashSet<([u8; 32], u32)> {
     let key = |chunk: &ChunkRecord| (chunk.digest, chunk.uncompressed_size);
     chunks.iter().map(key).collect()
 }
 
 /// The chunks in the blobs of an image that `others` lacks, as the bootstraps in these blobs have them.
-fn stored(source: &Source, manifest: &Manifest, others: &Image) -> Vec<ChunkRecord> {
+pub fn stored(source: &Source, manifest: &Manifest, others: &Image) -> Vec<ChunkRecord> {
     let mut chunks = Vec::new();
     for layer in &manifest.layers[..manifest.layers.len() - 1] {
         let hex = layer.digest.hex();

@@ -5,6 +5,7 @@ mod auth;
 mod backend;
 mod bad_input;
 mod build_cache;
+mod chunkdict;
 mod cli;
 mod convert;
 mod copy;

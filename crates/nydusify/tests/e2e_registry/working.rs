@@ -172,3 +172,50 @@ fn blobs_of_a_dictionary_come_into_the_repository() {
         assert_eq!(place.counters().open_uploads, 0);
     }
 }
+
+/// A dictionary in a directory takes blobs from the repositories that its images lie in, and notices what is gone there.
+#[test]
+fn a_kept_dictionary_knows_repositories() {
+    let (registry, home) = (Registry::new(), Home::new());
+    small().put(&registry, "image", "1");
+    let name = |rest: &str| format!("{}/{rest}", registry.host());
+    let (source, first) = (name("image:1"), name("first:1"));
+    home.convert(&source, &first, &[]).ok();
+    let dict = home.path("dict").display().to_string();
+    let chunkdict =
+        |command: &str, more: &[&str]| home.run(&["chunkdict", command, "--dict", &dict], more);
+    chunkdict("add", &[&first]).ok();
+    chunkdict("verify", &["--data"]).ok();
+    let more = [
+        "--chunk-dict",
+        &dict,
+        "--dict-min-run",
+        "1",
+        "--no-journal",
+        "--check",
+    ];
+    let sent = registry.counters().received;
+    home.convert(&source, &name("second:1"), &more).ok();
+    let sent = registry.counters().received - sent;
+    // Bootstraps, no data: that would be 600 kB.
+    assert!(sent < 150_000, "{sent} bytes were pushed again");
+    assert_eq!(registry.missing_from("second", "1"), [""; 0]);
+    home.check(&source, &name("second:1"), &[]).ok();
+    // Blobs that somebody deletes.
+    let (_, manifest) = registry.manifest("first", "1").unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let blob = manifest["layers"][0]["digest"].as_str().unwrap();
+    registry.remove_blob("first", blob);
+    chunkdict("verify", &[])
+        .exits(1)
+        .says(&["FAILED", &first, blob, "is gone"]);
+    home.convert(&source, &name("third:1"), &more).ok();
+    assert_eq!(registry.missing_from("third", "1"), [""; 0]);
+    home.check(&source, &name("third:1"), &[]).ok();
+    chunkdict("gc", &["--grace-period", "0s"])
+        .ok()
+        .says(&["forgot", &first]);
+    chunkdict("ls", &[]).ok();
+    assert_well_behaved(&registry);
+    assert_eq!(registry.counters().open_uploads, 0);
+}
