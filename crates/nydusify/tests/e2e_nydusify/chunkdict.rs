@@ -249,7 +249,7 @@ fn a_generated_dictionary_is_an_image_and_serves_as_one() {
             "--target",
             &target,
         ];
-        run(NYDUSIFY, &words).ok();
+        run(NYDUSIFY, words).ok();
         digest(&place.path("dictionaries"), tag)
     };
     let first = generate(&format!("{one},{two}"), "a");
@@ -299,7 +299,7 @@ fn a_generated_dictionary_is_an_image_and_serves_as_one() {
         "--target",
         &target,
     ];
-    run(NYDUSIFY, &words)
+    run(NYDUSIFY, words)
         .exits(1)
         .fails_with(&["holds no Nydus image"]);
     let words = [
@@ -312,7 +312,7 @@ fn a_generated_dictionary_is_an_image_and_serves_as_one() {
         "--backend-type",
         "oss",
     ];
-    run(NYDUSIFY, &words)
+    run(NYDUSIFY, words)
         .exits(2)
         .fails_with(&["not supported yet: --backend-type"]);
 }
