@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 use crate::Error;
@@ -58,6 +59,11 @@ pub fn replace(mountpoint: &Path, patience: Duration) -> Result<(), Error> {
     if before.asked.is_empty() {
         return Err(failed(
             "the processes that keep it are out of sight; use the user and the namespace that mounted it",
+        ));
+    }
+    if !before.asked.iter().all(|&id| understands(id)) {
+        return Err(failed(
+            "it was mounted by a version that can't be replaced; unmount it and mount it again",
         ));
     }
     for &id in &before.asked {
@@ -118,7 +124,24 @@ fn kernel_processes(entry: &MountEntry) -> Served {
 fn signal(id: u32) -> std::io::Result<()> {
     let process = i32::try_from(id).ok().and_then(Pid::from_raw);
     let process = process.ok_or(std::io::ErrorKind::InvalidInput)?;
-    Ok(rustix::process::kill_process(process, Signal::USR2)?)
+    match rustix::process::kill_process(process, Signal::USR2) {
+        // One guardian may have gone because the other one was asked just now.
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a process handles the signal, which ends one that does not.
+fn understands(id: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    handles(&status, Signal::USR2.as_raw())
+}
+
+/// Whether the text of `/proc/PID/status` says that a signal is handled.
+fn handles(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
 /// Whether a process runs the same program as this one.
@@ -138,4 +161,17 @@ fn hands_out_again() -> bool {
     let mut next = || numbers.next().and_then(|number| number.parse().ok());
     let version = next().zip(next());
     version.is_some_and(|version: (u32, u32)| version >= RESEND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_handled_if_the_mask_says_so() {
+        let status = "Name:\tx\nSigIgn:\tffffffffffffffff\nSigCgt:\t0000000000000800\n";
+        assert!(handles(status, 12));
+        assert!(!handles(status, 10) && !handles(status, 11));
+        assert!(!handles("SigCgt:\tnone\n", 12) && !handles("", 12));
+    }
 }
