@@ -85,10 +85,13 @@ impl Filler {
     pub(crate) fn join(self) -> io::Result<Outcome> {
         let ended = self.ended.recv();
         self.stop.store(true, Ordering::Relaxed);
-        // The socket is the next filler's, too.
-        if !matches!(ended, Ok(Ok(Outcome::Replaced))) {
+        if matches!(ended, Ok(Ok(Outcome::Over))) {
             // The other workers wait for what won't come.
             let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+        } else {
+            // The socket is the next filler's, too. The other workers take requests out of it until this process is gone,
+            // so nobody may believe that it is before the kernel says so.
+            std::mem::forget(self._alive);
         }
         ended.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
