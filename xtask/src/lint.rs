@@ -17,7 +17,7 @@ const LEVELS: [&[&str]; 12] = [
     &["registry"],
     &["backend"],
     &["builder", "verify", "inspect", "export"],
-    &["convert", "mount"],
+    &["convert", "mount", "container"],
     &["nydus-image", "nydusify"],
     &["testkit", "fuzz-targets", "bench", "manual", "xtask"],
 ];

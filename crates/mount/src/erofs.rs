@@ -73,7 +73,7 @@ pub fn mount_kernel(
     let path = mountpoint;
     let place = Place::make(&kernel.cache_dir)?;
     let source = place.image();
-    let mut mountpoint = Mountpoint::prepare(path)?;
+    let mut mountpoint = Mountpoint::prepare(path, options.upper.as_deref())?;
     let image = write_image(&source, bootstrap.data())
         .map_err(failed("write the bootstrap into the cache"))?;
     let mut cache = store.hand_over().map_err(failed("keep the cache open"))?;
@@ -122,10 +122,11 @@ pub fn mount_kernel(
         .iter()
         .map(|info| cache_file(&kernel.cache_dir, info.id.as_str()));
     let devices: Vec<PathBuf> = devices.collect();
-    attach(&source, &devices, &mountpoint.path).map_err(failed(
+    attach(&source, &devices, &mountpoint.at).map_err(failed(
         "mount EROFS from files (Linux 6.12, and the module erofs)",
     ))?;
     mountpoint.attached(path)?;
+    mountpoint.stack()?;
     Message::Mounted.send(&socket, true).map_err(&system)?;
     let socket = ResumedSocket {
         socket,
@@ -146,7 +147,7 @@ pub fn resume_kernel(
     options: &Options,
     socket: ResumedSocket,
 ) -> Result<Mounted, Error> {
-    let mountpoint = Mountpoint::found(mountpoint);
+    let mountpoint = Mountpoint::found(mountpoint, options.upper.as_deref());
     let blobs = u32::try_from(bootstrap.blobs().len()).unwrap_or(u32::MAX);
     serve(bootstrap, store, mountpoint, options, blobs, socket)
 }
@@ -265,7 +266,7 @@ fn attach(image: &Path, devices: &[PathBuf], mountpoint: &Path) -> io::Result<()
 }
 
 /// What the kernel has to say beside the error's number.
-fn said(context: std::os::fd::BorrowedFd<'_>, errno: rustix::io::Errno) -> io::Error {
+pub(crate) fn said(context: std::os::fd::BorrowedFd<'_>, errno: rustix::io::Errno) -> io::Error {
     let mut text = Vec::new();
     let mut line = [0; 512];
     while let Ok(read) = rustix::io::read(context, &mut line)

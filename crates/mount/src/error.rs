@@ -115,6 +115,36 @@ pub enum Error {
         /// What was in the way, and what to do.
         why: &'static str,
     },
+    /// The writable root can't be made.
+    #[error(
+        "{path}: cannot {what}; the directory must be on a file system that overlayfs can write to"
+    )]
+    Upper {
+        /// The directory for changes.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process has the writable root mounted.
+    #[error(
+        "{path}: in use as the upper directory of another mount, by process {pid}; name another directory"
+    )]
+    UpperBusy {
+        /// The directory for changes.
+        path: PathBuf,
+        /// The process.
+        pid: u32,
+    },
+    /// Stacking overlayfs takes a privilege.
+    #[error(
+        "{path}: an upper directory needs root, or a user namespace (`unshare --user --map-root-user --mount`); `nydusify run` makes one itself"
+    )]
+    UpperPrivilege {
+        /// The directory for changes.
+        path: PathBuf,
+    },
     /// The serving process did not end.
     #[error("{path}: unmounted, but process {pid} that served it still runs")]
     StillServed {

@@ -16,8 +16,12 @@ pub struct MountEntry {
     pub kind: String,
     /// What was named as the source.
     pub source: String,
+    /// The file system's own options, as the table has them: separated by commas, with odd characters in octal.
+    pub options: String,
 }
 
+/// Type of the mounts that make an image writable.
+const OVERLAY: &str = "overlay";
 /// Source and subtype of every mount that this crate makes.
 pub(crate) const NAME: &str = "rafs";
 /// Name of the file, in the cache directory, of which the kernel mounts.
@@ -26,14 +30,22 @@ pub(crate) const IMAGE_FILE: &str = "mounted.boot";
 impl MountEntry {
     /// Whether this crate (in whichever process) made the mount.
     pub fn is_ours(&self) -> bool {
-        let fuse = self.source == NAME && (self.kind == "fuse" || self.kind == "fuse.rafs");
-        fuse || self.is_erofs()
+        let fuse = ["fuse", "fuse.rafs", OVERLAY].contains(&&*self.kind);
+        (fuse && self.source == NAME) || self.is_erofs()
     }
 
-    /// Whether it is a mount by the kernel, of a bootstrap that this crate wrote.
+    /// Whether it is a mount by the kernel, of a bootstrap that this crate wrote, or stands on one.
     pub(crate) fn is_erofs(&self) -> bool {
         let name = Path::new(&self.source).file_name();
-        self.kind == "erofs" && name.is_some_and(|name| name == IMAGE_FILE)
+        ["erofs", OVERLAY].contains(&&*self.kind) && name.is_some_and(|name| name == IMAGE_FILE)
+    }
+
+    /// The upper directory of an overlay.
+    pub(crate) fn upper(&self) -> Option<PathBuf> {
+        let mut options = self.options.split(',').filter(|_| self.kind == OVERLAY);
+        let value = options.find_map(|option| option.strip_prefix("upperdir="))?;
+        let value = unescape(value.as_bytes());
+        Some(PathBuf::from(OsString::from_vec(value)))
     }
 }
 
@@ -43,13 +55,18 @@ pub fn find_mount(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     Ok(topmost(&table, mountpoint))
 }
 
-/// Every mount whose source is the file `source`, the topmost last.
-pub(crate) fn mounts_of(source: &Path) -> io::Result<Vec<MountEntry>> {
+/// Every mount, the topmost last.
+pub(crate) fn mounts() -> io::Result<Vec<MountEntry>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     let entries = table.split(|&b| b == b'\n').filter_map(parse_line);
-    Ok(entries
-        .filter(|entry| Path::new(&entry.source) == source)
-        .collect())
+    Ok(entries.collect())
+}
+
+/// Every mount whose source is the file `source`, the topmost last.
+pub(crate) fn mounts_of(source: &Path) -> io::Result<Vec<MountEntry>> {
+    let mut entries = mounts()?;
+    entries.retain(|entry| Path::new(&entry.source) == source);
+    Ok(entries)
 }
 
 fn topmost(table: &[u8], mountpoint: &Path) -> Option<MountEntry> {
@@ -67,11 +84,13 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     fields.by_ref().find(|field| field == b"-")?;
     let kind = text(fields.next()?);
     let source = text(fields.next()?);
+    let options = fields.next().unwrap_or_default();
     Some(MountEntry {
         device,
         mountpoint,
         kind,
         source,
+        options: String::from_utf8_lossy(options).into_owned(),
     })
 }
 
@@ -135,6 +154,18 @@ mod tests {
         assert_eq!(entry.device, "0:37");
         assert!(!entry.is_ours());
         assert_eq!(topmost(TABLE, Path::new("/mnt")), None);
+    }
+
+    #[test]
+    fn an_overlay_tells_its_upper_directory() {
+        let line = b"43 22 0:38 / /mnt/d rw - overlay rafs rw,lowerdir=/u/a\\040b/lower,upperdir=/u/a\\040b/upper,workdir=/w";
+        let entry = topmost(line, Path::new("/mnt/d")).unwrap();
+        assert!(entry.is_ours() && !entry.is_erofs());
+        assert_eq!(entry.upper().unwrap(), Path::new("/u/a b/upper"));
+        let line = b"43 22 0:38 / /mnt/d rw - overlay /c/mounted.boot rw,upperdir=/u/upper";
+        assert!(topmost(line, Path::new("/mnt/d")).unwrap().is_erofs());
+        let line = b"43 22 0:38 / /mnt/d rw - overlay overlay rw,upperdir=/u/upper";
+        assert!(!topmost(line, Path::new("/mnt/d")).unwrap().is_ours());
     }
 
     #[test]

@@ -122,10 +122,32 @@ impl Mounted {
         if let Some(link) = &self.link {
             link.end();
         }
-        Ok(Ending {
+        let ending = Ending {
             signal,
             stats: self.stats(),
-        })
+        };
+        // Whoever waits for the end of a writable mount may use the cache again as soon as the directory is free.
+        let upper = self.mountpoint.upper.take();
+        drop(self);
+        drop(upper);
+        Ok(ending)
+    }
+
+    /// Ends a mount that nobody uses any more, in whichever mount namespace it is: waits until it is gone, and makes the
+    /// cache durable. What was done in all.
+    ///
+    /// # Errors
+    /// When the session broke, or the mount can't be taken away.
+    pub fn close(mut self) -> Result<Stats, Error> {
+        self.detach()?;
+        self.abandon();
+        if let Some(session) = self.session.take() {
+            let path = self.mountpoint().to_owned();
+            let joined = session.join();
+            joined.map_err(|source| Error::Session { path, source })?;
+        }
+        self.settle();
+        Ok(self.stats())
     }
 
     /// The signal that ended it, if one did.

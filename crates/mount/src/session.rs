@@ -15,6 +15,7 @@ use crate::erofs::filler::{self, Filler};
 use crate::fs::RafsFs;
 use crate::fuse::Link;
 use crate::mountinfo::find_mount;
+use crate::overlay::{self, Upper};
 use crate::prefetch::Prefetcher;
 use crate::serve::Outcome;
 use crate::stats::Counters;
@@ -33,6 +34,8 @@ pub struct Options {
     pub threads: usize,
     /// What to fetch in the background.
     pub prefetch: Prefetch,
+    /// Directory that takes changes, for a writable mount; made if absent. It needs root, if only in a user namespace.
+    pub upper: Option<PathBuf>,
 }
 
 impl Options {
@@ -50,6 +53,7 @@ impl Default for Options {
         Self {
             threads: Self::threads_for_this_machine(),
             prefetch: Prefetch::Listed,
+            upper: None,
         }
     }
 }
@@ -112,8 +116,8 @@ pub fn mount(
     options: &Options,
 ) -> Result<Mounted, Error> {
     let path = mountpoint;
-    let mut mountpoint = Mountpoint::prepare(path)?;
-    let device = device::attach(&mountpoint.path)?;
+    let mut mountpoint = Mountpoint::prepare(path, options.upper.as_deref())?;
+    let device = device::attach(&mountpoint.at)?;
     mountpoint.attached(path)?;
 
     let counters = Arc::new(Counters::default());
@@ -133,6 +137,7 @@ pub fn mount(
             source,
         })?;
     mountpoint.raise_read_ahead();
+    mountpoint.stack()?;
 
     let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
     Ok(Mounted {
@@ -213,6 +218,9 @@ impl Mounted {
 #[derive(Debug)]
 pub(crate) struct Mountpoint {
     pub(crate) path: PathBuf,
+    /// Where the image is to be mounted: on `path`, or where overlayfs finds it.
+    pub(crate) at: PathBuf,
+    pub(crate) upper: Option<Upper>,
     /// Device number of the mount; `None` before it is made and after it is gone.
     device: Option<String>,
     made: bool,
@@ -231,7 +239,9 @@ pub(crate) struct Place {
 impl From<Place> for Mountpoint {
     fn from(Place { path, device, made }: Place) -> Self {
         Self {
+            at: path.clone(),
             path,
+            upper: None,
             device,
             made,
             turn: None,
@@ -240,7 +250,7 @@ impl From<Place> for Mountpoint {
 }
 
 impl Mountpoint {
-    pub(crate) fn prepare(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn prepare(path: &Path, upper: Option<&Path>) -> Result<Self, Error> {
         let fail = |source| Error::MountPoint {
             path: path.to_owned(),
             source,
@@ -255,6 +265,11 @@ impl Mountpoint {
             Err(_) => false,
         };
         let absolute = path.canonicalize().map_err(fail)?;
+        if let Ok(Some(entry)) = find_mount(&absolute)
+            && overlay::is_left_behind(&entry)
+        {
+            detach(&absolute, true)?;
+        }
         match absolute.metadata() {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return Err(fail(io::ErrorKind::NotADirectory.into())),
@@ -267,12 +282,20 @@ impl Mountpoint {
                 path: path.to_owned(),
             });
         }
-        Ok(Self {
+        let mut mountpoint = Self {
+            at: absolute.clone(),
             path: absolute,
+            upper: None,
             device: None,
             made,
             turn,
-        })
+        };
+        if let Some(dir) = upper {
+            let upper = Upper::prepare(dir)?;
+            mountpoint.at = upper.lower();
+            mountpoint.upper = Some(upper);
+        }
+        Ok(mountpoint)
     }
 
     /// Leaves it as it is, for another process to end.
@@ -284,11 +307,18 @@ impl Mountpoint {
         }
     }
 
-    /// The mount point of an image that is mounted already.
-    pub(crate) fn found(path: &Path) -> Self {
+    /// The mount point of an image that is mounted already, with the directory for changes if it has one.
+    pub(crate) fn found(path: &Path, upper: Option<&Path>) -> Self {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let entry = find_mount(&path).ok().flatten();
+        let upper = upper.and_then(|dir| {
+            // The mount goes on without it; only whoever waits for its end does not see it.
+            let upper = Upper::take_over(dir);
+            upper.inspect_err(|error| tracing::warn!("{error}")).ok()
+        });
         Self {
+            at: path.clone(),
+            upper,
             device: entry
                 .filter(crate::MountEntry::is_ours)
                 .map(|entry| entry.device),
@@ -300,14 +330,13 @@ impl Mountpoint {
 
     /// Remembers which mount is ours, so that another one in its place is never taken away.
     pub(crate) fn attached(&mut self, path: &Path) -> Result<(), Error> {
-        let found = find_mount(&self.path).map_err(|source| Error::System {
-            what: "/proc/self/mountinfo",
-            source,
-        })?;
+        let found = self.find()?;
         match found.filter(crate::MountEntry::is_ours) {
             Some(entry) => {
                 self.device = Some(entry.device);
-                self.turn = None;
+                if self.at == self.path {
+                    self.turn = None;
+                }
                 Ok(())
             }
             None => Err(Error::NotOurs {
@@ -317,8 +346,26 @@ impl Mountpoint {
         }
     }
 
+    fn find(&self) -> Result<Option<crate::MountEntry>, Error> {
+        find_mount(&self.at).map_err(|source| Error::System {
+            what: "/proc/self/mountinfo",
+            source,
+        })
+    }
+
+    /// Stacks overlayfs over the mounted image, which must be served already, if there is a directory for changes.
+    pub(crate) fn stack(&mut self) -> Result<(), Error> {
+        if let Some(upper) = &self.upper {
+            let source = self.find()?.map(|entry| entry.source);
+            upper.stack(&source.unwrap_or_default(), &self.path)?;
+            self.at = self.path.clone();
+            self.attached(&self.path.clone())?;
+        }
+        Ok(())
+    }
+
     fn is_mounted(&self) -> bool {
-        let found = find_mount(&self.path).ok().flatten();
+        let found = find_mount(&self.at).ok().flatten();
         self.device.is_some() && found.map(|entry| entry.device) == self.device
     }
 
@@ -328,9 +375,9 @@ impl Mountpoint {
             self.device = None;
             return Ok(true);
         }
-        let idle = match detach(&self.path, false) {
+        let idle = match detach(&self.at, false) {
             Err(Error::Busy { .. }) => {
-                detach(&self.path, true)?;
+                detach(&self.at, true)?;
                 false
             }
             other => {

@@ -16,6 +16,7 @@ use crate::Error;
 use crate::device::{FUSERMOUNT, last_words};
 use crate::erofs::place::LOCK;
 use crate::mountinfo::find_mount;
+use crate::overlay;
 
 /// Attribute of the root directory that tells who serves it, as [`processes`] puts it. It appears in no listing.
 pub(crate) const PID_ATTRIBUTE: &str = "user.nydusify.server";
@@ -52,16 +53,17 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
         what: "/proc/self/mountinfo",
         source,
     })?;
-    let mut kernel = None;
+    let mut locks: Vec<File> = Vec::new();
     match found {
-        Some(entry) if entry.is_erofs() => {
-            kernel = Path::new(&entry.source)
+        Some(entry) if entry.is_ours() => {
+            let upper = entry.upper().map(|upper| overlay::lock_of(&upper));
+            let cache = Path::new(&entry.source)
                 .parent()
-                .map(|place| place.join(LOCK))
-                // If somebody deleted the cache, nothing can be told from it.
-                .and_then(|lock| File::open(lock).ok());
+                .filter(|_| entry.is_erofs());
+            let all = upper.into_iter().chain(cache.map(|place| place.join(LOCK)));
+            // If somebody deleted the cache, nothing can be told from it.
+            locks.extend(all.filter_map(|lock| File::open(lock).ok()));
         }
-        Some(entry) if entry.is_ours() => {}
         Some(entry) => {
             let found = format!(" (it is {:?} of type {})", entry.source, entry.kind);
             return Err(Error::NotOurs {
@@ -78,8 +80,9 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
     }
     let processes = Processes::find(&mountpoint).map_or_else(Vec::new, Processes::handles);
     detach(&mountpoint, options.lazy)?;
-    if let Some(lock) = kernel.filter(|_| !options.lazy) {
-        return wait_released(path, lock, options.patience);
+    if !options.lazy && !locks.is_empty() {
+        let mut locks = locks.into_iter();
+        return locks.try_for_each(|lock| wait_released(path, lock, options.patience));
     }
     if options.lazy {
         return Ok(());
@@ -89,7 +92,7 @@ pub fn unmount(mountpoint: &Path, options: &Unmount) -> Result<(), Error> {
         .try_for_each(|(pid, process)| wait(path, pid, &process, options.patience))
 }
 
-/// Waits until the processes that served a mount by the kernel have let its lock go.
+/// Waits until the processes that served a mount have let its lock, or that of its upper directory, go.
 fn wait_released(path: &Path, mut file: File, patience: Duration) -> Result<(), Error> {
     let start = Instant::now();
     while file.try_lock_shared().is_err() {

@@ -51,6 +51,8 @@ pub enum Command {
     Chunkdict(Box<crate::chunkdict::ChunkdictArgs>),
     /// Look into authentication at registries
     Auth(crate::auth::AuthArgs),
+    /// Run a program of a Nydus image, which is mounted lazily for it alone
+    Run(Box<crate::run::RunArgs>),
     /// Unmount an image mounted before
     Umount(crate::umount::UmountArgs),
     /// Look after the cache that mounts share
@@ -63,6 +65,12 @@ pub enum Command {
     /// A process that keeps a FUSE mount; started by those that serve one
     #[command(hide = true)]
     Keep,
+    /// The first process of a program's namespaces; started by `run` alone
+    #[command(hide = true, name = container::INSIDE)]
+    Inside { socket: PathBuf },
+    /// A process that maps user ids; started by `run` alone
+    #[command(hide = true, name = container::MAP_IDS)]
+    MapIds { process: u32 },
     /// Commands of the deployed tool that this one does not have yet
     #[command(external_subcommand)]
     Unbuilt(Vec<OsString>),
@@ -171,6 +179,18 @@ pub enum Named<'a> {
 }
 
 impl<'a> Named<'a> {
+    /// Exactly one of the two must be given.
+    pub fn given(image: Option<&'a str>, bootstrap: Option<&'a Path>) -> Result<Self, Usage> {
+        match (image, bootstrap) {
+            (Some(_), Some(_)) => Err(Usage(
+                "IMAGE and --bootstrap both name an image: give one".to_owned(),
+            )),
+            (Some(image), None) => Ok(Self::Image(image)),
+            (None, Some(bootstrap)) => Ok(Self::Bare(bootstrap)),
+            (None, None) => Err(Usage("name an image, or a --bootstrap".to_owned())),
+        }
+    }
+
     /// Exactly one of the two must be given. A target that only the variable `TARGET` names does not count beside a
     /// bootstrap: it may be set for other commands.
     pub fn new(target: Option<&'a str>, bootstrap: Option<&'a Path>) -> Result<Self, Usage> {

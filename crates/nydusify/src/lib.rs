@@ -18,6 +18,7 @@ mod mount;
 mod optimize;
 mod place;
 mod progress;
+mod run;
 mod umount;
 
 use std::process::ExitCode;
@@ -35,12 +36,16 @@ pub fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(error) => {
-            // One line, whatever the causes say.
-            let text = format!("{error:#}").replace('\n', " ");
-            eprintln!("error: {text}");
+            report(&error);
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Says on standard error what failed, on one line, whatever the causes say.
+fn report(error: &anyhow::Error) {
+    let text = format!("{error:#}").replace('\n', " ");
+    eprintln!("error: {text}");
 }
 
 /// Whether the command line is at fault, or asks for what is not built yet.
@@ -60,6 +65,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Auth(options) => auth::run(options),
         Command::Check(options) => check::run(options),
         Command::Mount(options) => mount::run(options, log_file),
+        Command::Run(options) => run::run(options),
+        Command::Inside { socket } => Ok(run::inside(socket)),
+        Command::MapIds { process } => Ok(run::map_ids(*process)),
         Command::Umount(options) => umount::run(options),
         Command::Cache(options) => cache::run(options),
         Command::Doctor(options) => doctor::run(options),

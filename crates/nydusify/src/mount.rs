@@ -2,9 +2,10 @@
 
 mod detach;
 mod fuse;
-mod image;
+pub mod image;
 mod kernel;
 
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,6 +29,49 @@ pub struct MountArgs {
     #[arg(long, env = "TARGET", value_name = "IMAGE")]
     target: Option<String>,
 
+    #[command(flatten)]
+    pub lazy: LazyArgs,
+
+    /// Directory to mount on; made if absent
+    #[arg(
+        long,
+        env = "MOUNT_PATH",
+        value_name = "DIR",
+        default_value = "./image-fs"
+    )]
+    mount_path: PathBuf,
+
+    /// Return as soon as the mount is ready; a process in the background serves it
+    #[arg(long)]
+    detach: bool,
+
+    /// Have this program go on with the image that another version of it serves at --mount-path; readers wait for a moment
+    #[arg(long, conflicts_with_all = ["bootstrap", "detach"])]
+    replace: bool,
+
+    /// Accepted and ignored: there is no temporary data
+    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true, value_parser = any_path())]
+    work_dir: Option<PathBuf>,
+
+    /// Accepted and ignored: no second program is needed
+    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true, value_parser = any_path())]
+    nydusd: Option<PathBuf>,
+
+    /// This is the process in the background
+    #[arg(long, hide = true)]
+    detached: bool,
+
+    /// This process takes the place of one that died
+    #[arg(long, hide = true)]
+    resume: bool,
+
+    #[command(flatten)]
+    unsupported: Unsupported<Unbuilt>,
+}
+
+/// What is mounted besides an image's name, and how it is served: the same for `mount` and `run`.
+#[derive(Debug, clap::Args)]
+pub struct LazyArgs {
     /// Do not check the certificate of the image's registry
     #[arg(long, env = "TARGET_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
           hide_default_value = true, hide_possible_values = true, value_name = "BOOL", value_parser = switch)]
@@ -49,15 +93,6 @@ pub struct MountArgs {
     /// Directory with the blobs of --bootstrap, each named by its id
     #[arg(long, value_name = "DIR", requires = "bootstrap")]
     blob_dir: Option<PathBuf>,
-
-    /// Directory to mount on; made if absent
-    #[arg(
-        long,
-        env = "MOUNT_PATH",
-        value_name = "DIR",
-        default_value = "./image-fs"
-    )]
-    mount_path: PathBuf,
 
     /// What serves the mount: `fuse` is this process; `erofs` is the kernel, for which this process only fetches what is
     /// missing; `auto` is `erofs` where it works (see `nydusify doctor`)
@@ -95,32 +130,10 @@ pub struct MountArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     fuse_threads: Option<u16>,
 
-    /// Return as soon as the mount is ready; a process in the background serves it
-    #[arg(long)]
-    detach: bool,
-
-    /// Have this program go on with the image that another version of it serves at --mount-path; readers wait for a moment
-    #[arg(long, conflicts_with_all = ["bootstrap", "detach"])]
-    replace: bool,
-
-    /// Accepted and ignored: there is no temporary data
-    #[arg(long, env = "WORK_DIR", value_name = "DIR", hide = true, value_parser = any_path())]
-    work_dir: Option<PathBuf>,
-
-    /// Accepted and ignored: no second program is needed
-    #[arg(long, env = "NYDUSD", value_name = "FILE", hide = true, value_parser = any_path())]
-    nydusd: Option<PathBuf>,
-
-    /// This is the process in the background
-    #[arg(long, hide = true)]
-    detached: bool,
-
-    /// This process takes the place of one that died
-    #[arg(long, hide = true)]
-    resume: bool,
-
-    #[command(flatten)]
-    unsupported: Unsupported<Unbuilt>,
+    /// Make the mount writable: changes go to this directory, made if absent, and are there again with the next mount
+    /// (overlayfs; needs root, or a user namespace)
+    #[arg(long, value_name = "DIR")]
+    upper: Option<PathBuf>,
 }
 
 /// What serves a mount.
@@ -139,12 +152,33 @@ impl Table for Unbuilt {
     const FLAGS: &'static [Flag] = &[Flag::switch("allow-unverified", "").without_variable()];
 }
 
-impl MountArgs {
-    fn options(&self) -> Options {
+impl LazyArgs {
+    /// The bare bootstrap, if one is named.
+    pub fn bootstrap(&self) -> Option<&Path> {
+        self.bootstrap.as_deref()
+    }
+
+    /// Where the blobs of a bare bootstrap are.
+    pub fn blob_dir(&self) -> Option<&Path> {
+        self.blob_dir.as_deref()
+    }
+
+    /// How it is served.
+    pub fn options(&self) -> Options {
         let threads = self.fuse_threads.map(usize::from);
         Options {
             threads: threads.unwrap_or_else(Options::threads_for_this_machine),
             prefetch: self.prefetch(),
+            upper: self.upper.clone(),
+        }
+    }
+
+    /// Whether the kernel is to mount the image; it is an error if it is asked to and can't.
+    fn by_kernel(&self, image: &image::Image, store: &ChunkStore, cache: &Path) -> Result<bool> {
+        match self.mode {
+            Mode::Fuse => Ok(false),
+            Mode::Erofs => image.check_for_kernel().map(|()| true),
+            Mode::Auto => Ok(store.stats().cache_conflicts == 0 && kernel_can(image, cache)),
         }
     }
 
@@ -176,12 +210,13 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
         mount::replace(&args.mount_path, REPLACEMENT)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let named = Named::new(args.target.as_deref(), args.bootstrap.as_deref())?;
-    check_blob_dir(args.blob_dir.as_deref())?;
+    let lazy = &args.lazy;
+    let named = Named::new(args.target.as_deref(), lazy.bootstrap())?;
+    check_blob_dir(lazy.blob_dir())?;
     if args.resume {
-        return match args.mode {
+        return match lazy.mode {
             Mode::Fuse => fuse::serve(named, args, log_file),
-            Mode::Auto | Mode::Erofs => resume(named, args),
+            Mode::Auto | Mode::Erofs => resume(named, lazy, &args.mount_path),
         };
     }
     if args.detach && !args.detached {
@@ -191,22 +226,27 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     if args.detached {
         detach::leave_terminal()?;
     }
-    if args.mode == Mode::Fuse {
+    // Overlayfs is stacked by the process that serves, so that one is not two.
+    let kept = lazy.upper.is_none();
+    if lazy.mode == Mode::Fuse && kept {
         return fuse::keep(args, signals, log_file);
     }
-    let image = image::open(named, args, None)?;
-    if args.mode == Mode::Erofs {
-        image.check_for_kernel()?;
-    }
-    let (store, cache) = open_store(args, &image, true)?;
-    let conflicts = store.stats().cache_conflicts != 0;
-    if args.mode == Mode::Auto && (conflicts || !kernel_can(&image, &cache)) {
+    let image = image::open(named, lazy, None)?;
+    let (store, cache) = open_store(lazy, &image, true)?;
+    let by_kernel = lazy.by_kernel(&image, &store, &cache)?;
+    if kept && !by_kernel {
         drop((image, store));
         return fuse::keep(args, signals, log_file);
     }
-    image.warn_of_missing_blobs();
-    store.warm_up();
-    let mounted = kernel::mount(args, image, store, &cache, log_file)?;
+    let log = args.detached.then(|| detach::log(log_file)).transpose()?;
+    let (options, at) = (lazy.options(), &args.mount_path);
+    let mounted = attach(
+        image,
+        store,
+        &options,
+        at,
+        by_kernel.then_some((&*cache, log)),
+    )?;
     tracing::info!(
         "mounted on {}, cache in {}",
         mounted.mountpoint().display(),
@@ -216,6 +256,40 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
         detach::ready(log_file)?;
     }
     serve(mounted, signals)
+}
+
+/// Mounts an image for `run`, served by this process.
+pub fn attach_to_run(
+    image: image::Image,
+    args: &LazyArgs,
+    options: &Options,
+    at: &Path,
+) -> Result<Mounted> {
+    let (store, cache) = open_store(args, &image, true)?;
+    let by_kernel = args.by_kernel(&image, &store, &cache)?;
+    attach(
+        image,
+        store,
+        options,
+        at,
+        by_kernel.then_some((&*cache, None)),
+    )
+}
+
+/// Mounts an image: by the kernel, with its cache and the log of those who guard it, or through FUSE.
+fn attach(
+    image: image::Image,
+    store: ChunkStore,
+    options: &Options,
+    at: &Path,
+    kernel: Option<(&Path, Option<File>)>,
+) -> Result<Mounted> {
+    image.warn_of_missing_blobs();
+    store.warm_up();
+    match kernel {
+        Some((cache, log)) => kernel::mount(options, image, store, at, cache, log),
+        None => Ok(mount::mount(image.bootstrap, Arc::new(store), at, options)?),
+    }
 }
 
 fn serve(mounted: Mounted, signals: Signals) -> Result<ExitCode> {
@@ -236,7 +310,7 @@ fn allow_many_files() {
 }
 
 /// Goes on in place of a process that filled the cache of a mount by the kernel, and died.
-fn resume(named: Named<'_>, args: &MountArgs) -> Result<ExitCode> {
+pub fn resume(named: Named<'_>, args: &LazyArgs, mount_path: &Path) -> Result<ExitCode> {
     allow_many_files();
     let (resumed, record) = Resumed::from_stdin()?;
     let (handed, socket) = resumed.split();
@@ -246,13 +320,8 @@ fn resume(named: Named<'_>, args: &MountArgs) -> Result<ExitCode> {
     let store = ChunkStore::take_over(&image.bootstrap, image.blobs, options, handed)?;
     store.warm_up();
     let store = Arc::new(store);
-    let mounted = mount::resume_kernel(
-        image.bootstrap,
-        store,
-        &args.mount_path,
-        &args.options(),
-        socket,
-    )?;
+    let mounted =
+        mount::resume_kernel(image.bootstrap, store, mount_path, &args.options(), socket)?;
     serve(mounted, signals)
 }
 
@@ -290,7 +359,7 @@ pub fn guard() -> Result<ExitCode> {
 /// Opens the chunk store in the directory asked for, else in the one that all mounts share. `begins` says that the mount
 /// begins, and is not gone on with.
 fn open_store(
-    args: &MountArgs,
+    args: &LazyArgs,
     image: &image::Image,
     begins: bool,
 ) -> Result<(ChunkStore, PathBuf)> {

@@ -93,7 +93,11 @@ impl Filler {
             // so nobody may believe that it is before the kernel says so.
             std::mem::forget(self._alive);
         }
-        ended.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+        match ended.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) {
+            // The word that it is over reached one worker, and another one saw the guardians' end before that spoke.
+            Err(error) => self.ended.iter().find_map(Result::ok).ok_or(error),
+            outcome => outcome,
+        }
     }
 
     /// A descriptor over which to say [`leave`].

@@ -276,7 +276,7 @@ impl Keeper {
         let chosen = ["--cache-dir".into(), cache.into()];
         self.program.arguments.extend(chosen);
         let flights = Flights::create().map_err(failed)?;
-        let mut mountpoint = Mountpoint::prepare(&self.path)?;
+        let mut mountpoint = Mountpoint::prepare(&self.path, None)?;
         let device = device::attach(&mountpoint.path)?;
         mountpoint.attached(&self.path)?;
         let init = wire::read_init(&device).map_err(|source| Error::Session {

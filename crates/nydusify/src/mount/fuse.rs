@@ -46,16 +46,17 @@ pub(super) fn serve(
     log_file: Option<&Path>,
 ) -> Result<ExitCode> {
     let signals = Signals::listen()?;
+    let lazy = &args.lazy;
     let seat = Seat::from_stdin()?;
     let known = seat.record()?;
-    let image = image::open(named, args, known.as_deref())?;
+    let image = image::open(named, lazy, known.as_deref())?;
     if known.is_none() {
         image.warn_of_missing_blobs();
     }
-    let (store, cache) = open_store(args, &image, known.is_none())?;
+    let (store, cache) = open_store(lazy, &image, known.is_none())?;
     store.warm_up();
     let store = Arc::new(store);
-    let options = args.options();
+    let options = lazy.options();
     let mounted = seat.serve(image.bootstrap, store, &cache, &image.record, &options)?;
     if args.detached {
         detach::fall_silent(log_file)?;

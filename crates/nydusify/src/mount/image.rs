@@ -13,16 +13,18 @@ use rafs_format::Bootstrap;
 use serde::{Deserialize, Serialize};
 use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
-use super::{Mode, MountArgs};
+use super::{LazyArgs, Mode};
 use crate::args::Named;
 use crate::place::Places;
 
 /// An image ready to be mounted.
-pub(super) struct Image {
+pub struct Image {
     pub(super) bootstrap: Arc<Bootstrap<Vec<u8>>>,
     pub(super) blobs: Arc<dyn BlobSource>,
     /// What a process needs to know to serve this very image, whatever its name leads to by then.
     pub(super) record: Vec<u8>,
+    /// Its configuration, where that was asked for and there is one.
+    pub config: Option<serde_json::Value>,
     /// Why the kernel must not mount it.
     not_for_kernel: Option<String>,
 }
@@ -73,7 +75,21 @@ impl Image {
 }
 
 /// Opens what the arguments name. `record` is that of the image that is mounted already, which is opened again then.
-pub(super) fn open(named: Named<'_>, args: &MountArgs, record: Option<&[u8]>) -> Result<Image> {
+pub(super) fn open(named: Named<'_>, args: &LazyArgs, record: Option<&[u8]>) -> Result<Image> {
+    open_image(named, args, record, false)
+}
+
+/// Opens what the arguments name, its configuration as well.
+pub fn open_to_run(named: Named<'_>, args: &LazyArgs) -> Result<Image> {
+    open_image(named, args, None, true)
+}
+
+fn open_image(
+    named: Named<'_>,
+    args: &LazyArgs,
+    record: Option<&[u8]>,
+    with_config: bool,
+) -> Result<Image> {
     let known = record.map(read_record).transpose()?;
     // A signal ends the mount, not what it has asked a registry for: there may be readers that wait.
     let places =
@@ -90,7 +106,7 @@ pub(super) fn open(named: Named<'_>, args: &MountArgs, record: Option<&[u8]>) ->
             );
             Ok(image)
         }
-        Named::Image(target) => in_image(target, args, &places, backend, known),
+        Named::Image(target) => in_image(target, args, &places, backend, known, with_config),
     }
 }
 
@@ -111,6 +127,7 @@ fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Backend>) -> Resul
     let blobs = loaded.source(rest)?;
     Ok(Image {
         record: record(None, loaded.bootstrap.data())?,
+        config: None,
         not_for_kernel: not_for_kernel(&loaded),
         bootstrap: Arc::new(loaded.bootstrap),
         blobs,
@@ -119,10 +136,11 @@ fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Backend>) -> Resul
 
 fn in_image(
     target: &str,
-    args: &MountArgs,
+    args: &LazyArgs,
     places: &Places,
     backend: Option<Backend>,
     known: Option<(Option<Found>, &[u8])>,
+    with_config: bool,
 ) -> Result<Image> {
     let location = absolute(target.parse()?).with_context(|| target.to_owned())?;
     let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn Store>);
@@ -141,10 +159,14 @@ fn in_image(
             (source, found, bytes)
         }
     };
+    let config = with_config
+        .then(|| source.config(&found.manifest))
+        .transpose()?;
     let record = record(Some(&found), &bytes)?;
     let loaded =
         LoadedBootstrap::from_bytes(bytes).with_context(|| format!("{target}: the bootstrap"))?;
     Ok(Image {
+        config,
         record,
         not_for_kernel: match args.mode {
             Mode::Fuse => None,
@@ -156,7 +178,7 @@ fn in_image(
 }
 
 /// The Nydus image for the platform that the arguments name.
-fn find(target: &str, args: &MountArgs, source: &Source) -> Result<Found> {
+fn find(target: &str, args: &LazyArgs, source: &Source) -> Result<Found> {
     let choice = match &args.platform {
         Some(platform) => PlatformChoice::Only(vec![platform.clone()]),
         None => PlatformChoice::Host,

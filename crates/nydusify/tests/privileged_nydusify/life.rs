@@ -1,6 +1,5 @@
 //! The life of a mount: how it begins, says what it did, and ends.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -162,28 +161,6 @@ fn privileged_anyone_may_mount_where_fusermount_is_installed() {
         return reachable_copy(&place, &script);
     }
     mount_as_user(&place, &script);
-}
-
-/// A file that everyone may use as long as this lives.
-struct OpenToAll<'a> {
-    path: &'a Path,
-    before: std::fs::Permissions,
-}
-
-impl<'a> OpenToAll<'a> {
-    fn new(path: &'a Path) -> Self {
-        let before = std::fs::metadata(path).unwrap().permissions();
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).unwrap();
-        Self { path, before }
-    }
-}
-
-impl Drop for OpenToAll<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::set_permissions(self.path, self.before.clone()) {
-            eprintln!("{}: cannot restore its mode: {error}", self.path.display());
-        }
-    }
 }
 
 /// The target directory may lie below a home that others cannot enter: a copy will do.

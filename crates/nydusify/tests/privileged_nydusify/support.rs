@@ -147,6 +147,52 @@ fn bare<'a>(bootstrap: &'a Path, blobs: &'a Path) -> [&'a str; 4] {
     ["--bootstrap", bootstrap, "--blob-dir", blobs]
 }
 
+/// The modes of mounts that work here; says so where the kernel's does not.
+pub fn modes(name: &str, place: &Place) -> Vec<&'static str> {
+    let cache = place.directory("cache");
+    let doctor = ["doctor", "--output", "json", "--cache-dir"];
+    let doctor = run(NYDUSIFY, doctor.iter().chain(&[cache.to_str().unwrap()]));
+    if doctor.stdout.contains(r#""erofs":true"#) {
+        return vec!["fuse", "erofs"];
+    }
+    skip(name, "the kernel can't fill EROFS mounts on demand here");
+    vec!["fuse"]
+}
+
+/// A file that everyone may use as long as this lives.
+pub struct OpenToAll<'a> {
+    path: &'a Path,
+    before: std::fs::Permissions,
+    _turn: std::sync::MutexGuard<'static, ()>,
+}
+
+/// Who else opens it would restore another's mode.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+impl<'a> OpenToAll<'a> {
+    pub fn new(path: &'a Path) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let turn = TURN
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = std::fs::metadata(path).unwrap().permissions();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        Self {
+            path,
+            before,
+            _turn: turn,
+        }
+    }
+}
+
+impl Drop for OpenToAll<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::set_permissions(self.path, self.before.clone()) {
+            eprintln!("{}: cannot restore its mode: {error}", self.path.display());
+        }
+    }
+}
+
 /// `nydusify check` of bare RAFS files.
 #[track_caller]
 pub fn check_bare(bootstrap: &Path, blobs: &Path) -> Ran {
