@@ -10,8 +10,10 @@ use std::ops::Add;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use image::nydus::{self, ANNOTATION_REF};
 use image::{
-    Arrival, Descriptor, Digest, Index, Node, PlatformChoice, Selected, Source, Target, media,
+    Arrival, Descriptor, Digest, Index, Manifest, Node, PlatformChoice, Selected, Source, Target,
+    media,
 };
 use progress::{Cancel, Progress};
 
@@ -69,16 +71,19 @@ fn copy(
         .iter()
         .map(|image| gather::gather(source, image))
         .collect::<Result<Vec<_>, _>>()?;
-    let blobs = distinct(
-        selected
-            .iter()
-            .zip(&gathered)
-            .flat_map(|(image, gathered)| {
-                // Another configuration takes the place of this one.
-                let config = gathered.is_none().then_some(&image.manifest.config);
-                config.into_iter().chain(&image.manifest.layers)
-            }),
-    );
+    let originals = selected
+        .iter()
+        .map(|image| originals(source, &image.manifest))
+        .collect::<Result<Vec<_>, _>>()?;
+    let listed = selected
+        .iter()
+        .zip(&gathered)
+        .flat_map(|(image, gathered)| {
+            // Another configuration takes the place of this one.
+            let config = gathered.is_none().then_some(&image.manifest.config);
+            config.into_iter().chain(&image.manifest.layers)
+        });
+    let blobs = distinct(listed.chain(originals.iter().flatten()));
     let outside = distinct(gathered.iter().flatten().flat_map(|image| &image.blobs));
     let size = blobs.iter().chain(&outside).map(|blob| blob.size).sum();
     progress.started(TOTAL, Some(size));
@@ -209,6 +214,22 @@ fn collect(
     }
     documents.push(root.clone());
     Ok(())
+}
+
+/// The layers that layers of `manifest` only describe: the data lies in these, which the manifest does not list.
+fn originals(source: &Source, manifest: &Manifest) -> Result<Vec<Descriptor>, Error> {
+    let named = manifest.layers.iter().filter_map(|layer| {
+        let annotation = layer.annotations.as_ref()?.get(ANNOTATION_REF)?;
+        annotation.parse::<Digest>().ok()
+    });
+    let missing = named.filter(|digest| manifest.layers.iter().all(|l| l.digest != *digest));
+    missing
+        .map(|digest| {
+            let size = source.blob(&digest, None)?.size();
+            let kind = nydus::layer_media_type(&manifest.media_type);
+            Ok(Descriptor::new(kind, digest, size))
+        })
+        .collect()
 }
 
 /// Blobs, each once. Layers that may not be distributed stay where their addresses say.

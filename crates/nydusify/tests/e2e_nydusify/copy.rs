@@ -1,12 +1,13 @@
 //! Copies in all directions: the same bytes everywhere, and the tag last.
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::fixture::busybox;
-use testkit::layout::{Packing, docker_archive, pack};
+use testkit::layout::{Flavour, Layer, Layout, Packing, docker_archive, pack};
 use testkit::registry::{Fault, Faults, Registry};
 use testkit::run::{Ran, run, wait_until};
 
@@ -288,4 +289,28 @@ fn a_suffix_may_begin_with_a_dash() {
     )
     .ok();
     assert_eq!(registry.tags("app"), ["latest", "latest-nydus"]);
+}
+
+/// A layer of an image by reference only describes another one, which has the data and which no manifest lists.
+#[test]
+fn layers_that_others_describe_come_along() {
+    let place = Place::new();
+    let (from, to) = (place.path("from"), place.path("to"));
+    let mut layout = Layout::create(&from);
+    let original = layout.blob(b"the original layer", "application/octet-stream");
+    let digest = original["digest"].as_str().unwrap();
+    let described = Layer::new(b"describes it", Packing::None);
+    let manifest = layout.manifest_with(&[described], Flavour::Oci, |manifest, _| {
+        manifest["layers"][0]["annotations"] = json!({"containerd.io/snapshot/nydus-ref": digest});
+    });
+    layout.tag(&manifest, "ref");
+    let source = format!("oci:{}:ref", from.display());
+    let target = format!("oci:{}:ref", to.display());
+    copy(&source, &target, &[]).ok();
+    let name = |root: &Path| root.join("blobs").join(digest.replace(':', "/"));
+    assert_eq!(std::fs::read(name(&to)).unwrap(), b"the original layer");
+    // Without it the image is none.
+    std::fs::remove_file(name(&from)).unwrap();
+    std::fs::remove_dir_all(&to).unwrap();
+    copy(&source, &target, &[]).exits(1).says(&[digest]);
 }
