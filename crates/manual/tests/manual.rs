@@ -23,12 +23,6 @@ fn page(dir: &Path, name: &str) -> String {
         .replace("\\fR", "")
 }
 
-/// What a line of help begins with: the commands and the options, or words of a text.
-fn first_words(help: &str) -> impl Iterator<Item = &str> {
-    help.lines()
-        .filter_map(|line| line.split_whitespace().next())
-}
-
 /// Every long option in the help is in the page, and every command has a page, and so on below it.
 fn compare(dir: &Path, name: &str, mut command: clap::Command, seen: &mut usize) {
     let help = command.render_long_help().to_string();
@@ -47,7 +41,13 @@ fn compare(dir: &Path, name: &str, mut command: clap::Command, seen: &mut usize)
         return;
     };
     let (commands, _) = commands.split_once("\n\n").unwrap();
-    for below in first_words(commands).filter(|word| *word != "help") {
+    // What a command does may go on in further lines, which are indented deeper.
+    let commands = commands
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split_whitespace().next());
+    for below in commands.filter(|word| *word != "help") {
         let command = command
             .find_subcommand(below)
             .unwrap_or_else(|| panic!("{below}: {help}"));

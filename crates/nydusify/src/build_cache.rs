@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_cache_has_a_tag() {
-        let digest = format!("host/a@sha256:{}", "a".repeat(64));
+        let digest = format!("host.example/a@sha256:{}", "a".repeat(64));
         for bad in [
             &*digest,
             "oci:dir",
@@ -179,7 +179,10 @@ mod tests {
         ] {
             assert!(with_tag(bad.parse().unwrap()).is_err(), "{bad}");
         }
-        for (name, full) in [("host/a", "host/a:latest"), ("oci:dir:t", "oci:dir:t")] {
+        for (name, full) in [
+            ("host.example/a", "host.example/a:latest"),
+            ("oci:dir:t", "oci:dir:t"),
+        ] {
             assert_eq!(with_tag(name.parse().unwrap()).unwrap().to_string(), full);
         }
     }
