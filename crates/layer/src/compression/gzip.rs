@@ -18,8 +18,9 @@ const STALLS_MAX: u32 = 64;
 
 /// Looks on while a stream is inflated.
 pub(super) trait Watch {
-    /// Whether the decoder is to stop at the end of each block.
-    const BLOCKS: bool;
+    /// Output of the file from which on the decoder is to stop at the end of each block. To stop costs time, for the
+    /// decoder saves its window then. That a block ends exactly there may go unseen.
+    fn blocks_from(&self) -> u64;
 
     /// Bytes of input that yield nothing: headers and padding.
     fn skipped(&mut self, len: usize);
@@ -32,7 +33,9 @@ pub(super) trait Watch {
 }
 
 impl Watch for () {
-    const BLOCKS: bool = false;
+    fn blocks_from(&self) -> u64 {
+        u64::MAX
+    }
 
     fn skipped(&mut self, _: usize) {}
 
@@ -191,11 +194,6 @@ impl<R: BufRead, W: Watch> Read for Reader<R, W> {
         if buf.is_empty() {
             return Ok(0);
         }
-        let flush = if W::BLOCKS {
-            InflateFlush::Block
-        } else {
-            InflateFlush::NoFlush
-        };
         loop {
             match &mut self.state {
                 State::End => return Ok(0),
@@ -214,6 +212,15 @@ impl<R: BufRead, W: Watch> Read for Reader<R, W> {
                 }
                 State::Member => {}
             }
+            let apart = self.watch.blocks_from().saturating_sub(self.done);
+            let blocks = apart == 0;
+            let (flush, room) = if blocks {
+                (InflateFlush::Block, buf.len())
+            } else {
+                let apart = usize::try_from(apart).unwrap_or(usize::MAX);
+                (InflateFlush::NoFlush, buf.len().min(apart))
+            };
+            let buf = &mut buf[..room];
             let inflate = &mut self.inflate;
             let input = self.input.fill_buf()?;
             let ended = input.is_empty();
@@ -227,7 +234,7 @@ impl<R: BufRead, W: Watch> Read for Reader<R, W> {
                 && consumed < input.len()
                 && produced < buf.len();
             self.watch
-                .inflated(&input[..consumed], &buf[..produced], W::BLOCKS && stopped);
+                .inflated(&input[..consumed], &buf[..produced], blocks && stopped);
             self.input.consume(consumed);
             self.checksum = crc32(self.checksum, &buf[..produced]);
             self.done += produced as u64;
@@ -240,7 +247,7 @@ impl<R: BufRead, W: Watch> Read for Reader<R, W> {
                 }
                 Ok(Status::StreamEnd) => self.state = State::Trailer,
                 Ok(_) if ended && produced == 0 => return Err(self.truncated()),
-                Ok(_) if stalled && (!W::BLOCKS || self.stalls > STALLS_MAX) => {
+                Ok(_) if stalled && (!blocks || self.stalls > STALLS_MAX) => {
                     return Err(self.corrupt("the decoder makes no progress"));
                 }
                 Ok(_) => {}

@@ -200,7 +200,13 @@ impl Indexer {
 }
 
 impl Watch for Indexer {
-    const BLOCKS: bool = true;
+    fn blocks_from(&self) -> u64 {
+        match self.probe {
+            Some(_) => 0,
+            // One byte earlier, so that the end of a block that ends there is seen, however the input comes in pieces.
+            None => self.due.saturating_sub(1),
+        }
+    }
 
     fn skipped(&mut self, len: usize) {
         self.in_position += len as u64;
