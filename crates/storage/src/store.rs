@@ -89,7 +89,7 @@ impl Default for StoreOptions {
             request_max: 2 << 20,
             gap_max: 128 << 10,
             threads: 0,
-            prefetch_threads: 2,
+            prefetch_threads: 4,
             barrier_interval: Duration::from_secs(5),
             barrier_bytes: 256 << 20,
             boot_id: None,

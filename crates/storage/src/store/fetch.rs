@@ -20,7 +20,7 @@ use crate::{ChunkError, ReadCause, ReadError, VerifiedChunk};
 pub(super) const NEIGHBOURS_MAX: usize = 512;
 
 /// Longest range to ask a blob for in the background while reads wait now and again.
-const CONTENDED_REQUEST_MAX: u64 = 512 << 10;
+const CONTENDED_REQUEST_MAX: u64 = 256 << 10;
 /// How long to wait for another process that fetches a chunk, and for one that writes it.
 const FETCH_PATIENCE: Duration = Duration::from_secs(5);
 const WRITE_PATIENCE: Duration = Duration::from_millis(100);

@@ -15,17 +15,17 @@ const HOLD_MAX: Duration = Duration::from_secs(2);
 /// Chunks that may wait; whoever asks for more waits too, so that no image decides how much memory the queue takes.
 const WAITING_MAX: usize = 1 << 18;
 
-/// Places of reads that had to wait, of which what lies behind comes first.
+/// Places of reads that had to wait, of which what lies around comes first.
 const PLACES: usize = 4;
-/// How far behind such a place, in bytes of the blob's uncompressed address space.
-const BEHIND_MAX: u64 = 8 << 20;
-/// For how long after a read had to wait the line is left to reads and to what lies behind them.
+/// How far from such a place, in bytes of the blob's uncompressed address space.
+const AROUND_MAX: u64 = 8 << 20;
+/// For how long after a read had to wait the line is left to reads and to what lies around them.
 const CONTENDED: Duration = Duration::from_millis(500);
 
 /// What is to be brought in when nobody waits.
 ///
 /// The order is that of the list, but a read that had to wait draws the workers to its place: files that are used together
-/// mostly lie together, so what lies behind it in the blob is likely to be wanted next.
+/// mostly lie together, so what lies behind it in the blob is likely to be wanted next, and then what lies before it.
 #[derive(Default)]
 pub(super) struct Prefetch {
     state: Mutex<Queue>,
@@ -69,7 +69,7 @@ impl Prefetch {
         waited.is_some_and(|at| at.elapsed() < CONTENDED)
     }
 
-    /// Goes back to the list: what lies behind the places cannot be had.
+    /// Goes back to the list: what lies around the places cannot be had.
     fn leave_places(&self) {
         self.lock().places.clear();
     }
@@ -110,13 +110,13 @@ impl Prefetch {
         }
     }
 
-    /// The next chunk that is `wanted` still, and those after it; `None` when the store is dropped. `behind` tells the
-    /// absent chunks behind a place. `done` says whether the caller has finished another one.
+    /// The next chunk that is `wanted` still, and those after it; `None` when the store is dropped. `around` tells the
+    /// absent chunks around a place. `done` says whether the caller has finished another one.
     fn next(
         &self,
         done: bool,
         wanted: &impl Fn(Key) -> bool,
-        behind: &impl Fn(Key) -> Vec<Key>,
+        around: &impl Fn(Key) -> Vec<Key>,
     ) -> Option<(Key, Vec<Key>)> {
         let mut queue = self.lock();
         if done {
@@ -133,7 +133,7 @@ impl Prefetch {
             if queue.stop {
                 return None;
             }
-            if let Some(near) = queue.near_a_place(behind) {
+            if let Some(near) = queue.near_a_place(around) {
                 queue.working += 1;
                 return Some((*near.first()?, near));
             }
@@ -164,10 +164,10 @@ impl Prefetch {
 }
 
 impl Queue {
-    /// The absent chunks behind the last read that had to wait and has any.
-    fn near_a_place(&mut self, behind: &impl Fn(Key) -> Vec<Key>) -> Option<Vec<Key>> {
+    /// The absent chunks around the last read that had to wait and has any.
+    fn near_a_place(&mut self, around: &impl Fn(Key) -> Vec<Key>) -> Option<Vec<Key>> {
         while let Some(&place) = self.places.front() {
-            let near = behind(place);
+            let near = around(place);
             if !near.is_empty() {
                 return Some(near);
             }
@@ -229,8 +229,8 @@ impl Inner {
     }
 
     /// The chunks that are absent, and that no thread is about to bring, from chunk `place` on to `bytes` of the blob's
-    /// address space behind it.
-    pub fn absent_behind(&self, place: Key, bytes: u64) -> Vec<Key> {
+    /// address space behind it; if there is none, those before it, the nearest first.
+    pub fn absent_around(&self, place: Key, bytes: u64) -> Vec<Key> {
         let kept = self.known(place).filter(|(blob, _)| {
             // What is not kept would be absent for ever.
             let open = !self.cache_closed.load(Ordering::Relaxed) && !self.limit.is_reached();
@@ -239,11 +239,19 @@ impl Inner {
         let Some((blob, known)) = kept else {
             return Vec::new();
         };
-        let run = known.offset..known.end().saturating_add(bytes);
-        let keys = blob.known.within(&run).map(|slot| Key { slot, ..place });
-        keys.filter(|&key| self.is_absent(key) && !self.flights.contains(key))
-            .take(super::fetch::NEIGHBOURS_MAX)
-            .collect()
+        let behind = known.offset..known.end().saturating_add(bytes);
+        let before = known.offset.saturating_sub(bytes)..known.offset;
+        let absent = |slot| {
+            let key = Key { slot, ..place };
+            (self.is_absent(key) && !self.flights.contains(key)).then_some(key)
+        };
+        let mut keys: Vec<Key> = blob.known.within(&behind).filter_map(absent).collect();
+        if keys.is_empty() {
+            keys.extend(blob.known.within(&before).filter_map(absent));
+            keys.reverse();
+        }
+        keys.truncate(super::fetch::NEIGHBOURS_MAX);
+        keys
     }
 
     fn run_prefetch(self: &Arc<Self>) {
@@ -252,9 +260,9 @@ impl Inner {
                 .get(key.blob)
                 .is_some_and(|blob| self.look(blob, key.slot) != State::Present)
         };
-        let behind = |place: Key| self.absent_behind(place, BEHIND_MAX);
+        let around = |place: Key| self.absent_around(place, AROUND_MAX);
         let mut done = false;
-        while let Some((key, near)) = self.prefetch.next(done, &wanted, &behind) {
+        while let Some((key, near)) = self.prefetch.next(done, &wanted, &around) {
             if self.chunk_in_background(key, &near).is_err() {
                 add(&self.counters.prefetch_errors, 1);
                 self.prefetch.leave_places();
