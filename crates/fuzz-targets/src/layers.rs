@@ -2,8 +2,9 @@
 
 use std::io::{self, Cursor, Read};
 
+use codec::{SliceDecoder, SliceStart};
 use layer::estargz::{Footer, read_toc, read_toc_member};
-use layer::{DataSink, FileInfo, Options};
+use layer::{DataSink, FileInfo, IndexingReader, Options};
 use rafs_format::{BlobId, Bootstrap};
 use testkit::estargz::{estargz, footer_legacy};
 use testkit::tar::{BLOCK, Entry, Tar, set_checksum};
@@ -15,6 +16,8 @@ use crate::{Target, sample};
 
 /// Bytes that are read of a stream: holes and compression can make much of little.
 const READ_MAX: u64 = 1 << 20;
+/// Bytes of a stream that is indexed: more than lie between two places.
+const INDEXED_MAX: u64 = 8 << 20;
 
 /// Any tar becomes a tree, and a tarfs image, which passes the check. Checksums are set right first: to guess them is
 /// no use. The lowest bits of the first byte are options.
@@ -109,6 +112,53 @@ pub const DECOMPRESS: Target = Target {
     },
     changes: 10_000,
 };
+
+/// Any bytes as a gzip stream, from every place of whose index the same is inflated as from its beginning; or, if the first
+/// byte is not 0, as what lies behind a place, with that byte before it.
+pub const GZIP_INDEX: Target = Target {
+    name: "gzip_index",
+    run: |input| match input.split_first() {
+        Some((0, stream)) => index(stream),
+        Some((byte, [bits, input @ ..])) => slice(*byte, *bits, input),
+        _ => {}
+    },
+    samples: || {
+        let data = testkit::prose(5, 300).repeat(8000);
+        let gzip = pack(&data, Packing::Gzip);
+        let slice = [&[0xff, 3], &gzip[10..]].concat();
+        vec![[&[0], &gzip[..]].concat(), slice]
+    },
+    changes: 300,
+};
+
+fn index(stream: &[u8]) {
+    let mut reader = IndexingReader::new(stream);
+    let mut data = Vec::new();
+    let _ = (&mut reader).take(INDEXED_MAX).read_to_end(&mut data);
+    for place in reader.into_index().places {
+        let start = SliceStart {
+            byte: place.byte,
+            bits: place.bits,
+            window: &place.window,
+        };
+        let input = &stream[place.in_offset as usize..];
+        let mut decoder = SliceDecoder::new(start, input).expect("a place makes sense");
+        let expected = &data[place.out_offset as usize..];
+        let mut again = vec![0; expected.len()];
+        decoder.read_exact(&mut again).expect("a place is right");
+        assert!(again == expected, "other bytes from a place");
+    }
+}
+
+fn slice(byte: u8, bits: u8, input: &[u8]) {
+    let (window, input) = input.split_at(input.len() / 4);
+    let start = SliceStart { byte, bits, window };
+    if let Ok(mut decoder) = SliceDecoder::new(start, input) {
+        let _ = decoder
+            .skip(READ_MAX)
+            .and_then(|()| decoder.read_exact(&mut [0; 100]));
+    }
+}
 
 /// Any bytes as the table of contents of an eStargz layer; the bootstrap that is made of it passes the check.
 pub const ESTARGZ_TOC: Target = Target {

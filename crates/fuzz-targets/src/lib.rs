@@ -28,7 +28,7 @@ pub struct Target {
 }
 
 /// All there is to fuzz.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     bootstraps::V6,
     bootstraps::V5,
     bootstraps::LOAD,
@@ -41,6 +41,7 @@ pub const TARGETS: [Target; 16] = [
     layers::TAR,
     layers::OVERLAY,
     layers::DECOMPRESS,
+    layers::GZIP_INDEX,
     layers::ESTARGZ_TOC,
     layers::ESTARGZ_FOOTER,
     places::DOCUMENTS,
