@@ -17,13 +17,12 @@ mod table;
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
 use rafs_format::Bootstrap;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+use rustix::mount::MountAttrFlags;
 use storage::{ChunkStore, cache_file};
 use sys::fanotify::Group;
 
@@ -33,11 +32,13 @@ pub use kit::Resumed;
 pub use probe::{Finding, examine};
 
 use crate::Error;
+use crate::fscontext::FsContext;
 use crate::mountinfo::mounts_of;
+use crate::mountpoint::Mountpoint;
 use crate::prefetch::Prefetcher;
 use crate::program::{PROGRAM, Program};
 use crate::record;
-use crate::session::{Front, Mounted, Mountpoint, Options};
+use crate::session::{Front, Mounted, Options};
 use crate::stats::Counters;
 use channel::Message;
 use filler::Filler;
@@ -122,7 +123,7 @@ pub fn mount_kernel(
         .iter()
         .map(|info| cache_file(&kernel.cache_dir, info.id.as_str()));
     let devices: Vec<PathBuf> = devices.collect();
-    attach(&source, &devices, &mountpoint.at).map_err(failed(
+    attach(&source, &devices, &mountpoint.place.at).map_err(failed(
         "mount EROFS from files (Linux 6.12, and the module erofs)",
     ))?;
     mountpoint.attached(path)?;
@@ -239,46 +240,11 @@ fn is_mounted_here(image: &File) -> bool {
 /// Has the kernel mount `image` on `mountpoint`, with a device for each slot. Not by mount(8), which would put loop
 /// devices in between, and not by mount(2), whose options have a page at most.
 fn attach(image: &Path, devices: &[PathBuf], mountpoint: &Path) -> io::Result<()> {
-    let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let context = context.as_fd();
-    let set = || {
-        rustix::mount::fsconfig_set_string(context, "source", image)?;
-        for device in devices {
-            rustix::mount::fsconfig_set_string(context, "device", device)?;
-        }
-        rustix::mount::fsconfig_set_flag(context, "ro")?;
-        rustix::mount::fsconfig_create(context)
-    };
-    set().map_err(|errno: rustix::io::Errno| said(context, errno))?;
-    let mount = rustix::mount::fsmount(
-        context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )?;
-    rustix::mount::move_mount(
-        &mount,
-        "",
-        rustix::fs::CWD,
-        mountpoint,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )?;
-    Ok(())
-}
-
-/// What the kernel has to say beside the error's number.
-pub(crate) fn said(context: std::os::fd::BorrowedFd<'_>, errno: rustix::io::Errno) -> io::Error {
-    let mut text = Vec::new();
-    let mut line = [0; 512];
-    while let Ok(read) = rustix::io::read(context, &mut line)
-        && read > 0
-    {
-        let part = String::from_utf8_lossy(&line[..read]).trim().to_owned();
-        text.push(part);
+    let context = FsContext::open("erofs")?;
+    context.set("source", image)?;
+    for device in devices {
+        context.set("device", device)?;
     }
-    let source = io::Error::from(errno);
-    if text.is_empty() {
-        source
-    } else {
-        io::Error::new(source.kind(), format!("{source}: {}", text.join("; ")))
-    }
+    context.flag("ro")?;
+    context.mount(MountAttrFlags::MOUNT_ATTR_RDONLY, mountpoint)
 }

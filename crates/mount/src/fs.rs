@@ -47,8 +47,8 @@ pub(crate) struct RafsFs {
     log: DamageLog,
     /// Process id of the process that keeps the mount, 0 if none does; for whoever unmounts, see [`crate::unmount`].
     keeper: Arc<AtomicU32>,
-    /// Notes what is being answered, where another process may have to go on.
-    flights: Option<Flights>,
+    /// Notes what is being answered: another process may have to go on.
+    flights: Flights,
     no_open: bool,
     no_opendir: bool,
 }
@@ -70,7 +70,7 @@ impl RafsFs {
         store: Arc<ChunkStore>,
         counters: Arc<Counters>,
         keeper: Arc<AtomicU32>,
-        flights: Option<Flights>,
+        flights: Flights,
     ) -> Self {
         Self {
             numbers: Numbers::new(bootstrap.root()),
@@ -269,7 +269,7 @@ impl Filesystem for RafsFs {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         add(&self.counters.lookups, 1);
         match self.find(parent, name.as_bytes()) {
             Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
@@ -280,7 +280,7 @@ impl Filesystem for RafsFs {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         match self.attr(ino) {
             Ok(attr) => reply.attr(&TTL, &attr),
             Err(fault) => reply.error(self.errno("getattr", ino, &fault)),
@@ -288,7 +288,7 @@ impl Filesystem for RafsFs {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         let target = self.inode(ino).and_then(|inode| {
             if !inode.is_symlink() {
                 return Err(Fault::WrongType);
@@ -302,7 +302,7 @@ impl Filesystem for RafsFs {
     }
 
     fn open(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         if self.no_open {
             // The kernel never asks again, and keeps its page cache from one open to the next.
             reply.error(Errno::ENOSYS);
@@ -325,7 +325,7 @@ impl Filesystem for RafsFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         SCRATCH.with_borrow_mut(|scratch| match self.read_file(ino, offset, size, scratch) {
             Ok(len) => {
                 add(&self.counters.reads, 1);
@@ -337,13 +337,13 @@ impl Filesystem for RafsFs {
     }
 
     fn flush(&self, request: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         // Nothing is ever written; the kernel need not ask again.
         reply.error(Errno::ENOSYS);
     }
 
     fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         if self.no_opendir {
             // The kernel never asks again, and caches listings.
             reply.error(Errno::ENOSYS);
@@ -363,7 +363,7 @@ impl Filesystem for RafsFs {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         let listed = self.list(ino, offset, |next, ino, kind, name| {
             reply.add(ino, next, kind, name)
         });
@@ -381,7 +381,7 @@ impl Filesystem for RafsFs {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         let mut count = 0;
         let listed = self.list(ino, offset, |next, ino, kind, name| {
             count += 1;
@@ -407,7 +407,7 @@ impl Filesystem for RafsFs {
     }
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         let bytes = self.bootstrap.blobs().iter().fold(0_u64, |sum, blob| {
             sum.saturating_add(blob.uncompressed_size)
         });
@@ -431,7 +431,7 @@ impl Filesystem for RafsFs {
         size: u32,
         reply: ReplyXattr,
     ) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         self.reply_xattr(
             "getxattr",
             ino,
@@ -442,7 +442,7 @@ impl Filesystem for RafsFs {
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _flight = self.flights.as_ref().map(|flights| flights.begin(request));
+        let _flight = self.flights.begin(request);
         self.reply_xattr("listxattr", ino, self.xattr_names(ino), size, reply);
     }
 }

@@ -16,12 +16,16 @@
 //! `SIGUSR2` from another program of ours is how that program takes the place of this one: see [`keeper`].
 
 mod flight;
+mod keep;
 mod keeper;
 mod kit;
 mod seat;
+mod server;
 mod wire;
 
 pub(crate) use flight::Flights;
-pub use keeper::{keep, keep_on};
+pub use keep::{Kept, ToKeep, keep, keep_beside, keep_on};
+pub(crate) use kit::Kit;
 pub(crate) use seat::Link;
-pub use seat::Seat;
+pub use seat::{Orphan, Seat};
+pub(crate) use server::begin;

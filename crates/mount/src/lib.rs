@@ -18,10 +18,12 @@ mod device;
 mod erofs;
 mod error;
 mod fs;
+mod fscontext;
 mod fuse;
 mod inode;
 mod log;
 mod mountinfo;
+mod mountpoint;
 mod overlay;
 mod prefetch;
 mod program;
@@ -37,7 +39,7 @@ pub use erofs::{
     Finding, KernelOptions, Resumed, ResumedSocket, examine, guard, mount_kernel, resume_kernel,
 };
 pub use error::Error;
-pub use fuse::{Seat, keep, keep_on};
+pub use fuse::{Kept, Orphan, Seat, ToKeep, keep, keep_beside, keep_on};
 pub use mountinfo::{MountEntry, find_mount};
 pub use program::Program;
 pub use replace::replace;

@@ -6,23 +6,22 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Gid, Mode, Uid};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use crate::Error;
-use crate::erofs::said;
+use crate::fscontext::FsContext;
 use crate::mountinfo::{MountEntry, mounts};
 use crate::unmount::detach;
 
-/// Longest value that the kernel takes for an option of a mount, in bytes.
-const VALUE_MAX: usize = 255;
 /// How long the process that goes on in place of a dead one waits for the dead one's lock.
 const TAKE_OVER: Duration = Duration::from_secs(2);
 
@@ -30,7 +29,7 @@ const TAKE_OVER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Upper {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Upper {
@@ -48,7 +47,7 @@ impl Upper {
         for name in ["lower", "work"] {
             make(&dir.join(name)).map_err(&fail)?;
         }
-        let own = Self { dir, _lock: lock };
+        let own = Self { dir, lock };
         own.take_away_left_behind()?;
         Ok(own)
     }
@@ -59,9 +58,36 @@ impl Upper {
             .canonicalize()
             .map_err(failed(dir, "find the directory"))?;
         Ok(Self {
-            _lock: lock(&dir, TAKE_OVER)?,
+            lock: lock(&dir, TAKE_OVER)?,
             dir,
         })
+    }
+
+    /// The directory `dir`, with its lock, of a process that goes on.
+    pub(crate) fn handed_over(dir: PathBuf, lock: OwnedFd) -> Self {
+        let lock = lock.into();
+        Self { dir, lock }
+    }
+
+    /// The same for another process: the lock is free once nobody has it any more.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            dir: self.dir.clone(),
+            lock: self.lock.try_clone()?,
+        })
+    }
+
+    /// Tells people that this process is the one to talk to. The lock is what counts.
+    pub(crate) fn sign(&self) -> io::Result<()> {
+        sign(&self.lock)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn lock(&self) -> &File {
+        &self.lock
     }
 
     /// Where the image is to be mounted first.
@@ -74,11 +100,11 @@ impl Upper {
     }
 
     fn take_away_left_behind(&self) -> Result<(), Error> {
-        let (upper, lower) = (self.upper(), self.lower());
+        let lower = self.lower();
         let table = mounts().map_err(failed(&self.dir, "read the mount table"))?;
         let ours = table.iter().rev().filter(|entry| entry.is_ours());
         for entry in ours {
-            if entry.upper().as_deref() == Some(&*upper) || entry.mountpoint == lower {
+            if self.is_upper_of(entry) || entry.mountpoint == lower {
                 tracing::warn!(
                     "{}: the process that served this mount is gone: taken away",
                     entry.mountpoint.display()
@@ -92,49 +118,36 @@ impl Upper {
     /// Stacks overlayfs over the image, which is mounted on [`Upper::lower`] from `source`, and mounts it on `mountpoint`.
     pub(crate) fn stack(&self, source: &str, mountpoint: &Path) -> Result<(), Error> {
         let stack = || -> io::Result<()> {
-            let overlay = self.overlay(source)?;
-            rustix::mount::unmount(self.lower(), UnmountFlags::DETACH)?;
-            rustix::mount::move_mount(
-                &overlay,
-                "",
-                rustix::fs::CWD,
-                mountpoint,
-                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-            )?;
-            Ok(())
+            self.make_upper()?;
+            let context = FsContext::open("overlay")?;
+            context.set("source", Path::new(source))?;
+            context.set("lowerdir", &escaped(&self.lower()))?;
+            context.set("upperdir", &self.upper())?;
+            context.set("workdir", &self.dir.join("work"))?;
+            // The image is another file system each time it is mounted: nothing may refer to the one before.
+            context.set("index", Path::new("off"))?;
+            if in_user_namespace() {
+                context.flag("userxattr")?;
+            }
+            context.mount(MountAttrFlags::empty(), mountpoint)
         };
         stack().map_err(failed(&self.dir, "mount overlayfs with it"))
     }
 
-    fn overlay(&self, source: &str) -> io::Result<rustix::fd::OwnedFd> {
-        self.make_upper()?;
-        let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let context = context.as_fd();
-        let set = |key: &str, value: &Path| {
-            if value.as_os_str().len() > VALUE_MAX {
-                return Err(rustix::io::Errno::NAMETOOLONG);
-            }
-            rustix::mount::fsconfig_set_string(context, key, value)
-        };
-        let mount = || {
-            set("source", Path::new(source))?;
-            set("lowerdir", &escaped(&self.lower()))?;
-            set("upperdir", &self.upper())?;
-            set("workdir", &self.dir.join("work"))?;
-            // The image is another file system each time it is mounted: nothing may refer to the one before.
-            set("index", Path::new("off"))?;
-            if in_user_namespace() {
-                rustix::mount::fsconfig_set_flag(context, "userxattr")?;
-            }
-            rustix::mount::fsconfig_create(context)
-        };
-        mount().map_err(|errno: rustix::io::Errno| said(context, errno))?;
-        let mount = rustix::mount::fsmount(
-            context,
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::empty(),
-        )?;
-        Ok(mount)
+    /// Whether a mount is the overlay with this directory.
+    pub(crate) fn is_upper_of(&self, entry: &MountEntry) -> bool {
+        entry.is_ours() && entry.upper().as_deref() == Some(&*self.upper())
+    }
+
+    /// Takes the image away from where overlayfs found it: overlayfs keeps what it has.
+    pub(crate) fn leave_lower(&self) -> Result<(), Error> {
+        match rustix::mount::unmount(self.lower(), UnmountFlags::DETACH) {
+            // A process that died had done it.
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(errno) => Err(failed(&self.dir, "unmount the image below it")(
+                errno.into(),
+            )),
+        }
     }
 
     /// The root shows the mode and the owner of `upper`: at first they are the image's.
@@ -167,7 +180,7 @@ fn lock(dir: &Path, patience: Duration) -> Result<File, Error> {
     let fail = failed(dir, "lock the directory");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
-    let mut file = options.open(&path).map_err(&fail)?;
+    let file = options.open(&path).map_err(&fail)?;
     let start = Instant::now();
     loop {
         match file.try_lock() {
@@ -177,7 +190,7 @@ fn lock(dir: &Path, patience: Duration) -> Result<File, Error> {
             }
             Err(std::fs::TryLockError::WouldBlock) => {
                 let mut owner = String::new();
-                let _ = (&mut file).take(20).read_to_string(&mut owner);
+                let _ = (&file).take(20).read_to_string(&mut owner);
                 return Err(Error::UpperBusy {
                     path: dir.to_owned(),
                     pid: owner.trim().parse().unwrap_or_default(),
@@ -186,14 +199,13 @@ fn lock(dir: &Path, patience: Duration) -> Result<File, Error> {
             Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
         }
     }
-    let mut note = || {
-        file.rewind()?;
-        file.set_len(0)?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())
-    };
-    // For whoever finds it locked; the lock is what counts.
-    note().map_err(fail)?;
+    sign(&file).map_err(fail)?;
     Ok(file)
+}
+
+/// For whoever finds it locked. All numbers have the same length, so that one is there at any moment.
+fn sign(file: &File) -> io::Result<()> {
+    file.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0)
 }
 
 /// Makes a directory if it is absent; whether it was.

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal};
 use crate::Error;
 use crate::erofs::holders;
 use crate::mountinfo::{MountEntry, find_mount};
+use crate::overlay;
 use crate::unmount::Processes;
 
 /// How often it is looked whether the mount has been taken over.
@@ -48,12 +49,10 @@ pub fn replace(mountpoint: &Path, patience: Duration) -> Result<(), Error> {
             "a kernel before Linux 6.9 would lose requests that are being answered; unmount it and mount it again",
         ));
     }
-    let look = || {
-        if entry.is_erofs() {
-            kernel_processes(&entry)
-        } else {
-            fuse_processes(&absolute)
-        }
+    let look = || match entry.upper() {
+        _ if entry.is_erofs() => kernel_processes(&entry),
+        Some(upper) => stacked_processes(&overlay::lock_of(&upper)),
+        None => fuse_processes(&absolute),
     };
     let before = look();
     if before.asked.is_empty() {
@@ -105,6 +104,23 @@ fn fuse_processes(mountpoint: &Path) -> Served {
         asked: vec![found.keeper],
         gone: vec![found.server],
     })
+}
+
+/// Those of a FUSE mount below overlayfs, which hides what tells them: the keeper signs the lock that both hold.
+fn stacked_processes(lock: &Path) -> Served {
+    let keeper = std::fs::read_to_string(lock).unwrap_or_default();
+    let (Ok(keeper), Some(dir)) = (keeper.trim().parse(), lock.parent()) else {
+        return Served::default();
+    };
+    let mut holders = holders(dir).fillers;
+    if !holders.contains(&keeper) {
+        return Served::default();
+    }
+    holders.retain(|&id| id != keeper);
+    Served {
+        asked: vec![keeper],
+        gone: holders,
+    }
 }
 
 fn kernel_processes(entry: &MountEntry) -> Served {

@@ -5,7 +5,6 @@ mod fuse;
 pub mod image;
 mod kernel;
 
-use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +13,7 @@ use std::time::Duration;
 
 use ::image::Platform;
 use anyhow::{Context, Result};
-use mount::{Mounted, Options, Prefetch, Resumed, Signals};
+use mount::{Kept, Mounted, Options, Orphan, Prefetch, Resumed, Signals};
 use storage::{ChunkStore, StoreOptions};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
@@ -214,10 +213,15 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     let named = Named::new(args.target.as_deref(), lazy.bootstrap())?;
     check_blob_dir(lazy.blob_dir())?;
     if args.resume {
-        return match lazy.mode {
-            Mode::Fuse => fuse::serve(named, args, log_file),
-            Mode::Auto | Mode::Erofs => resume(named, lazy, &args.mount_path),
-        };
+        if lazy.mode != Mode::Fuse {
+            return resume(named, lazy, &args.mount_path);
+        }
+        let signals = Signals::listen()?;
+        let mounted = fuse::serve(named, lazy, Orphan::GoesOn)?;
+        if args.detached {
+            detach::fall_silent(log_file)?;
+        }
+        return serve(mounted, signals);
     }
     if args.detach && !args.detached {
         return detach::spawn();
@@ -226,27 +230,18 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     if args.detached {
         detach::leave_terminal()?;
     }
-    // Overlayfs is stacked by the process that serves, so that one is not two.
-    let kept = lazy.upper.is_none();
-    if lazy.mode == Mode::Fuse && kept {
-        return fuse::keep(args, signals, log_file);
+    if lazy.mode == Mode::Fuse {
+        return fuse::keep(args, None, signals, log_file);
     }
     let image = image::open(named, lazy, None)?;
     let (store, cache) = open_store(lazy, &image, true)?;
-    let by_kernel = lazy.by_kernel(&image, &store, &cache)?;
-    if kept && !by_kernel {
-        drop((image, store));
-        return fuse::keep(args, signals, log_file);
+    if !lazy.by_kernel(&image, &store, &cache)? {
+        drop(store);
+        return fuse::keep(args, Some(&image.record), signals, log_file);
     }
     let log = args.detached.then(|| detach::log(log_file)).transpose()?;
     let (options, at) = (lazy.options(), &args.mount_path);
-    let mounted = attach(
-        image,
-        store,
-        &options,
-        at,
-        by_kernel.then_some((&*cache, log)),
-    )?;
+    let mounted = kernel::mount(&options, image, store, at, &cache, log)?;
     tracing::info!(
         "mounted on {}, cache in {}",
         mounted.mountpoint().display(),
@@ -258,38 +253,56 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
     serve(mounted, signals)
 }
 
-/// Mounts an image for `run`, served by this process.
-pub fn attach_to_run(
-    image: image::Image,
-    args: &LazyArgs,
-    options: &Options,
-    at: &Path,
-) -> Result<Mounted> {
-    let (store, cache) = open_store(args, &image, true)?;
-    let by_kernel = args.by_kernel(&image, &store, &cache)?;
-    attach(
-        image,
-        store,
-        options,
-        at,
-        by_kernel.then_some((&*cache, None)),
-    )
+/// An image that is mounted for `run`.
+pub enum ForRun {
+    Fuse(Kept),
+    Kernel(Box<Mounted>),
 }
 
-/// Mounts an image: by the kernel, with its cache and the log of those who guard it, or through FUSE.
-fn attach(
-    image: image::Image,
-    store: ChunkStore,
-    options: &Options,
-    at: &Path,
-    kernel: Option<(&Path, Option<File>)>,
-) -> Result<Mounted> {
-    image.warn_of_missing_blobs();
-    store.warm_up();
-    match kernel {
-        Some((cache, log)) => kernel::mount(options, image, store, at, cache, log),
-        None => Ok(mount::mount(image.bootstrap, Arc::new(store), at, options)?),
+impl ForRun {
+    /// Mounts it on the directory `at`. `None` if that failed, and why has been said.
+    pub fn mount(
+        image: image::Image,
+        args: &LazyArgs,
+        options: &Options,
+        at: &Path,
+    ) -> Result<Option<Self>> {
+        if args.mode != Mode::Fuse {
+            let (store, cache) = open_store(args, &image, true)?;
+            if args.by_kernel(&image, &store, &cache)? {
+                let mounted = kernel::mount(options, image, store, at, &cache, None)?;
+                return Ok(Some(Self::Kernel(Box::new(mounted))));
+            }
+        }
+        let kept = fuse::keep_beside(options.upper.as_deref(), &image.record, at)?;
+        Ok(kept.map(Self::Fuse))
     }
+
+    /// Waits until it is gone; nobody may use it any more.
+    pub fn close(self) -> Result<()> {
+        match self {
+            Self::Fuse(kept) => kept.close()?,
+            Self::Kernel(mounted) => {
+                let stats = mounted.close()?;
+                tracing::debug!("{stats}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Serves or fills an image that another process has mounted for `run`.
+pub fn resume_for_run(named: Named<'_>, args: &LazyArgs, over: &Path) -> Result<ExitCode> {
+    if args.mode != Mode::Fuse {
+        // The program has ended with its runner: nobody else has the mount.
+        container::forget(over);
+        return resume(named, args, Path::new("/"));
+    }
+    let signals = Signals::listen()?;
+    let mounted = fuse::serve(named, args, Orphan::Ends)?;
+    let ending = mounted.serve(signals, |_| ())?;
+    tracing::debug!("{}", ending.stats);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn serve(mounted: Mounted, signals: Signals) -> Result<ExitCode> {
@@ -310,7 +323,7 @@ fn allow_many_files() {
 }
 
 /// Goes on in place of a process that filled the cache of a mount by the kernel, and died.
-pub fn resume(named: Named<'_>, args: &LazyArgs, mount_path: &Path) -> Result<ExitCode> {
+fn resume(named: Named<'_>, args: &LazyArgs, mount_path: &Path) -> Result<ExitCode> {
     allow_many_files();
     let (resumed, record) = Resumed::from_stdin()?;
     let (handed, socket) = resumed.split();

@@ -10,7 +10,7 @@ use container::{Program, Space};
 use serde_json::Value;
 
 use crate::args::{Named, check_blob_dir};
-use crate::mount::{self, LazyArgs, image};
+use crate::mount::{self, ForRun, LazyArgs, image};
 
 /// Exit code where it is not the program that failed.
 const FAILED: u8 = 125;
@@ -55,11 +55,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let named = Named::given(args.image.as_deref(), args.lazy.bootstrap())?;
     check_blob_dir(args.lazy.blob_dir())?;
     let done = match args.resume {
-        true => {
-            // The program has ended with its runner: nobody else has the mount.
-            container::forget(&place()?);
-            return mount::resume(named, &args.lazy, Path::new("/"));
-        }
+        true => return mount::resume_for_run(named, &args.lazy, &place()?),
         false => run_image(args, named),
     };
     let code = done.unwrap_or_else(|error| {
@@ -80,10 +76,11 @@ fn run_image(args: &RunArgs, named: Named<'_>) -> Result<u8> {
     let upper = || space.directory().join("changes");
     options.upper.get_or_insert_with(upper);
     let root = space.directory().join("root");
-    let mounted = mount::attach_to_run(image, &args.lazy, &options, &root)?;
+    let Some(mounted) = ForRun::mount(image, &args.lazy, &options, &root)? else {
+        return Ok(FAILED);
+    };
     let code = space.run(&root, &program);
-    let stats = mounted.close()?;
-    tracing::debug!("{stats}");
+    mounted.close()?;
     Ok(code?)
 }
 

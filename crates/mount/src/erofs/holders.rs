@@ -11,9 +11,9 @@ pub(crate) struct Holders {
     pub(crate) fillers: Vec<u32>,
 }
 
-/// The processes that hold the lock of the cache directory `cache`.
-pub(crate) fn holders(cache: &Path) -> Holders {
-    let lock = cache.join("lock");
+/// The processes that hold the lock in a directory: that of a mount by the kernel, or the one for changes.
+pub(crate) fn holders(dir: &Path) -> Holders {
+    let lock = dir.join("lock");
     let mut found = Holders::default();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = entry.file_name();

@@ -11,20 +11,20 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions};
 use signal_hook::consts::{SIGUSR1, SIGUSR2};
 
-use super::flight::Flights;
+use super::keep::ToKeep;
 use super::kit::{Kit, Letter};
 use super::wire;
+use crate::mountpoint::Mountpoint;
 use crate::program::Program;
-use crate::serve::{Sent, Signals, spawn};
-use crate::session::Mountpoint;
-use crate::{Error, channel, device};
+use crate::serve::{Sent, spawn};
+use crate::{Error, channel, record};
 
 /// The hidden command that is a keeper.
 pub(super) const KEEP: &str = "keep";
@@ -38,76 +38,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 const RETIREMENT: Duration = Duration::from_secs(10);
 
 /// What to call once the image is mounted: with the mount point, and with the directory of the cache.
-type Ready = Box<dyn FnOnce(&Path, &Path) -> io::Result<()>>;
+pub(super) type Ready = Box<dyn FnOnce(&Path, &Path) -> io::Result<()> + Send>;
 
-/// Mounts an image on the directory `mountpoint`, which is made if absent, and keeps it mounted until a signal comes or
-/// somebody unmounts it. `program` is this program with the arguments that make it a server. `ready` is called when the
-/// image is mounted, with the mount point and the directory of the cache. Returns the exit code of the server.
-///
-/// As root, all users see the mount, devices and setuid bits included; without root it goes through `fusermount3`
-/// and is the caller's alone. A mount of ours whose processes died is replaced.
-///
-/// # Errors
-/// When the image can't be mounted, or servers die one after the other; nothing stays mounted then. A server that ends
-/// with an exit code has said why.
-pub fn keep(
-    mountpoint: &Path,
-    program: Program,
-    signals: Signals,
-    ready: impl FnOnce(&Path, &Path) -> io::Result<()> + 'static,
-) -> Result<u8, Error> {
-    let (sender, events) = mpsc::channel();
-    relay(signals, &sender)?;
-    let mut keeper = Keeper::new(mountpoint.to_owned(), program, sender, Server::default());
-    keeper.ready = Some(Box::new(ready));
-    keeper.start_server().map_err(failed)?;
-    keeper.run(&events)
-}
-
-/// Goes on in place of a keeper that died, or of another program. What it kept comes over the standard input.
-///
-/// # Errors
-/// As [`keep`], and if no process of a mount started this one.
-pub fn keep_on() -> Result<u8, Error> {
-    let signals = Signals::listen()?;
-    let socket = channel::take_stdin().map_err(failed)?;
-    let (kit, server, renew) = match Letter::receive(&socket).map_err(failed)? {
-        Letter::Kit(kit) => {
-            // What a terminal signals is for the processes that the user sees.
-            let _ = rustix::process::setsid();
-            (kit, Server::new(socket, None), false)
-        }
-        Letter::Succeed(kit, socket, child) => (kit, Server::new(socket, child), true),
-        _ => return Err(failed(io::ErrorKind::InvalidData.into())),
-    };
-    let (sender, events) = mpsc::channel();
-    relay(signals, &sender)?;
-    let (path, program) = (kit.place.path.clone(), kit.program.clone());
-    let mut keeper = Keeper::new(path, program, sender, server);
-    keeper.kit = Some(kit);
-    keeper.was_ready = true;
-    keeper.listen().map_err(failed)?;
-    if renew {
-        keeper.retire()?;
-    }
-    keeper.run(&events)
-}
-
-fn failed(source: io::Error) -> Error {
+pub(super) fn failed(source: io::Error) -> Error {
     Error::System {
         what: "keeping a mount",
         source,
     }
 }
 
-fn relay(signals: Signals, sender: &Sender<Event>) -> Result<(), Error> {
-    let sender = sender.clone();
-    spawn("signals", move || {
-        signals.each(|sent| sender.send(Event::Signal(sent)).is_ok());
-    })
-}
-
-enum Event {
+pub(super) enum Event {
     Signal(Sent),
     /// From the server of this number.
     Letter(u64, Letter),
@@ -119,14 +59,14 @@ enum Event {
 
 /// A process that serves.
 #[derive(Default)]
-struct Server {
+pub(super) struct Server {
     socket: Option<Arc<OwnedFd>>,
     /// If it is a child of this process.
     child: Option<Pid>,
 }
 
 impl Server {
-    fn new(socket: OwnedFd, child: Option<u32>) -> Self {
+    pub(super) fn new(socket: OwnedFd, child: Option<u32>) -> Self {
         Self {
             socket: Some(Arc::new(socket)),
             child: child.and_then(|id| Pid::from_raw(id.try_into().ok()?)),
@@ -157,12 +97,18 @@ impl Server {
     }
 }
 
-struct Keeper {
+pub(super) struct Keeper {
     /// The mount point as the user named it.
     path: PathBuf,
+    /// Directory for changes, if there is to be one.
+    upper: Option<PathBuf>,
     program: Program,
+    /// What is known of the image before the first server has opened it.
+    record: Option<OwnedFd>,
     /// `None` until it is mounted.
     kit: Option<Kit>,
+    /// Keeps others from mounting there until users see the mount.
+    turn: Option<File>,
     server: Server,
     /// Counts servers.
     number: u64,
@@ -182,12 +128,15 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(path: PathBuf, program: Program, sender: Sender<Event>, server: Server) -> Self {
+    fn new(path: PathBuf, program: Program, sender: Sender<Event>) -> Self {
         Self {
             path,
+            upper: None,
             program,
+            record: None,
             kit: None,
-            server,
+            turn: None,
+            server: Server::default(),
             number: 0,
             sender,
             ready: None,
@@ -201,7 +150,32 @@ impl Keeper {
         }
     }
 
-    fn run(mut self, events: &Receiver<Event>) -> Result<u8, Error> {
+    /// One that is to mount what is asked for; it starts the first server.
+    pub(super) fn begin(what: ToKeep<'_>, sender: Sender<Event>, ready: Ready) -> io::Result<Self> {
+        let record = what.record.map(record::create).transpose()?;
+        let mut keeper = Self::new(what.mountpoint.to_owned(), what.program, sender);
+        keeper.upper = what.upper.map(Path::to_owned);
+        keeper.record = record;
+        keeper.ready = Some(ready);
+        keeper.start_server()?;
+        Ok(keeper)
+    }
+
+    /// One for a mount that another process kept.
+    pub(super) fn succeeding(kit: Kit, server: Server, sender: Sender<Event>) -> io::Result<Self> {
+        let (path, program) = (kit.place.path.clone(), kit.program.clone());
+        if let Some(upper) = &kit.upper {
+            upper.sign()?;
+        }
+        let mut keeper = Self::new(path, program, sender);
+        keeper.server = server;
+        keeper.kit = Some(kit);
+        keeper.was_ready = true;
+        keeper.listen()?;
+        Ok(keeper)
+    }
+
+    pub(super) fn run(mut self, events: &Receiver<Event>) -> Result<u8, Error> {
         let outcome = loop {
             // This holds a sender, so there is always one.
             let Ok(event) = events.recv() else {
@@ -259,8 +233,12 @@ impl Keeper {
                 self.kit = Some(kit);
                 self.server.say(&Letter::Kit(copy));
             }
-            Letter::Ready => {
+            Letter::Ready(place) => {
                 self.was_ready = true;
+                self.turn = None;
+                if let Some(kit) = &mut self.kit {
+                    kit.place = place;
+                }
                 if let (Some(ready), Some(kit)) = (self.ready.take(), &self.kit) {
                     ready(&kit.place.path, &self.cache).map_err(failed)?;
                 }
@@ -275,23 +253,14 @@ impl Keeper {
         // Servers to come need the cache that was chosen; the last of several flags counts.
         let chosen = ["--cache-dir".into(), cache.into()];
         self.program.arguments.extend(chosen);
-        let flights = Flights::create().map_err(failed)?;
-        let mut mountpoint = Mountpoint::prepare(&self.path, None)?;
-        let device = device::attach(&mountpoint.path)?;
-        mountpoint.attached(&self.path)?;
-        let init = wire::read_init(&device).map_err(|source| Error::Session {
-            path: self.path.clone(),
-            source,
-        })?;
-        Ok(Kit {
-            device,
-            init,
+        let (kit, turn) = Kit::mount(
+            &self.path,
+            self.upper.as_deref(),
+            self.program.clone(),
             record,
-            flights,
-            place: mountpoint.release(),
-            program: self.program.clone(),
-            keeper: std::process::id(),
-        })
+        )?;
+        self.turn = turn;
+        Ok(kit)
     }
 
     fn gone(&mut self) -> Result<Option<u8>, Error> {
@@ -344,7 +313,7 @@ impl Keeper {
         self.started = Instant::now();
         let (ours, theirs) = channel::pair()?;
         let letter = match &self.kit {
-            None => Letter::Begin,
+            None => Letter::Begin(self.record.take()),
             Some(kit) => {
                 let mut kit = kit.try_clone()?;
                 kit.keeper = std::process::id();
@@ -377,7 +346,7 @@ impl Keeper {
     }
 
     /// Has the server make room for another.
-    fn retire(&mut self) -> Result<(), Error> {
+    pub(super) fn retire(&mut self) -> Result<(), Error> {
         self.retiring = true;
         self.server.say(&Letter::Retire);
         let (number, sender) = (self.number, self.sender.clone());
@@ -416,9 +385,9 @@ impl Keeper {
 
     /// Ends the connection, so that nobody waits, and takes the mount away.
     fn take_away(&mut self) {
-        if let Some(Kit { device, place, .. }) = self.kit.take() {
-            drop(device);
-            drop(Mountpoint::from(place));
+        if let Some(kit) = self.kit.take() {
+            drop(kit.device);
+            drop(Mountpoint::handed_over(kit.place, kit.upper));
         }
     }
 }

@@ -1,17 +1,21 @@
 //! What the two processes of a FUSE mount say and hand to one another.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::channel;
+use super::flight::Flights;
+use super::wire;
+use crate::mountpoint::{Mountpoint, Place};
+use crate::overlay::Upper;
 use crate::program::Program;
-use crate::session::Place;
+use crate::{Error, channel, device};
 
 /// Stands before every letter; another version of the program may be on the other side.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// All that goes on when a process of a mount dies.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(crate) struct Kit {
     /// Memory of the [`super::Flights`].
     pub(super) flights: OwnedFd,
     pub(super) place: Place,
+    /// The directory for changes, with the lock that all processes of the mount hold.
+    pub(super) upper: Option<Upper>,
     /// How to start a server.
     pub(super) program: Program,
     /// Process id of the keeper who sent it.
@@ -34,14 +40,14 @@ pub(crate) struct Kit {
 /// What is said over the socket between keeper and server.
 #[derive(Debug)]
 pub(super) enum Letter {
-    /// To a server: nothing is mounted yet.
-    Begin,
+    /// To a server: nothing is mounted yet, and this is what is known of the image, if anything is.
+    Begin(Option<OwnedFd>),
     /// To a server or a keeper: this is the mount.
     Kit(Kit),
     /// To the keeper: the image is open, with its cache in this directory and this to be noted of it.
     Prepared(PathBuf, OwnedFd),
-    /// To the keeper: requests are answered.
-    Ready,
+    /// To the keeper: requests are answered, and this is where users see the mount.
+    Ready(Place),
     /// To the keeper: the mount has ended.
     Over,
     /// To the server: the keeper got this signal.
@@ -54,48 +60,79 @@ pub(super) enum Letter {
 }
 
 impl Kit {
+    /// Mounts a new connection on the directory `path`, or where overlayfs finds it. Also what keeps others from mounting
+    /// on `path`, if the mount is not yet to be seen there.
+    pub(crate) fn mount(
+        path: &Path,
+        upper: Option<&Path>,
+        program: Program,
+        record: OwnedFd,
+    ) -> Result<(Self, Option<File>), Error> {
+        let failed = |source| Error::Session {
+            path: path.to_owned(),
+            source,
+        };
+        let flights = Flights::create().map_err(failed)?;
+        let mut mountpoint = Mountpoint::prepare(path, upper)?;
+        let device = device::attach(&mountpoint.place.at)?;
+        mountpoint.attached(path)?;
+        let init = wire::read_init(&device).map_err(failed)?;
+        let (place, upper, turn) = mountpoint.release();
+        let kit = Self {
+            device,
+            init,
+            record,
+            flights,
+            place,
+            upper,
+            program,
+            keeper: std::process::id(),
+        };
+        Ok((kit, turn))
+    }
+
     fn fields(&self) -> Vec<Vec<u8>> {
-        let Place { path, device, made } = &self.place;
-        let mut fields = vec![
+        let upper = self.upper.as_ref().map(|upper| bytes(upper.dir()));
+        let mut fields = place_fields(&self.place);
+        fields.extend([
             self.init.clone(),
-            bytes(path),
-            device.clone().unwrap_or_default().into_bytes(),
-            vec![u8::from(*made)],
+            upper.unwrap_or_default(),
             self.keeper.to_le_bytes().to_vec(),
             bytes(&self.program.directory),
-        ];
+        ]);
         let arguments = self.program.arguments.iter();
         fields.extend(arguments.map(|argument| argument.as_bytes().to_vec()));
         fields
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        vec![
+        let lock = self.upper.as_ref().map(|upper| upper.lock().as_fd());
+        let all = [
             self.device.as_fd(),
             self.record.as_fd(),
             self.flights.as_fd(),
-        ]
+        ];
+        all.into_iter().chain(lock).collect()
     }
 
     fn of(fields: Vec<Vec<u8>>, mut all: impl Iterator<Item = OwnedFd>) -> Option<Self> {
         let (device, record, flights) = (all.next()?, all.next()?, all.next()?);
         let mut fields = fields.into_iter();
+        let place = place_of(&mut fields)?;
         let init = fields.next()?;
-        let path = path(fields.next()?);
-        let number = String::from_utf8(fields.next()?).ok()?;
-        let made = fields.next()? == [1];
+        let upper = match fields.next()? {
+            none if none.is_empty() => None,
+            dir => Some(Upper::handed_over(path(dir), all.next()?)),
+        };
         let keeper = u32::from_le_bytes(fields.next()?.try_into().ok()?);
-        let directory = self::path(fields.next()?);
+        let directory = path(fields.next()?);
         Some(Self {
             device,
             init,
             record,
             flights,
-            place: Place {
-                path,
-                device: Some(number).filter(|number| !number.is_empty()),
-                made,
-            },
+            upper,
+            place,
             program: Program {
                 arguments: fields.map(OsString::from_vec).collect(),
                 directory,
@@ -112,6 +149,7 @@ impl Kit {
             record: self.record.try_clone()?,
             flights: self.flights.try_clone()?,
             place: self.place.clone(),
+            upper: self.upper.as_ref().map(Upper::try_clone).transpose()?,
             program: self.program.clone(),
             keeper: self.keeper,
         })
@@ -122,10 +160,10 @@ impl Letter {
     fn parts(&self) -> (u8, Vec<Vec<u8>>, Vec<BorrowedFd<'_>>) {
         let none = Vec::new;
         match self {
-            Self::Begin => (1, vec![], none()),
+            Self::Begin(record) => (1, vec![], record.iter().map(AsFd::as_fd).collect()),
             Self::Kit(kit) => (2, kit.fields(), kit.descriptors()),
             Self::Prepared(cache, record) => (3, vec![bytes(cache)], vec![record.as_fd()]),
-            Self::Ready => (4, vec![], none()),
+            Self::Ready(place) => (4, place_fields(place), none()),
             Self::Over => (5, vec![], none()),
             Self::Signal(number) => (6, vec![number.to_le_bytes().to_vec()], none()),
             Self::Retire => (7, vec![], none()),
@@ -142,10 +180,10 @@ impl Letter {
     fn of(tag: u8, mut fields: Vec<Vec<u8>>, all: Vec<OwnedFd>) -> Option<Self> {
         let mut all = all.into_iter();
         Some(match tag {
-            1 => Self::Begin,
+            1 => Self::Begin(all.next()),
             2 => Self::Kit(Kit::of(fields, all)?),
             3 => Self::Prepared(path(fields.pop()?), all.next()?),
-            4 => Self::Ready,
+            4 => Self::Ready(place_of(&mut fields.into_iter())?),
             5 => Self::Over,
             6 => Self::Signal(i32::from_le_bytes(fields.pop()?.try_into().ok()?)),
             7 => Self::Retire,
@@ -184,6 +222,27 @@ impl Letter {
     }
 }
 
+fn place_fields(place: &Place) -> Vec<Vec<u8>> {
+    let device = place.device.clone().unwrap_or_default();
+    vec![
+        bytes(&place.path),
+        bytes(&place.at),
+        device.into_bytes(),
+        vec![u8::from(place.made)],
+    ]
+}
+
+fn place_of(fields: &mut impl Iterator<Item = Vec<u8>>) -> Option<Place> {
+    let (path, at) = (path(fields.next()?), path(fields.next()?));
+    let device = String::from_utf8(fields.next()?).ok()?;
+    Some(Place {
+        path,
+        at,
+        device: Some(device).filter(|device| !device.is_empty()),
+        made: fields.next()? == [1],
+    })
+}
+
 fn split(mut text: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut fields = Vec::new();
     while !text.is_empty() {
@@ -211,6 +270,15 @@ mod tests {
 
     use super::*;
 
+    fn place() -> Place {
+        Place {
+            path: "/a b".into(),
+            at: "/changes/lower".into(),
+            device: Some("0:7".to_owned()),
+            made: true,
+        }
+    }
+
     fn kit() -> Kit {
         let (device, record) = channel::pair().unwrap();
         Kit {
@@ -218,11 +286,8 @@ mod tests {
             device,
             init: vec![1, 0, 255],
             record,
-            place: Place {
-                path: "/a b".into(),
-                device: Some("0:7".to_owned()),
-                made: true,
-            },
+            place: place(),
+            upper: None,
             program: Program {
                 arguments: vec!["mount".into(), OsString::from_vec(vec![0xff, b'\n'])],
                 directory: "/".into(),
@@ -247,10 +312,15 @@ mod tests {
         };
         let (socket, _) = channel::pair().unwrap();
         let all = [
-            Letter::Begin,
+            Letter::Begin(None),
+            Letter::Begin(Some(kit().record)),
             Letter::Kit(kit()),
+            Letter::Kit(Kit {
+                upper: Some(Upper::handed_over("/changes".into(), kit().record)),
+                ..kit()
+            }),
             Letter::Prepared("/cache".into(), kit().record),
-            Letter::Ready,
+            Letter::Ready(place()),
             Letter::Over,
             Letter::Signal(15),
             Letter::Retire,
@@ -271,9 +341,10 @@ mod tests {
     #[test]
     fn what_is_no_letter_is_refused() {
         for text in [
-            &[2, 1][..],
+            &[VERSION + 1, 1][..],
             &[VERSION, 0],
             &[VERSION, 2],
+            &[VERSION, 4],
             &[VERSION, 6, 4, 0, 0, 0, 1],
             &[VERSION, 6, 255, 255, 255, 255],
             &[VERSION, 8],

@@ -9,28 +9,39 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use fuser::Session;
 use rafs_format::Bootstrap;
 use storage::ChunkStore;
 
-use super::flight::Flights;
 use super::kit::{Kit, Letter};
-use super::{keeper, wire};
-use crate::fs::RafsFs;
-use crate::prefetch::Prefetcher;
+use super::{begin, keeper};
+use crate::mountpoint::Place;
 use crate::program::PROGRAM;
 use crate::serve::spawn;
-use crate::session::{Front, Mounted, Mountpoint, Options, settings};
-use crate::stats::Counters;
+use crate::session::{Mounted, Options};
 use crate::{Error, channel, record};
 
 /// Pause before a keeper that could not be started is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// What a server does whose keeper has died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orphan {
+    /// It starts another keeper.
+    GoesOn,
+    /// It ends as if it had been killed as well: with the keeper, all users of the mount have ended.
+    Ends,
+}
+
+/// Exit status of an orphan that ends.
+const ORPHAN: i32 = 128 + 9;
+
 /// Where a process sits down that is to serve a FUSE mount.
 #[derive(Debug)]
 pub struct Seat {
     socket: OwnedFd,
+    orphan: Orphan,
+    /// What is known of the image, if anything is.
+    record: Option<OwnedFd>,
     /// `None` if nothing is mounted yet.
     link: Option<Arc<Link>>,
 }
@@ -41,15 +52,24 @@ impl Seat {
     ///
     /// # Errors
     /// When no keeper started this process.
-    pub fn from_stdin() -> Result<Self, Error> {
+    pub fn from_stdin(orphan: Orphan) -> Result<Self, Error> {
         let sit = || {
             let socket = channel::take_stdin()?;
-            let link = match Letter::receive(&socket)? {
-                Letter::Begin => None,
-                Letter::Kit(kit) => Some(Link::start(kit, socket.try_clone()?)?),
+            let (record, link) = match Letter::receive(&socket)? {
+                Letter::Begin(record) => (record, None),
+                Letter::Kit(kit) => {
+                    let record = kit.record.try_clone()?;
+                    let link = Link::start(kit, socket.try_clone()?, orphan)?;
+                    (Some(record), Some(link))
+                }
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             };
-            Ok(Self { socket, link })
+            Ok(Self {
+                socket,
+                orphan,
+                record,
+                link,
+            })
         };
         sit().map_err(|source| Error::System {
             what: "taking a seat at a mount",
@@ -57,13 +77,17 @@ impl Seat {
         })
     }
 
-    /// What the first server of the mount noted of the image; `None` in the first one.
+    /// Whether this process is to be the first one that serves the mount.
+    pub fn is_first(&self) -> bool {
+        self.link.is_none()
+    }
+
+    /// What a process before this one noted of the image, if one did.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn record(&self) -> Result<Option<Vec<u8>>, Error> {
-        let read = |link: &Arc<Link>| record::read(&link.kit.record);
-        let record = self.link.as_ref().map(read).transpose();
+        let record = self.record.as_ref().map(record::read).transpose();
         record.map_err(|source| Error::System {
             what: "reading what is known of the mounted image",
             source,
@@ -85,64 +109,47 @@ impl Seat {
     ) -> Result<Mounted, Error> {
         let link = match self.link {
             Some(link) => link,
-            None => first(self.socket, cache, record).map_err(|source| Error::System {
-                what: "getting the mount from the process that keeps it",
-                source,
-            })?,
+            None => {
+                first(self.socket, cache, record, self.orphan).map_err(|source| Error::System {
+                    what: "getting the mount from the process that keeps it",
+                    source,
+                })?
+            }
         };
-        let counters = Arc::new(Counters::default());
-        let session_failed = |source| Error::Session {
-            path: link.kit.place.path.clone(),
-            source,
-        };
-        let flights = || Flights::map(&link.kit.flights);
-        let lost = flights().map_err(session_failed)?;
-        let fs = RafsFs::new(
-            bootstrap.clone(),
-            store.clone(),
-            counters.clone(),
-            link.keeper.clone(),
-            Some(flights().map_err(session_failed)?),
-        );
-        let (acl, config) = settings(options);
-        let kit = &link.kit;
-        let session = wire::session(fs, &kit.device, &kit.init, &lost, acl, config)
-            .and_then(Session::spawn)
-            .map_err(session_failed)?;
-        let mountpoint = Mountpoint::from(kit.place.clone());
-        mountpoint.raise_read_ahead();
-        link.say(&Letter::Ready);
-        let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
-        Ok(Mounted {
-            mountpoint,
-            counters,
-            store,
-            prefetcher,
-            session: Some(Front::Fuse(session)),
-            leaver: None,
-            link: Some(link),
-        })
+        let ready = |place: &Place| link.ready(place);
+        let keeper = link.keeper.clone();
+        let mut mounted = begin(&link.kit, keeper, bootstrap, store, options, ready)?;
+        mounted.link = Some(link);
+        Ok(mounted)
     }
 }
 
 /// Has the keeper mount.
-fn first(socket: OwnedFd, cache: &Path, record: &[u8]) -> io::Result<Arc<Link>> {
+fn first(socket: OwnedFd, cache: &Path, record: &[u8], orphan: Orphan) -> io::Result<Arc<Link>> {
     Letter::Prepared(cache.to_owned(), record::create(record)?).send(&socket)?;
     match Letter::receive(&socket)? {
-        Letter::Kit(kit) => Link::start(kit, socket),
+        Letter::Kit(kit) => Link::start(kit, socket, orphan),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
 /// A server's link to the keeper, whoever that is just now.
 pub(crate) struct Link {
+    /// The mount as it was when this process came to it.
     kit: Kit,
-    socket: Mutex<Arc<OwnedFd>>,
+    now: Mutex<Now>,
+    orphan: Orphan,
     /// Process id of the keeper.
     keeper: Arc<AtomicU32>,
     /// The mount has ended, or another server takes over: no keeper is needed any more.
     leaving: AtomicBool,
     retire: Mutex<Retire>,
+}
+
+/// What changes: a keeper knows either all of it or is told.
+struct Now {
+    socket: Arc<OwnedFd>,
+    place: Place,
 }
 
 /// What to do when another program takes the place of this one.
@@ -162,11 +169,15 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    fn start(kit: Kit, socket: OwnedFd) -> io::Result<Arc<Self>> {
+    fn start(kit: Kit, socket: OwnedFd, orphan: Orphan) -> io::Result<Arc<Self>> {
         let link = Arc::new(Self {
             keeper: Arc::new(kit.keeper.into()),
+            now: Mutex::new(Now {
+                socket: Arc::new(socket),
+                place: kit.place.clone(),
+            }),
             kit,
-            socket: Mutex::new(Arc::new(socket)),
+            orphan,
             leaving: AtomicBool::new(false),
             retire: Mutex::default(),
         });
@@ -176,9 +187,17 @@ impl Link {
     }
 
     fn say(&self, letter: &Letter) {
-        let socket = lock(&self.socket).clone();
+        let socket = lock(&self.now).socket.clone();
         // A keeper that is dead is replaced by the thread that listens.
         let _ = letter.send(&*socket);
+    }
+
+    /// Tells the keeper that requests are answered, and where users see the mount.
+    fn ready(&self, place: &Place) {
+        let mut now = lock(&self.now);
+        now.place = place.clone();
+        // If it is dead, the next one learns of it from here.
+        let _ = Letter::Ready(place.clone()).send(&*now.socket);
     }
 
     /// Tells the keeper that the mount has ended.
@@ -200,7 +219,7 @@ impl Link {
     fn watch(&self) {
         let mut child: Option<Child> = None;
         loop {
-            let socket = lock(&self.socket).clone();
+            let socket = lock(&self.now).socket.clone();
             match Letter::receive(&*socket) {
                 Ok(Letter::Signal(signal)) => {
                     // There is nobody to tell if it can't be raised.
@@ -215,6 +234,7 @@ impl Link {
                 }
                 Ok(_) => {}
                 Err(_) if self.leaving.load(Ordering::SeqCst) => return,
+                Err(_) if self.orphan == Orphan::Ends => std::process::exit(ORPHAN),
                 Err(_) => {
                     if let Some(mut child) = child.take() {
                         let _ = child.wait();
@@ -230,8 +250,10 @@ impl Link {
 
     fn start_keeper(&self) -> Child {
         let start = || {
+            let mut now = lock(&self.now);
             let (ours, theirs) = channel::pair()?;
             let mut kit = self.kit.try_clone()?;
+            kit.place = now.place.clone();
             kit.keeper = std::process::id();
             Letter::Kit(kit).send(&ours)?;
             let child = Command::new(PROGRAM)
@@ -240,13 +262,13 @@ impl Link {
                 .stdin(theirs)
                 .stdout(Stdio::null())
                 .spawn()?;
-            io::Result::Ok((child, ours))
+            now.socket = Arc::new(ours);
+            io::Result::Ok(child)
         };
         loop {
             match start() {
-                Ok((child, socket)) => {
+                Ok(child) => {
                     self.keeper.store(child.id(), Ordering::Relaxed);
-                    *lock(&self.socket) = Arc::new(socket);
                     return child;
                 }
                 Err(error) => tracing::error!("cannot start a process that keeps a mount: {error}"),

@@ -5,26 +5,27 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use mount::{Program, Seat, Signals};
+use mount::{Kept, Mounted, Orphan, Program, Seat, Signals, ToKeep};
 
-use super::{MountArgs, detach, image, open_store};
+use super::{LazyArgs, MountArgs, detach, image, open_store};
 use crate::args::Named;
 
-/// Mounts the image and keeps it mounted; other processes of this program serve it.
+/// Mounts the image and keeps it mounted; other processes of this program serve it. `record` is what is known of the
+/// image, if it was opened.
 pub(super) fn keep(
     args: &MountArgs,
+    record: Option<&[u8]>,
     signals: Signals,
     log_file: Option<&Path>,
 ) -> Result<ExitCode> {
-    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    // `auto` has been decided; the last of several flags counts.
-    arguments.extend(["--mode".into(), "fuse".into()]);
-    let program = Program {
-        arguments,
-        directory: std::env::current_dir().context("the working directory")?,
+    let what = ToKeep {
+        mountpoint: &args.mount_path,
+        upper: args.lazy.upper.as_deref(),
+        program: server()?,
+        record,
     };
     let (detached, log_file) = (args.detached, log_file.map(Path::to_owned));
-    let code = mount::keep(&args.mount_path, program, signals, move |at, cache| {
+    let code = mount::keep(what, signals, move |at, cache| {
         tracing::info!("mounted on {}, cache in {}", at.display(), cache.display());
         if detached {
             detach::ready(log_file.as_deref()).map_err(std::io::Error::other)?;
@@ -34,32 +35,43 @@ pub(super) fn keep(
     Ok(ExitCode::from(code))
 }
 
+/// Mounts the image on `at` for `run`, and keeps it mounted as long as this process runs. `None` if the process that was to
+/// serve it has said why it can't.
+pub(super) fn keep_beside(upper: Option<&Path>, record: &[u8], at: &Path) -> Result<Option<Kept>> {
+    Ok(mount::keep_beside(ToKeep {
+        mountpoint: at,
+        upper,
+        program: server()?,
+        record: Some(record),
+    })?)
+}
+
+/// This command as one that serves.
+fn server() -> Result<Program> {
+    // What follows two dashes are no options of ours.
+    let arguments = std::env::args_os().skip(1).take_while(|word| word != "--");
+    // `auto` has been decided; the last of several flags counts.
+    let decided = ["--mode".into(), "fuse".into()];
+    Ok(Program {
+        arguments: arguments.chain(decided).collect(),
+        directory: std::env::current_dir().context("the working directory")?,
+    })
+}
+
 /// Goes on in place of a process that kept a mount.
 pub fn keep_on() -> Result<ExitCode> {
     Ok(ExitCode::from(mount::keep_on()?))
 }
 
-/// Serves a mount that another process keeps.
-pub(super) fn serve(
-    named: Named<'_>,
-    args: &MountArgs,
-    log_file: Option<&Path>,
-) -> Result<ExitCode> {
-    let signals = Signals::listen()?;
-    let lazy = &args.lazy;
-    let seat = Seat::from_stdin()?;
-    let known = seat.record()?;
-    let image = image::open(named, lazy, known.as_deref())?;
-    if known.is_none() {
+/// Begins to serve a mount that another process keeps.
+pub(super) fn serve(named: Named<'_>, lazy: &LazyArgs, orphan: Orphan) -> Result<Mounted> {
+    let seat = Seat::from_stdin(orphan)?;
+    let image = image::open(named, lazy, seat.record()?.as_deref())?;
+    if seat.is_first() {
         image.warn_of_missing_blobs();
     }
-    let (store, cache) = open_store(lazy, &image, known.is_none())?;
+    let (store, cache) = open_store(lazy, &image, seat.is_first())?;
     store.warm_up();
-    let store = Arc::new(store);
-    let options = lazy.options();
-    let mounted = seat.serve(image.bootstrap, store, &cache, &image.record, &options)?;
-    if args.detached {
-        detach::fall_silent(log_file)?;
-    }
-    super::serve(mounted, signals)
+    let (store, options) = (Arc::new(store), lazy.options());
+    Ok(seat.serve(image.bootstrap, store, &cache, &image.record, &options)?)
 }

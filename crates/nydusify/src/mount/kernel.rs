@@ -20,6 +20,8 @@ pub(super) fn mount(
     cache: &Path,
     log: Option<File>,
 ) -> Result<Mounted> {
+    image.warn_of_missing_blobs();
+    store.warm_up();
     let kernel = KernelOptions {
         cache_dir: cache.to_owned(),
         program: Program {

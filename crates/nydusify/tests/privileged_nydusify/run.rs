@@ -1,6 +1,6 @@
 //! Programs of images, run in namespaces of their own.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -236,6 +236,90 @@ fn privileged_signals_reach_the_program_and_death_of_the_runner_ends_it() {
     }
 }
 
+/// Kills the process that serves the image of a runner while a program of it runs; all that this one reads, it reads
+/// later. `command` runs [`READS_LATER`].
+fn kill_server_of(command: &mut Command) {
+    let mut runner = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(runner.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let first = children(runner.id());
+    assert_eq!(first.len(), 1, "{first:?}");
+    for _ in 0..2 {
+        let server = server_of(runner.id());
+        send(server, Signal::KILL);
+        wait_until("another server", || {
+            let now = servers_of(runner.id());
+            now.len() == 1 && now[0] != server
+        });
+    }
+    runner.stdin.take().unwrap().write_all(b"word\n").unwrap();
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(code(runner.wait().unwrap()), 6, "{rest}");
+    assert!(rest.ends_with("word\n"), "{rest}");
+    assert_eq!(rest.lines().count(), 3, "{rest}");
+}
+
+const READS_LATER: &str = "echo ready; read line; md5sum /usr/share/words/alpha /app/main && echo $line > /kept && cat /kept; exit 6";
+
+/// The processes that serve the image of a runner: children of it that are no part of the program.
+fn servers_of(runner: u32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{runner}/task")).into_iter();
+    let texts = threads
+        .flatten()
+        .flatten()
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let numbers: Vec<i32> = texts
+        .flat_map(|text| {
+            text.split_whitespace()
+                .filter_map(|id| id.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let serves = |id: &i32| {
+        let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        line.split(|&byte| byte == 0)
+            .any(|word| word == b"--resume")
+            && lives(*id)
+    };
+    numbers.into_iter().filter(serves).collect()
+}
+
+fn server_of(runner: u32) -> i32 {
+    let mut found = Vec::new();
+    wait_until("a server", || {
+        found = servers_of(runner);
+        found.len() == 1
+    });
+    found[0]
+}
+
+#[test]
+fn privileged_a_program_outlives_the_process_that_serves_its_image() {
+    const NAME: &str = "privileged_a_program_outlives_the_process_that_serves_its_image";
+    let Some(place) = Place::new(NAME) else {
+        return;
+    };
+    let image = place.converted(&fixture(), &["--fs-chunk-size", "0x1000"]);
+    let changes = place.path("changes");
+    for options in [
+        &["--no-prefetch"][..],
+        &["--no-prefetch", "--upper", changes.to_str().unwrap()],
+    ] {
+        let words = ["/bin/busybox", "sh", "-c", READS_LATER];
+        kill_server_of(&mut command(&place, &image, options, &words));
+    }
+    wait_until("the end of all processes", || {
+        processes(place.path("").to_str().unwrap()) == 0
+    });
+}
+
 #[test]
 fn privileged_a_user_runs_programs_without_root() {
     const NAME: &str = "privileged_a_user_runs_programs_without_root";
@@ -265,14 +349,16 @@ fn privileged_a_user_runs_programs_without_root() {
     let program = place.path("nydusify");
     std::fs::copy(NYDUSIFY, &program).unwrap();
     run("chown", ["-R", "65534:65534", here.to_str().unwrap()]).ok();
-    let user = |options: &[&str], script: &str| {
+    let as_user = |options: &[&str], script: &str| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
         command.arg(&program).args(["run", &image]).args(options);
         command.arg("--cache-dir").arg(place.path("cache"));
         command.args(["--", "/bin/busybox", "sh", "-c", script]);
-        output(command.env("XDG_RUNTIME_DIR", &here))
+        command.env("XDG_RUNTIME_DIR", &here);
+        command
     };
+    let user = |options: &[&str], script: &str| output(&mut as_user(options, script));
     let changes = place.path("changes");
     let options = ["--upper", changes.to_str().unwrap()];
     let script = "set -e; id -u; echo text > /etc/new; rm /etc/passwd; echo x > /dev/null; test -r /proc/1/status; test -d /sys/class; exit 5";
@@ -283,6 +369,8 @@ fn privileged_a_user_runs_programs_without_root() {
     let owner =
         std::os::unix::fs::MetadataExt::uid(&changes.join("upper/etc/new").metadata().unwrap());
     assert_eq!(owner, 65_534);
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    kill_server_of(&mut as_user(&["--no-prefetch"], READS_LATER));
     // Other users are not in this namespace, unless the machine gives some.
     let other = user(&["--user", "1000"], "id -u");
     assert!(

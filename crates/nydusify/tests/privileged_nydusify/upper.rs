@@ -1,11 +1,14 @@
 //! Writable mounts: what is changed stays in the directory for changes, and the image as it is.
 
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use testkit::run::{Mount, Ran, is_mounted, output, run, wait_until};
 
 use crate::support::*;
@@ -93,10 +96,107 @@ fn free(changes: &Path) -> bool {
     lock.try_lock_shared().is_ok()
 }
 
-/// The process that has it.
-fn server(changes: &Path) -> Pid {
+/// The process that has signed it.
+fn signer(changes: &Path) -> i32 {
     let text = std::fs::read_to_string(changes.join("lock")).unwrap();
-    Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+    text.trim().parse().unwrap()
+}
+
+/// The processes that hold its lock.
+fn holders(changes: &Path) -> Vec<i32> {
+    let lock = changes.join("lock");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let holds = |id: &i32| {
+        let descriptors = std::fs::read_dir(format!("/proc/{id}/fd"));
+        let mut descriptors = descriptors.into_iter().flatten().flatten();
+        descriptors.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == lock))
+    };
+    numbers.filter(holds).collect()
+}
+
+/// The processes of a FUSE mount, once it has two other than `gone`.
+#[track_caller]
+fn pair(changes: &Path, gone: &[i32]) -> Pair {
+    let mut found = Vec::new();
+    wait_until("a server and a keeper", || {
+        found = holders(changes);
+        found.len() == 2
+            && found.contains(&signer(changes))
+            && !found.iter().any(|id| gone.contains(id))
+    });
+    let keeper = signer(changes);
+    found.retain(|&id| id != keeper);
+    Pair {
+        server: found[0],
+        keeper,
+    }
+}
+
+/// Kills one process in each round, while cold files of the image are read and changed ones written.
+#[test]
+fn privileged_either_process_of_a_writable_fuse_mount_may_be_killed() {
+    const NAME: &str = "privileged_either_process_of_a_writable_fuse_mount_may_be_killed";
+    let Some(place) = Place::new(NAME) else {
+        return;
+    };
+    let rounds = kill_rounds();
+    let (target, expected) = noisy(&place, 4 * rounds as u64);
+    let (root, changes) = (place.path("root"), place.path("changes"));
+    let mut command = place.mount_command(&target);
+    command.args(["--detach", "--no-prefetch", "--upper"]);
+    output(command.arg(&changes)).ok();
+    let mut written = std::fs::File::create(root.join("log")).unwrap();
+    let moments = testkit::noise(7, rounds);
+    let mut gone = Vec::new();
+    let files: Vec<_> = expected.iter().collect();
+    for (round, part) in files.chunks(4).enumerate() {
+        let now = pair(&changes, &gone);
+        let victim = [now.server, now.keeper][round % 2];
+        std::thread::scope(|scope| {
+            for (at, (name, data)) in part.iter().enumerate() {
+                let root = &root;
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_millis(at as u64 * 4));
+                    let begun = Instant::now();
+                    if at == 0 {
+                        // Copied up: its head is new, the rest the image's.
+                        let file = std::fs::OpenOptions::new()
+                            .write(true)
+                            .open(root.join(name));
+                        file.unwrap().write_all_at(b"changed", 0).unwrap();
+                    }
+                    let mut data = data.to_vec();
+                    if at == 0 {
+                        data[..7].copy_from_slice(b"changed");
+                    }
+                    let read = std::fs::read(root.join(name)).unwrap();
+                    assert!(read == data, "{} has other content", name.display());
+                    assert!(begun.elapsed() < Duration::from_secs(10));
+                });
+            }
+            std::thread::sleep(Duration::from_micros(u64::from(moments[round]) * 80));
+            send(victim, Signal::KILL);
+            gone.push(victim);
+            writeln!(written, "{round}").unwrap();
+        });
+    }
+    let last = pair(&changes, &gone);
+    run(
+        NYDUSIFY,
+        ["mount", "--replace", "--mount-path", root.to_str().unwrap()],
+    )
+    .ok();
+    let new = pair(&changes, &[last.server]);
+    assert_eq!(new.keeper, last.keeper, "it has another program now");
+    drop(written);
+    umount(&place).ok();
+    assert!(!is_mounted(&root) && !is_mounted(&changes.join("lower")));
+    gone.extend([last.keeper, last.server, new.server]);
+    gone.retain(|&id| lives(id));
+    assert!(gone.is_empty(), "processes are left: {gone:?}");
+    let log = std::fs::read_to_string(changes.join("upper/log")).unwrap();
+    assert_eq!(log.lines().count(), rounds);
 }
 
 #[test]
@@ -110,15 +210,19 @@ fn privileged_a_signal_ends_a_writable_mount_and_a_dead_one_is_replaced() {
     for mode in modes(NAME, &place) {
         mount(&place, &target, mode).ok();
         std::fs::write(root.join("kept"), mode).unwrap();
-        kill_process(server(&changes), Signal::TERM).unwrap();
+        send(signer(&changes), Signal::TERM);
         wait_until("the end of the mount", || {
             !is_mounted(&root) && free(&changes)
         });
         umount(&place).exits(1);
     }
     mount(&place, &target, "fuse").ok();
-    kill_process(server(&changes), Signal::KILL).unwrap();
-    wait_until("the death of the process", || free(&changes));
+    for signal in [Signal::STOP, Signal::KILL] {
+        holders(&changes)
+            .into_iter()
+            .for_each(|id| send(id, signal));
+    }
+    wait_until("the death of both processes", || free(&changes));
     mount(&place, &target, "fuse").ok();
     assert!(root.join("kept").exists() && root.join("etc/passwd").exists());
     umount(&place).ok();
