@@ -16,6 +16,8 @@ use crate::unmount::Processes;
 
 /// How often it is looked whether the mount has been taken over.
 const TICK: Duration = Duration::from_millis(50);
+/// How long a process may take to listen to signals.
+const HEARING: Duration = Duration::from_secs(2);
 /// First Linux that hands out requests again, so that none is lost: major and minor number.
 const RESEND: (u32, u32) = (6, 9);
 
@@ -59,6 +61,11 @@ pub fn replace(mountpoint: &Path, patience: Duration) -> Result<(), Error> {
         return Err(failed(
             "the processes that keep it are out of sight; use the user and the namespace that mounted it",
         ));
+    }
+    // One that was started just now may not listen yet.
+    let deadline = Instant::now() + HEARING;
+    while !before.asked.iter().all(|&id| understands(id)) && Instant::now() < deadline {
+        std::thread::sleep(TICK);
     }
     if !before.asked.iter().all(|&id| understands(id)) {
         return Err(failed(
