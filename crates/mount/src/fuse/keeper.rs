@@ -50,7 +50,7 @@ pub(super) fn failed(source: io::Error) -> Error {
 pub(super) enum Event {
     Signal(Sent),
     /// From the server of this number.
-    Letter(u64, Letter),
+    Letter(u64, Box<Letter>),
     /// The server of this number is gone.
     Gone(u64),
     /// The server of this number has had its time to go.
@@ -203,7 +203,7 @@ impl Keeper {
                 SIGUSR2 => self.succeed(sender),
                 _ => return Ok(self.end(signal)),
             },
-            Event::Letter(number, letter) if number == self.number => self.read(letter)?,
+            Event::Letter(number, letter) if number == self.number => self.read(*letter)?,
             Event::Gone(number) if number == self.number => return self.gone(),
             Event::Late(number) if number == self.number => self.server.kill(),
             Event::Letter(..) | Event::Gone(_) | Event::Late(_) => {}
@@ -336,7 +336,10 @@ impl Keeper {
         };
         let listen = move || {
             while let Ok(letter) = Letter::receive(&*socket) {
-                if sender.send(Event::Letter(number, letter)).is_err() {
+                if sender
+                    .send(Event::Letter(number, Box::new(letter)))
+                    .is_err()
+                {
                     return;
                 }
             }

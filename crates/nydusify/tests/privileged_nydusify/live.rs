@@ -253,6 +253,36 @@ fn privileged_one_of_two_mounts_at_the_same_place_is_refused() {
     }
 }
 
+/// Threads cost memory, and mounts may be many.
+#[test]
+fn privileged_an_idle_mount_has_few_threads() {
+    let Some(place) = Place::new("privileged_an_idle_mount_has_few_threads") else {
+        return;
+    };
+    let target = place.converted(&fixture(), &[]);
+    let mount = place.mount(&target, &["--prefetch", "--fuse-threads", "2"]);
+    assert_equal(&fixture::busybox_expect().compare(mount.path()));
+    let Pair { server, keeper } = Pair::of(mount.path());
+    let threads = |id: i32| {
+        let tasks = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
+        let names = tasks
+            .flatten()
+            .map(|task| std::fs::read_to_string(task.path().join("comm")));
+        names.map(Result::unwrap_or_default).collect::<Vec<_>>()
+    };
+    assert_eq!(threads(keeper).len(), 3, "{:?}", threads(keeper));
+    // Those that decode are as many as there are cores.
+    let few = || {
+        threads(server)
+            .iter()
+            .filter(|name| !name.starts_with("chunk-decode"))
+            .count()
+            <= 8
+    };
+    wait_until("few threads", few);
+    mount.stop().ok();
+}
+
 #[test]
 fn privileged_another_program_takes_over_a_fuse_mount() {
     let Some(place) = Place::new("privileged_another_program_takes_over_a_fuse_mount") else {

@@ -19,6 +19,8 @@ const WAITING_MAX: usize = 1 << 18;
 const PLACES: usize = 4;
 /// How far from such a place, in bytes of the blob's uncompressed address space.
 const AROUND_MAX: u64 = 8 << 20;
+/// A worker that had nothing to do for so long ends.
+const IDLE: Duration = Duration::from_secs(1);
 /// For how long after a read had to wait the line is left to reads and to what lies around them.
 const CONTENDED: Duration = Duration::from_millis(500);
 
@@ -40,6 +42,8 @@ struct Queue {
     /// When a read began to wait last.
     waited: Option<Instant>,
     workers: Vec<JoinHandle<()>>,
+    /// Workers that have not left.
+    present: usize,
     /// Workers that bring in a chunk right now.
     working: usize,
     /// Reads that wait for a blob right now.
@@ -110,7 +114,8 @@ impl Prefetch {
         }
     }
 
-    /// The next chunk that is `wanted` still, and those after it; `None` when the store is dropped. `around` tells the
+    /// The next chunk that is `wanted` still, and those after it; `None` when the store is dropped or there was none for long:
+    /// then the caller has left. `around` tells the
     /// absent chunks around a place. `done` says whether the caller has finished another one.
     fn next(
         &self,
@@ -126,11 +131,11 @@ impl Prefetch {
         let idle = |queue: &mut Queue| queue.keys.is_empty() && !queue.stop;
         let asked = Instant::now();
         let key = loop {
-            queue = self
-                .changed
-                .wait_while(queue, idle)
-                .unwrap_or_else(PoisonError::into_inner);
-            if queue.stop {
+            let waited = self.changed.wait_timeout_while(queue, IDLE, idle);
+            let (now, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+            queue = now;
+            if queue.stop || waited.timed_out() {
+                queue.present -= 1;
                 return None;
             }
             if let Some(near) = queue.near_a_place(around) {
@@ -197,7 +202,7 @@ impl Drop for HeldBack<'_> {
 }
 
 impl Inner {
-    /// Queues chunks, and starts the workers the first time.
+    /// Queues chunks, and starts the workers that are not there.
     pub fn prefetch_later(self: &Arc<Self>, chunks: &[ChunkPointer]) {
         add(&self.counters.prefetch_asked, chunks.len() as u64);
         let keys: Vec<Key> = chunks
@@ -210,18 +215,22 @@ impl Inner {
         );
         let mut queue = self.prefetch.with_room();
         queue.keys.extend(keys);
-        while queue.workers.len() < self.options.prefetch_threads.max(1) {
+        queue.workers.retain(|worker| !worker.is_finished());
+        while queue.present < self.options.prefetch_threads.max(1) {
             let inner = Arc::clone(self);
             let thread = thread::Builder::new()
                 .name("chunk-prefetch".into())
                 .spawn(move || inner.run_prefetch());
             match thread {
-                Ok(thread) => queue.workers.push(thread),
+                Ok(thread) => {
+                    queue.workers.push(thread);
+                    queue.present += 1;
+                }
                 // One worker is enough, and without any nothing is lost but time.
                 Err(_) => break,
             }
         }
-        if queue.workers.is_empty() {
+        if queue.present == 0 {
             queue.keys.clear();
         }
         drop(queue);
