@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use registry::{Client, Credentials, Reference, Secret, Settings};
+use registry::{Client, Credentials, Reference, Settings};
 use storage::BlobSource;
 
 use crate::config::Keys;
@@ -44,9 +42,8 @@ fn registry(json: &str, settings: &Settings) -> Result<Arc<dyn BlobSource>, Erro
         .parse()
         .map_err(|_| keys.wrong("repo", "makes no name in the registry with \"host\""))?;
     let credentials = match keys.text("auth")? {
-        Some(auth) => {
-            fixed(auth).ok_or_else(|| keys.wrong("auth", "is not USER:PASSWORD in base64"))?
-        }
+        Some(auth) => Credentials::from_auth(auth)
+            .ok_or_else(|| keys.wrong("auth", "is not USER:PASSWORD in base64"))?,
         None if keys.text("registry_token")?.is_some() => {
             return Err(keys.wrong("registry_token", "is not supported: give \"auth\""));
         }
@@ -58,16 +55,6 @@ fn registry(json: &str, settings: &Settings) -> Result<Arc<dyn BlobSource>, Erro
         ..keys.settings(settings)?
     })?;
     Ok(Arc::new(client.repository(&reference)))
-}
-
-/// Credentials as docker writes them.
-fn fixed(auth: &str) -> Option<Credentials> {
-    let text = String::from_utf8(STANDARD.decode(auth).ok()?).ok()?;
-    let (username, password) = text.split_once(':')?;
-    Some(Credentials::Fixed {
-        username: username.to_owned(),
-        password: Secret::new(password),
-    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod detach;
 mod fuse;
 pub mod image;
 mod kernel;
+mod mirrors;
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,12 @@ pub struct LazyArgs {
 
     #[command(flatten)]
     backend: MountOptions,
+
+    /// Ask this registry, which has copies of the image's blobs, before the image's own: HOST[:PORT], or a URL without path;
+    /// may be given several times, the first is asked first. What a mirror fails to give, or gives wrong, comes from the
+    /// next one or the image's registry
+    #[arg(long, value_name = "HOST", action = clap::ArgAction::Append)]
+    mirror: Vec<String>,
 
     #[command(flatten)]
     patience: PatienceArgs,

@@ -11,6 +11,9 @@ use registry::{Client, Credentials, Proxy, Reference, Settings};
 
 use crate::args::switch;
 
+/// How long a mirror may be silent.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Options about registries that all commands share.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RegistryArgs {
@@ -143,6 +146,18 @@ impl Places {
             Location::Registry(name) => Ok(self.client(insecure)?.target(&reference(name)?)),
             _ => Ok(Target::open(location)?),
         }
+    }
+
+    /// A client for a mirror: it is not waited for as long as for the place that has the last word.
+    pub fn mirror(&self, plain_http: bool) -> Result<Client> {
+        let usual = &self.settings;
+        Ok(Client::new(Settings {
+            plain_http: plain_http || usual.plain_http,
+            retries: usual.retries.min(1),
+            stall_timeout: usual.stall_timeout.min(MIRROR_PATIENCE),
+            connect_timeout: usual.connect_timeout.min(MIRROR_PATIENCE),
+            ..usual.clone()
+        })?)
     }
 
     /// The client for registries.

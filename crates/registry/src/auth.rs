@@ -49,7 +49,7 @@ impl Core {
         if let Some(token) = token.as_ref().filter(|token| token.is_fresh()) {
             return Ok(Some(Arc::clone(token)));
         }
-        *token = self.token(host, &challenge, scopes, subject).await?;
+        *token = self.token(host, &challenge, scopes, subject, None).await?;
         Ok(token.clone())
     }
 
@@ -72,7 +72,9 @@ impl Core {
         {
             return Ok(Some(Arc::clone(current)));
         }
-        let new = self.token(host, &challenge, scopes, subject).await?;
+        let new = self
+            .token(host, &challenge, scopes, subject, refused)
+            .await?;
         if let (Some(new), Some(refused)) = (&new, refused)
             && new.header == refused.header
         {
@@ -82,32 +84,76 @@ impl Core {
         Ok(new)
     }
 
-    /// The credentials of a registry, looked up once.
+    /// The credentials of a registry, looked up when they are first needed.
     pub(crate) async fn credential(&self, host: &Host) -> Result<Arc<Found>, Error> {
-        let look_up = || async {
-            let settings = self.settings.credentials.clone();
-            let name = host.name.clone();
-            let lookup = tokio::task::spawn_blocking(move || credentials::find(&settings, &name));
-            match lookup.await {
-                Ok(found) => found.map(Arc::new),
-                Err(error) => Err(Error::Credentials {
-                    host: host.name.clone(),
-                    place: "a credential helper".to_owned(),
-                    reason: error.to_string(),
-                }),
-            }
-        };
-        host.credential.get_or_try_init(look_up).await.cloned()
+        self.look_up(host, None).await
     }
 
+    /// The credentials of a registry; looked up anew if the last ones are those that were `refused`.
+    async fn look_up(
+        &self,
+        host: &Host,
+        refused: Option<&Arc<Found>>,
+    ) -> Result<Arc<Found>, Error> {
+        let _turn = host.looking.lock().await;
+        let known = lock(&host.credential).clone();
+        let good = |found: &Arc<Found>| refused.is_none_or(|refused| !Arc::ptr_eq(refused, found));
+        if let Some(found) = known.filter(good) {
+            return Ok(found);
+        }
+        let settings = self.settings.credentials.clone();
+        let name = host.name.clone();
+        let lookup = tokio::task::spawn_blocking(move || credentials::find(&settings, &name));
+        let found = lookup.await.map_err(|error| Error::Credentials {
+            host: host.name.clone(),
+            place: "a credential helper".to_owned(),
+            reason: error.to_string(),
+        })?;
+        let found = Arc::new(found?);
+        *lock(&host.credential) = Some(Arc::clone(&found));
+        Ok(found)
+    }
+
+    /// A header by the credentials of a registry. If those that are known do for none but `refused`, they may have ended
+    /// meanwhile, as those of credential helpers do: they are looked up once more.
     async fn token(
         &self,
         host: &Host,
         challenge: &Challenge,
         scopes: &[String],
         subject: &Subject,
+        refused: Option<&Arc<Token>>,
     ) -> Result<Option<Arc<Token>>, Error> {
+        let was_known = lock(&host.credential).is_some();
         let found = self.credential(host).await?;
+        let first = self
+            .token_by(&found, host, challenge, scopes, subject)
+            .await;
+        let in_vain = match &first {
+            Ok(Some(token)) => refused.is_some_and(|refused| refused.header == token.header),
+            Ok(None) => false,
+            Err(error) => matches!(error, Error::Unauthorized { .. }),
+        };
+        if !(was_known && in_vain) {
+            return first;
+        }
+        let again = self.look_up(host, Some(&found)).await?;
+        if again.credential == found.credential {
+            return first;
+        }
+        tracing::debug!(host = host.name, "the credentials have changed");
+        self.token_by(&again, host, challenge, scopes, subject)
+            .await
+    }
+
+    async fn token_by(
+        &self,
+        found: &Found,
+        host: &Host,
+        challenge: &Challenge,
+        scopes: &[String],
+        subject: &Subject,
+    ) -> Result<Option<Arc<Token>>, Error> {
         let credential = found.credential.as_ref();
         let (realm, service, wanted) = match (challenge, credential) {
             (_, Some(Credential::Token(token))) => {
@@ -135,7 +181,7 @@ impl Core {
             service: service.as_deref().unwrap_or_default(),
             scopes: all,
         };
-        self.fetch_token(&server, &found).await.map(Some)
+        self.fetch_token(&server, found).await.map(Some)
     }
 
     /// The address of the token server, if it may get credentials.

@@ -369,7 +369,7 @@ impl Core {
             401 | 403 => Error::Unauthorized {
                 subject,
                 refusal,
-                tried: match call.host.credential.get() {
+                tried: match &*lock(&call.host.credential) {
                     Some(found) => found.source.clone(),
                     None => "no credentials, since the registry did not say how".to_owned(),
                 },

@@ -172,6 +172,16 @@ impl Entry {
     }
 }
 
+impl Credentials {
+    /// The user and password of an `auth`, as docker writes them: USER:PASSWORD in base64.
+    pub fn from_auth(auth: &str) -> Option<Self> {
+        match decode(auth)? {
+            Credential::Basic { username, password } => Some(Self::Fixed { username, password }),
+            Credential::Identity(_) | Credential::Token(_) => None,
+        }
+    }
+}
+
 fn decode(auth: &str) -> Option<Credential> {
     let config =
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);

@@ -47,7 +47,10 @@ pub(crate) struct Host {
     authority: String,
     scheme: Mutex<Option<Scheme>>,
     pub(crate) challenge: Mutex<Option<Challenge>>,
-    pub(crate) credential: tokio::sync::OnceCell<Arc<Found>>,
+    /// The credentials that were found last.
+    pub(crate) credential: Mutex<Option<Arc<Found>>>,
+    /// Who looks for credentials holds it, and the others wait for the result.
+    pub(crate) looking: tokio::sync::Mutex<()>,
     tokens: Mutex<HashMap<String, Slot>>,
 }
 
@@ -62,7 +65,8 @@ impl Host {
             authority: authority.to_owned(),
             scheme: Mutex::new(plain_http.then_some(Scheme::Http)),
             challenge: Mutex::default(),
-            credential: tokio::sync::OnceCell::new(),
+            credential: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
             tokens: Mutex::default(),
         }
     }

@@ -96,11 +96,7 @@ impl Store for Images {
                     })?
             }
         };
-        Ok(Arc::new(RemoteBlob {
-            repository: self.repository.clone(),
-            digest: *digest,
-            size,
-        }))
+        Ok(self.repository.blob(digest, size))
     }
 
     fn document(&self, descriptor: &Descriptor) -> Result<Arc<dyn BlobReader>, image::Error> {
@@ -140,9 +136,7 @@ impl BlobReader for RemoteBlob {
         if end.is_none_or(|end| end > self.size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.repository
-            .read_range(&self.digest, offset, buf)
-            .map_err(io::Error::other)
+        Ok(self.repository.read_range(&self.digest, offset, buf)?)
     }
 
     fn size(&self) -> u64 {
@@ -152,6 +146,17 @@ impl BlobReader for RemoteBlob {
     fn stream(self: Arc<Self>, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         let stream = self.repository.open_blob(&self.digest, self.size, offset);
         Ok(Box::new(stream.map_err(io::Error::other)?))
+    }
+}
+
+impl Repository {
+    /// A blob of `size` bytes, to be read at random. Nothing is asked for yet.
+    pub fn blob(&self, digest: &Digest, size: u64) -> Arc<dyn BlobReader> {
+        Arc::new(RemoteBlob {
+            repository: self.clone(),
+            digest: *digest,
+            size,
+        })
     }
 }
 
@@ -168,11 +173,7 @@ impl BlobSource for Repository {
                 format!("blob {id} is missing from {self}"),
             )
         })?;
-        Ok(Arc::new(RemoteBlob {
-            repository: self.clone(),
-            digest,
-            size,
-        }))
+        Ok(self.blob(&digest, size))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Access to the data of an image: blobs, bootstraps, verified chunks and the cache.
 //!
 //! * [`BlobReader`] and [`BlobSource`] say where stored bytes come from; [`FileBlob`] and [`DirSource`] are files.
+//! * [`MirroredBlob`] asks mirrors before the place that has the last word, and finds out which of them lie.
 //! * [`load_bootstrap`] and [`extract_bootstrap`] find a bootstrap in a file or in the tail of a blob.
 //! * [`read_blob_meta`] reads a blob's own chunk table, [`ChunkDecoder`] decodes its chunks into [`VerifiedChunk`]s.
 //! * [`ChunkStore`] serves verified chunks on demand and keeps them in a cache that survives crashes.
@@ -13,6 +14,7 @@ mod error;
 mod known;
 mod locate;
 mod meta;
+mod mirror;
 mod reader;
 mod store;
 
@@ -29,5 +31,6 @@ pub use error::{Error, ReadCause, ReadError};
 pub use known::{KnownChunk, KnownChunks};
 pub use locate::find_chunk_table;
 pub use meta::{read_blob_meta, read_blob_meta_from, read_chunk_table};
+pub use mirror::{Mirror, MirrorStats, MirroredBlob, MirroredSource, Mirrors, Standing, Tolerance};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
 pub use store::{ChunkStore, HandedOver, Sequence, Stats, StoreOptions, complete_cache_files};

@@ -18,6 +18,17 @@ pub trait BlobReader: Send + Sync {
     /// Size of the blob in bytes.
     fn size(&self) -> u64;
 
+    /// Fills `buf` once more. It holds what an earlier read gave for the bytes from `offset` on, and that was not what it
+    /// should be; so they are taken from the place that has the last word. `false` if that is where they came from, or if
+    /// it has the same: then no other read will help.
+    ///
+    /// # Errors
+    /// As [`BlobReader::read_exact_at`].
+    fn read_again(&self, buf: &mut [u8], offset: u64) -> io::Result<bool> {
+        let _ = (buf, offset);
+        Ok(false)
+    }
+
     /// The bytes from `offset` to the end, front to back: one request, where requests cost something.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use rafs_format::Bootstrap;
 use serde::{Deserialize, Serialize};
 use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
-use super::{LazyArgs, Mode};
+use super::{LazyArgs, Mode, mirrors};
 use crate::args::Named;
 use crate::place::Places;
 
@@ -173,7 +173,12 @@ fn in_image(
             Mode::Auto | Mode::Erofs => not_for_kernel(&loaded),
         },
         bootstrap: Arc::new(loaded.bootstrap),
-        blobs: Arc::new(ImageBlobs::new(source, &found.manifest)),
+        blobs: mirrors::around(
+            Arc::new(ImageBlobs::new(source, &found.manifest)),
+            &location,
+            &args.mirror,
+            places,
+        )?,
     })
 }
 

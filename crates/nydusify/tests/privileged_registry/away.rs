@@ -142,3 +142,50 @@ fn privileged_a_read_under_way_and_a_registry_away_do_not_mind_a_killed_server()
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
     mount.stop().ok();
 }
+
+#[test]
+fn privileged_mirrors_that_lie_or_fail_cost_nothing_but_time() {
+    let Some(place) = Place::new("privileged_mirrors_that_lie_or_fail_cost_nothing_but_time")
+    else {
+        return;
+    };
+    let (registry, mirror) = (Registry::new(), Registry::new());
+    let to = converted(&place, &registry);
+    let copy = to.replace(&registry.host(), &mirror.host());
+    place
+        .run(&["copy", "--source", &to, "--target", &copy], &[])
+        .ok();
+    let through = ["--mirror", &format!("http://{}", mirror.host())];
+    let ranges = |registry: &Registry| {
+        let requests = registry.requests();
+        let ranged =
+            |r: &&testkit::registry::Request| r.method == "GET" && r.target.contains("/blobs/");
+        requests.iter().filter(ranged).count()
+    };
+    for (faults, lies) in [
+        (Faults::none(), false),
+        (Faults::of(7, 1.0, &[Fault::CorruptBody]), true),
+        (
+            Faults::of(
+                7,
+                0.5,
+                &[Fault::CutBody, Fault::ServerError, Fault::NotFound],
+            ),
+            false,
+        ),
+        (Faults::of(7, 1.0, &[Fault::CutBeforeAnswer]), false),
+    ] {
+        let healthy = format!("{faults:?}") == format!("{:?}", Faults::none());
+        mirror.set_faults(faults);
+        mirror.forget_requests();
+        let mount = place.mount(&to, &through);
+        // What was read before is the bootstrap.
+        registry.forget_requests();
+        assert_equal(&fixture::busybox_expect().compare(mount.path()));
+        assert!(ranges(&mirror) > 0);
+        assert_eq!(ranges(&registry) == 0, healthy);
+        let said = mount.stop().ok().stderr;
+        assert_eq!(said.contains("wrong bytes"), lies, "{said}");
+        assert_eq!(said.contains("fetched_again=0"), !lies, "{said}");
+    }
+}

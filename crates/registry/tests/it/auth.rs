@@ -352,3 +352,35 @@ fn a_registry_is_described_without_its_secrets() {
     assert!(description.refused.unwrap().contains("docker login"));
     assert!(!description.has_credentials);
 }
+
+#[test]
+fn credentials_that_end_are_looked_up_again() {
+    let good = Arc::new(std::sync::Mutex::new("first".to_owned()));
+    let accepted = Arc::clone(&good);
+    let server = Server::start(move |request| {
+        let pair = format!("user:{}", accepted.lock().unwrap());
+        let wanted = base64::engine::general_purpose::STANDARD.encode(pair);
+        match request.header("authorization") {
+            Some(text) if text == format!("Basic {wanted}") => Reply::new(200).body("{}"),
+            _ => Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", "Basic realm=\"x\""),
+        }
+    });
+    let host = server.host();
+    let config = |password: &str| {
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("user:{password}"));
+        format!(r#"{{"auths":{{"{host}":{{"auth":"{auth}"}}}}}}"#)
+    };
+    let (directory, settings) = docker(&config("first"));
+    let repository = server.repository_with(settings);
+    repository.manifest("a").unwrap();
+    *good.lock().unwrap() = "second".to_owned();
+    assert!(repository.manifest("a").is_err(), "the same is refused");
+    std::fs::write(directory.path().join("config.json"), config("second")).unwrap();
+    repository.manifest("a").unwrap();
+    repository.manifest("b").unwrap();
+    let last = server.log().pop().unwrap();
+    assert!(
+        last.header("authorization").is_some(),
+        "found once, used again"
+    );
+}

@@ -1,3 +1,4 @@
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -31,6 +32,20 @@ pub(super) struct Remote {
     pub decoder: ChunkDecoder,
     /// Whether stored sizes are upper bounds.
     bounds: bool,
+}
+
+/// What the place with the last word has of a blob.
+struct LastWord<'a>(&'a dyn BlobReader);
+
+impl BlobReader for LastWord<'_> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)?;
+        self.0.read_again(buf, offset).map(drop)
+    }
+
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
 }
 
 /// Where a unit of stored bytes lies: a chunk by itself, or a group of chunks.
@@ -104,7 +119,11 @@ impl Blob {
         let decoder = ChunkDecoder::new(&self.info).map_err(meta)?;
         let table = match &self.table {
             Some(table) => Arc::clone(table),
-            None => Arc::new(read_blob_meta_from(&self.info, &*reader, source).map_err(meta)?),
+            None => {
+                let table = read_blob_meta_from(&self.info, &*reader, source);
+                let again = |_| read_blob_meta_from(&self.info, &LastWord(&*reader), source);
+                Arc::new(table.or_else(again).map_err(meta)?)
+            }
         };
         Ok(Arc::clone(remote.insert(Arc::new(Remote {
             reader,

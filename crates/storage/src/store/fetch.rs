@@ -14,7 +14,7 @@ use super::flight::{Claim, Duty, Landing};
 use super::stats::add;
 use super::{Inner, Key};
 use crate::cache::{Ask, State};
-use crate::{ChunkError, ReadCause, ReadError, VerifiedChunk};
+use crate::{ChunkError, OpenSlice, ReadCause, ReadError, VerifiedChunk};
 
 /// Neighbours that are looked at for one request.
 pub(super) const NEIGHBOURS_MAX: usize = 512;
@@ -357,7 +357,9 @@ impl Inner {
         let slice = slice_of(stored, base, extent)
             .ok_or(ChunkError::Record("the stored bytes were not asked for"));
         let index = match extent.group {
-            Some(Group::Slice(index)) => return self.decode_slice(remote, index, members, slice),
+            Some(Group::Slice(index)) => {
+                return self.decode_slice(remote, (index, extent), members, slice);
+            }
             Some(Group::Batch(index)) => Some(index),
             None => None,
         };
@@ -366,27 +368,53 @@ impl Inner {
             unreachable!("a claim is for a known chunk")
         };
         let Some(index) = index else {
-            let chunk = slice.and_then(|stored| remote.decoder.chunk(&first.record, known, stored));
+            let decode = |stored: &[u8]| remote.decoder.chunk(&first.record, known, stored);
+            let chunk = slice.and_then(|stored| self.twice(remote, extent, stored, decode));
             return self.land(blob, first.claim, chunk.map_err(ReadCause::from));
         };
-        let batch = slice.and_then(|stored| {
-            remote
-                .decoder
-                .batch(&remote.batch(index)?, first.record.encrypted, stored)
-        });
-        let batch = match batch {
-            Ok(batch) => batch,
+        let decode = |stored: &[u8]| {
+            let context = remote.batch(index)?;
+            let encrypted = first.record.encrypted;
+            let batch = remote.decoder.batch(&context, encrypted, stored)?;
+            let chunk = batch.member(&first.record, known)?;
+            Ok((batch, chunk))
+        };
+        let decoded = slice.and_then(|stored| self.twice(remote, extent, stored, decode));
+        let (batch, chunk) = match decoded {
+            Ok(decoded) => decoded,
             // The other members are dropped, and whoever wants one begins anew and learns the same.
             Err(error) => return self.land(blob, first.claim, Err(error.into())),
         };
         for member in members {
-            if let Some((blob, known)) = self.known(member.claim.key) {
-                let chunk = batch.member(&member.record, known);
-                let _ = self.land(blob, member.claim, chunk.map_err(ReadCause::from));
+            if let Some((blob, known)) = self.known(member.claim.key)
+                // One that is wrong is dropped as well.
+                && let Ok(chunk) = batch.member(&member.record, known)
+            {
+                let _ = self.land(blob, member.claim, Ok(chunk));
             }
         }
-        let chunk = batch.member(&first.record, known);
-        self.land(blob, first.claim, chunk.map_err(ReadCause::from))
+        self.land(blob, first.claim, Ok(chunk))
+    }
+
+    /// Decodes stored bytes; if they are not what the image records, those of the place that has the last word.
+    fn twice<T>(
+        &self,
+        remote: &Remote,
+        extent: Extent,
+        stored: &[u8],
+        mut decode: impl FnMut(&[u8]) -> Result<T, ChunkError>,
+    ) -> Result<T, ChunkError> {
+        decode(stored).or_else(|error| {
+            let mut again = stored.to_vec();
+            match remote.reader.read_again(&mut again, extent.offset) {
+                Ok(true) => {
+                    add(&self.counters.verify_failures, 1);
+                    add(&self.counters.fetched_again, 1);
+                    decode(&again)
+                }
+                Ok(false) | Err(_) => Err(error),
+            }
+        })
     }
 
     /// Inflates a slice of a gzip layer and lands its chunks one by one, so that no more than one of them is in memory;
@@ -394,7 +422,7 @@ impl Inner {
     fn decode_slice(
         &self,
         remote: &Remote,
-        index: u32,
+        (index, extent): (u32, Extent),
         mut members: Vec<Member>,
         stored: Result<&[u8], ChunkError>,
     ) -> Landing {
@@ -403,30 +431,37 @@ impl Inner {
             Placement::Zran { offset, .. } => offset,
             _ => 0,
         });
-        let mut slice = stored.and_then(|stored| {
-            let context = remote.slice(index)?;
-            let dictionary = remote.meta.dictionary(&context);
-            let dictionary = dictionary.ok_or(ChunkError::Record("the slice has no dictionary"))?;
-            remote.decoder.slice(&context, dictionary, stored)
-        });
+        let bytes = stored.as_ref().ok().copied();
+        let mut slice = stored.and_then(|stored| open_slice(remote, index, stored));
         let mut outcome = None;
         for member in members {
             let Some((blob, known)) = self.known(member.claim.key) else {
                 continue;
             };
-            let key = member.claim.key;
+            let is_wanted = Some(member.claim.key) == wanted;
             let chunk = match &mut slice {
-                Ok(slice) => slice.member(&member.record, known).map_err(ReadCause::from),
+                Ok(slice) => slice.member(&member.record, known),
                 // As with a batch, only the wanted one learns of it.
-                Err(_) if Some(key) != wanted => continue,
+                Err(_) if !is_wanted => continue,
                 Err(_) => {
                     let failed = ChunkError::Record("the chunk's slice cannot be inflated");
                     let error = std::mem::replace(&mut slice, Err(failed)).err();
-                    Err(error.map_or(ReadCause::Unknown, ReadCause::from))
+                    Err(error.unwrap_or(ChunkError::Record("the chunk's slice has no error")))
                 }
             };
-            let landing = self.land(blob, member.claim, chunk);
-            if Some(key) == wanted {
+            let chunk = match (chunk, bytes) {
+                (Err(_), _) if !is_wanted => continue,
+                (Err(error), Some(stored)) => {
+                    let mut first = Some(error);
+                    self.twice(remote, extent, stored, |stored| match first.take() {
+                        Some(error) => Err(error),
+                        None => open_slice(remote, index, stored)?.member(&member.record, known),
+                    })
+                }
+                (chunk, _) => chunk,
+            };
+            let landing = self.land(blob, member.claim, chunk.map_err(ReadCause::from));
+            if is_wanted {
                 outcome = Some(landing);
             }
         }
@@ -508,6 +543,17 @@ impl Extent {
     fn range(&self) -> Range<u64> {
         self.offset..self.offset.saturating_add(self.size)
     }
+}
+
+fn open_slice<'a>(
+    remote: &'a Remote,
+    index: u32,
+    stored: &'a [u8],
+) -> Result<OpenSlice<'a>, ChunkError> {
+    let context = remote.slice(index)?;
+    let dictionary = remote.meta.dictionary(&context);
+    let dictionary = dictionary.ok_or(ChunkError::Record("the slice has no dictionary"))?;
+    remote.decoder.slice(&context, dictionary, stored)
 }
 
 fn slice_of(stored: &[u8], base: u64, extent: Extent) -> Option<&[u8]> {

@@ -48,6 +48,8 @@ stats! {
     chunks_verified,
     /// Chunks whose bytes were not what the image records, on the wire or in the cache.
     verify_failures,
+    /// Units of chunks that a mirror gave wrong, and that came from another place then.
+    fetched_again,
     /// Chunks in the cache that were verified once more, mostly those of an earlier boot.
     reverified,
     /// Chunks, chunk maps or barriers that the cache directory failed to take.
