@@ -159,7 +159,7 @@ fn privileged_mirrors_that_lie_or_fail_cost_nothing_but_time() {
     let ranges = |registry: &Registry| {
         let requests = registry.requests();
         let ranged =
-            |r: &&testkit::registry::Request| r.method == "GET" && r.target.contains("/blobs/");
+            |r: &&testkit::registry::Request| r.method == "GET" && r.path.contains("/blobs/");
         requests.iter().filter(ranged).count()
     };
     for (faults, lies) in [
