@@ -230,13 +230,19 @@ impl Standing {
     }
 }
 
+/// A read that a mirror answered: from where on, how many bytes, and who.
+type Served = (u64, u64, Arc<dyn Mirror>);
+
+/// A stream, and the mirror that it is of, or else of the origin.
+type Current = (Box<dyn Read + Send>, Option<Arc<dyn Mirror>>);
+
 /// A blob of which mirrors have copies.
 pub struct MirroredBlob {
     id: String,
     origin: Arc<dyn BlobReader>,
     mirrors: Arc<dyn Mirrors>,
-    /// Who answered the last reads: from where on, how many bytes, and who.
-    served: Mutex<VecDeque<(u64, u64, Arc<dyn Mirror>)>>,
+    /// The last reads that mirrors answered.
+    served: Mutex<VecDeque<Served>>,
 }
 
 impl MirroredBlob {
@@ -250,12 +256,12 @@ impl MirroredBlob {
         }
     }
 
-    fn served(&self) -> MutexGuard<'_, VecDeque<(u64, u64, Arc<dyn Mirror>)>> {
+    fn served(&self) -> MutexGuard<'_, VecDeque<Served>> {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What `get` gets from the first mirror that can.
-    fn from_mirrors<T>(
+    fn ask_mirrors<T>(
         &self,
         mut get: impl FnMut(Arc<dyn BlobReader>) -> io::Result<T>,
     ) -> Option<(T, Arc<dyn Mirror>)> {
@@ -275,7 +281,7 @@ impl MirroredBlob {
 
 impl BlobReader for MirroredBlob {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let got = self.from_mirrors(|blob| blob.read_exact_at(buf, offset));
+        let got = self.ask_mirrors(|blob| blob.read_exact_at(buf, offset));
         let Some(((), mirror)) = got else {
             return self.origin.read_exact_at(buf, offset);
         };
@@ -336,7 +342,7 @@ struct MirroredStream {
     blob: Arc<MirroredBlob>,
     position: u64,
     /// Where it comes from at the moment: a mirror, or else the origin.
-    current: Option<(Box<dyn Read + Send>, Option<Arc<dyn Mirror>>)>,
+    current: Option<Current>,
     /// The mirrors that gave any of it.
     helpers: Vec<Arc<dyn Mirror>>,
     /// What its SHA-256 is to be, and that of what came.
@@ -347,7 +353,7 @@ struct MirroredStream {
 impl MirroredStream {
     fn open(&mut self) -> io::Result<()> {
         let position = self.position;
-        let got = self.blob.from_mirrors(|blob| blob.stream(position));
+        let got = self.blob.ask_mirrors(|blob| blob.stream(position));
         self.current = Some(match got {
             Some((stream, mirror)) => {
                 mirror.standing().reads.fetch_add(1, Ordering::Relaxed);
