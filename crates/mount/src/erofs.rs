@@ -108,7 +108,7 @@ pub fn mount_kernel(
         alive,
         cache,
         program: kernel.program,
-        record: record::create(&kernel.record).map_err(&system)?,
+        record: record::create(store.words(), &kernel.record).map_err(&system)?,
         role: Role::Duty,
         mounted: false,
     };
@@ -169,6 +169,7 @@ impl Resumed {
             cache,
             socket,
             alive,
+            ..
         } = self;
         let socket = ResumedSocket {
             socket,
@@ -192,10 +193,12 @@ fn serve(
         alive,
         lock,
     } = socket;
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(Counters::begin(store.words()));
     let filler = Filler::start(&store, blobs, &counters, socket, alive)?.holding(lock);
     let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
+    let metrics = options.export("erofs", &mountpoint, &counters, &store)?;
     Ok(Mounted {
+        metrics,
         mountpoint,
         counters,
         store,

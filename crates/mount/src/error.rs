@@ -153,6 +153,22 @@ pub enum Error {
         /// The process.
         pid: u32,
     },
+    /// The figures of a mount cannot be given.
+    #[error("--metrics {path}: cannot listen there; name another place, or none")]
+    Metrics {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The processes of a mount do not say what they do.
+    #[error("{path}: nobody gives the figures of this mount; ask as the user who mounted it")]
+    NoFigures {
+        /// Mount point.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Something that every Linux has is missing: threads, signals, `/proc`.
     #[error("{what}: failed")]
     System {

@@ -88,6 +88,8 @@ impl RafsFs {
     /// The errno of a fault; damage is counted and logged.
     fn errno(&self, what: &'static str, ino: INodeNo, fault: &Fault) -> Errno {
         if fault.is_damage() {
+            let bootstrap = matches!(fault, Fault::Bootstrap(_));
+            add(&self.counters.bootstrap_errors, u64::from(bootstrap));
             add(&self.counters.errors, 1);
             self.log.report(what, self.numbers.nid(ino), fault);
         }
@@ -326,6 +328,7 @@ impl Filesystem for RafsFs {
         reply: ReplyData,
     ) {
         let _flight = self.flights.begin(request);
+        let _timer = self.counters.read_times.start();
         SCRATCH.with_borrow_mut(|scratch| match self.read_file(ino, offset, size, scratch) {
             Ok(len) => {
                 add(&self.counters.reads, 1);

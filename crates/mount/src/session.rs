@@ -11,6 +11,7 @@ use storage::ChunkStore;
 
 use crate::erofs::filler::{self, Filler};
 use crate::fuse::{self, Kit, Link};
+use crate::metrics::{Exporter, Subject};
 use crate::mountpoint::Mountpoint;
 use crate::prefetch::Prefetcher;
 use crate::program::Program;
@@ -27,9 +28,35 @@ pub struct Options {
     pub prefetch: Prefetch,
     /// Directory that takes changes, for a writable mount; made if absent. It needs root, if only in a user namespace.
     pub upper: Option<PathBuf>,
+    /// What the figures of the mount call the image.
+    pub image: String,
+    /// Unix socket to give the figures at. Without it [`crate::stat()`] finds them all the same.
+    pub metrics: Option<PathBuf>,
 }
 
 impl Options {
+    /// Starts to give the figures of a mount.
+    pub(crate) fn export(
+        &self,
+        mode: &'static str,
+        mountpoint: &Mountpoint,
+        counters: &Arc<Counters>,
+        store: &Arc<ChunkStore>,
+    ) -> Result<Option<Exporter>, Error> {
+        let subject = Subject {
+            image: self.image.clone(),
+            mode,
+            mountpoint: mountpoint.place.path.clone(),
+            device: mountpoint.place.device.clone(),
+        };
+        Exporter::start(
+            self.metrics.as_deref(),
+            subject,
+            counters.clone(),
+            store.clone(),
+        )
+    }
+
     /// One thread per core, at least 2 so that a slow blob does not hold up everything, and at most 4: more of them
     /// only take work from each other's caches.
     pub fn threads_for_this_machine() -> usize {
@@ -45,6 +72,8 @@ impl Default for Options {
             threads: Self::threads_for_this_machine(),
             prefetch: Prefetch::Listed,
             upper: None,
+            image: String::new(),
+            metrics: None,
         }
     }
 }
@@ -67,6 +96,8 @@ pub struct Mounted {
     pub(crate) counters: Arc<Counters>,
     pub(crate) store: Arc<ChunkStore>,
     pub(crate) prefetcher: Prefetcher,
+    /// Gives the figures, if it could be started. It goes before the store does.
+    pub(crate) _metrics: Option<Exporter>,
     pub(crate) session: Option<Front>,
     /// Over which to tell guardians that this process goes; FUSE has none.
     pub(crate) leaver: Option<Arc<OwnedFd>>,
@@ -106,7 +137,7 @@ pub fn mount(
     mountpoint: &Path,
     options: &Options,
 ) -> Result<Mounted, Error> {
-    let record = record::create(&[]).map_err(|source| Error::System {
+    let record = record::create(store.words(), &[]).map_err(|source| Error::System {
         what: "memory",
         source,
     })?;

@@ -1,30 +1,62 @@
 //! What a mount has done so far.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Counters that the request threads bump; exact each, but not one snapshot together.
-#[derive(Debug, Default)]
+use storage::{Counter, Histogram, Words};
+
+/// Counters that the request threads bump; exact each, but not one snapshot together. They go on with the process that
+/// takes the place of this one.
+#[derive(Debug)]
 pub(crate) struct Counters {
-    pub(crate) lookups: AtomicU64,
-    pub(crate) reads: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    pub(crate) errors: AtomicU64,
+    pub(crate) lookups: Counter,
+    pub(crate) reads: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) errors: Counter,
+    /// Those of `errors` for which the bootstrap is to blame.
+    pub(crate) bootstrap_errors: Counter,
+    /// Processes that have served, one after the other.
+    pub(crate) servers: Counter,
+    /// When the first of them began, in seconds since 1970.
+    pub(crate) began: Counter,
+    /// How long reads took.
+    pub(crate) read_times: Histogram,
 }
 
 /// Adds to a counter that nothing else depends on.
-pub(crate) fn add(counter: &AtomicU64, amount: u64) {
-    counter.fetch_add(amount, Ordering::Relaxed);
+pub(crate) fn add(counter: &Counter, amount: u64) {
+    counter.add(amount);
 }
 
 impl Counters {
+    /// Those in `words`, for a process that begins to serve. New ones are added at the end: another version of the program
+    /// may have counted before.
+    pub(crate) fn begin(words: &Arc<Words>) -> Self {
+        let counters = Self {
+            lookups: words.counter(1),
+            reads: words.counter(2),
+            bytes: words.counter(3),
+            errors: words.counter(4),
+            bootstrap_errors: words.counter(5),
+            servers: words.counter(6),
+            began: words.counter(7),
+            read_times: words.histogram(16),
+        };
+        counters.servers.add(1);
+        if counters.began.value() == 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            counters.began.add(now.unwrap_or_default().as_secs());
+        }
+        counters
+    }
+
     pub(crate) fn snapshot(&self, store: storage::Stats) -> Stats {
-        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
-            lookups: value(&self.lookups),
-            reads: value(&self.reads),
-            bytes: value(&self.bytes),
-            errors: value(&self.errors),
+            lookups: self.lookups.value(),
+            reads: self.reads.value(),
+            bytes: self.bytes.value(),
+            errors: self.errors.value(),
             store,
         }
     }

@@ -55,6 +55,8 @@ pub enum Command {
     Run(Box<crate::run::RunArgs>),
     /// Unmount an image mounted before
     Umount(crate::umount::UmountArgs),
+    /// Say what a mount does: hits, requests, latencies, memory
+    Stat(crate::stat::StatArgs),
     /// Look after the cache that mounts share
     Cache(crate::cache::CacheArgs),
     /// Say which kinds of mounts work on this machine, and what the others are missing

@@ -19,6 +19,7 @@ mod optimize;
 mod place;
 mod progress;
 mod run;
+mod stat;
 mod umount;
 
 use std::process::ExitCode;
@@ -69,6 +70,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Inside { socket } => Ok(run::inside(socket)),
         Command::MapIds { process } => Ok(run::map_ids(*process)),
         Command::Umount(options) => umount::run(options),
+        Command::Stat(options) => stat::run(options),
         Command::Cache(options) => cache::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Guard => mount::guard(),

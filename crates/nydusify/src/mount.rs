@@ -15,7 +15,7 @@ use std::time::Duration;
 use ::image::Platform;
 use anyhow::{Context, Result};
 use mount::{Kept, Mounted, Options, Orphan, Prefetch, Resumed, Signals};
-use storage::{ChunkStore, StoreOptions};
+use storage::{ChunkStore, StoreOptions, Words};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Named, any_path, check_blob_dir, refuse, switch};
@@ -140,6 +140,11 @@ pub struct LazyArgs {
     /// (overlayfs; needs root, or a user namespace)
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
+
+    /// Give figures of the mount at this unix socket, as Prometheus reads them (GET /metrics); `nydusify stat` needs no such
+    /// socket
+    #[arg(long, value_name = "SOCKET")]
+    metrics: Option<PathBuf>,
 }
 
 /// What serves a mount.
@@ -170,12 +175,17 @@ impl LazyArgs {
     }
 
     /// How it is served.
-    pub fn options(&self) -> Options {
+    pub fn options(&self, named: Named<'_>) -> Options {
         let threads = self.fuse_threads.map(usize::from);
         Options {
             threads: threads.unwrap_or_else(Options::threads_for_this_machine),
             prefetch: self.prefetch(),
             upper: self.upper.clone(),
+            image: match named {
+                Named::Image(name) => name.to_owned(),
+                Named::Bare(bootstrap) => bootstrap.display().to_string(),
+            },
+            metrics: self.metrics.clone(),
         }
     }
 
@@ -188,8 +198,9 @@ impl LazyArgs {
         }
     }
 
-    fn store_options(&self, cache_dir: Option<PathBuf>) -> StoreOptions {
+    fn store_options(&self, cache_dir: Option<PathBuf>, words: Words) -> StoreOptions {
         StoreOptions {
+            words: Some(Arc::new(words)),
             cache_dir,
             cache_limit: self.cache_size,
             ..StoreOptions::default()
@@ -241,13 +252,13 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
         return fuse::keep(args, None, signals, log_file);
     }
     let image = image::open(named, lazy, None)?;
-    let (store, cache) = open_store(lazy, &image, true)?;
+    let (store, cache) = open_store(lazy, &image, true, new_words()?)?;
     if !lazy.by_kernel(&image, &store, &cache)? {
         drop(store);
         return fuse::keep(args, Some(&image.record), signals, log_file);
     }
     let log = args.detached.then(|| detach::log(log_file)).transpose()?;
-    let (options, at) = (lazy.options(), &args.mount_path);
+    let (options, at) = (lazy.options(named), &args.mount_path);
     let mounted = kernel::mount(&options, image, store, at, &cache, log)?;
     tracing::info!(
         "mounted on {}, cache in {}",
@@ -275,7 +286,7 @@ impl ForRun {
         at: &Path,
     ) -> Result<Option<Self>> {
         if args.mode != Mode::Fuse {
-            let (store, cache) = open_store(args, &image, true)?;
+            let (store, cache) = open_store(args, &image, true, new_words()?)?;
             if args.by_kernel(&image, &store, &cache)? {
                 let mounted = kernel::mount(options, image, store, at, &cache, None)?;
                 return Ok(Some(Self::Kernel(Box::new(mounted))));
@@ -333,15 +344,16 @@ fn allow_many_files() {
 fn resume(named: Named<'_>, args: &LazyArgs, mount_path: &Path) -> Result<ExitCode> {
     allow_many_files();
     let (resumed, record) = Resumed::from_stdin()?;
+    let words = resumed.words().context("the counters of the mount")?;
     let (handed, socket) = resumed.split();
     let signals = Signals::listen()?;
     let image = image::open(named, args, Some(&record))?;
-    let options = args.store_options(args.cache_dir.clone());
+    let options = args.store_options(args.cache_dir.clone(), words);
     let store = ChunkStore::take_over(&image.bootstrap, image.blobs, options, handed)?;
     store.warm_up();
     let store = Arc::new(store);
-    let mounted =
-        mount::resume_kernel(image.bootstrap, store, mount_path, &args.options(), socket)?;
+    let options = args.options(named);
+    let mounted = mount::resume_kernel(image.bootstrap, store, mount_path, &options, socket)?;
     serve(mounted, signals)
 }
 
@@ -376,19 +388,25 @@ pub fn guard() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where the processes of a mount count what they do.
+fn new_words() -> Result<Words> {
+    Words::new().context("memory for the counters of the mount")
+}
+
 /// Opens the chunk store in the directory asked for, else in the one that all mounts share. `begins` says that the mount
-/// begins, and is not gone on with.
+/// begins, and is not gone on with; the store counts in `words`.
 fn open_store(
     args: &LazyArgs,
     image: &image::Image,
     begins: bool,
+    words: Words,
 ) -> Result<(ChunkStore, PathBuf)> {
     allow_many_files();
     let dir = match &args.cache_dir {
         Some(dir) => std::path::absolute(dir).with_context(|| dir.display().to_string())?,
         None => crate::cache::of_mounts()?,
     };
-    let options = args.store_options(Some(dir.clone()));
+    let options = args.store_options(Some(dir.clone()), words);
     let store = ChunkStore::open(&image.bootstrap, image.blobs.clone(), options)?;
     if args.verify_cache && begins {
         let wrong = store.verify_cached();

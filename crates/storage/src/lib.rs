@@ -17,6 +17,7 @@ mod meta;
 mod mirror;
 mod reader;
 mod store;
+mod words;
 
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
 pub use cache::{
@@ -33,4 +34,8 @@ pub use locate::find_chunk_table;
 pub use meta::{read_blob_meta, read_blob_meta_from, read_chunk_table};
 pub use mirror::{Mirror, MirrorStats, MirroredBlob, MirroredSource, Mirrors, Standing, Tolerance};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
-pub use store::{ChunkStore, HandedOver, Sequence, Stats, StoreOptions, complete_cache_files};
+pub use store::{
+    BlobDetails, ChunkStore, Details, HandedOver, Sequence, Stats, StoreOptions,
+    complete_cache_files,
+};
+pub use words::{Counter, Histogram, Timer, Times, Words};

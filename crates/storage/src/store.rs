@@ -30,12 +30,13 @@ use rafs_format::{BlobInfo, Bootstrap, ChunkPointer};
 
 pub use hand_over::HandedOver;
 pub use sequence::Sequence;
-pub use stats::Stats;
+pub use stats::{BlobDetails, Details, Stats};
 
 use crate::cache::{BlobCache, CacheDir, State, boot_tag, running_boot};
 use crate::decode::require_supported;
 use crate::{
-    BlobSource, Error, KnownChunk, KnownChunks, ReadCause, ReadError, VerifiedChunk, cache_file,
+    BlobSource, Error, KnownChunk, KnownChunks, ReadCause, ReadError, VerifiedChunk, Words,
+    cache_file,
 };
 use barrier::Barrier;
 use blob::Blob;
@@ -77,6 +78,8 @@ pub struct StoreOptions {
     pub barrier_bytes: u64,
     /// What names the running boot of the machine; what the system says if not given.
     pub boot_id: Option<String>,
+    /// Where to count; in words of its own if not given.
+    pub words: Option<Arc<Words>>,
 }
 
 impl Default for StoreOptions {
@@ -93,6 +96,7 @@ impl Default for StoreOptions {
             barrier_interval: Duration::from_secs(5),
             barrier_bytes: 256 << 20,
             boot_id: None,
+            words: None,
         }
     }
 }
@@ -118,6 +122,7 @@ struct Inner {
     budget: Arc<Budget>,
     recent: Recent,
     counters: Counters,
+    words: Arc<Words>,
     barrier: Barrier,
     prefetch: Prefetch,
     pool: OnceLock<Option<rayon::ThreadPool>>,
@@ -172,7 +177,8 @@ impl ChunkStore {
             .boot_id
             .as_deref()
             .map_or_else(running_boot, boot_tag);
-        let counters = Counters::default();
+        let words = options.words.clone().unwrap_or_default();
+        let counters = Counters::new(&words);
         let mut blobs = Vec::with_capacity(known.len());
         for ((info, known), table) in bootstrap.blobs().iter().zip(known).zip(tables) {
             let cache = cache_dir
@@ -203,6 +209,7 @@ impl ChunkStore {
             budget: Budget::new(options.memory),
             recent: Recent::new(options.recent),
             counters,
+            words,
             barrier: Barrier::new(options.barrier_interval, options.barrier_bytes),
             prefetch: Prefetch::default(),
             pool: OnceLock::new(),
@@ -374,6 +381,16 @@ impl ChunkStore {
         self.inner.counters.snapshot()
     }
 
+    /// Figures beside [`ChunkStore::stats`]. Looks at each chunk.
+    pub fn details(&self) -> Details {
+        self.inner.details()
+    }
+
+    /// Where the store counts.
+    pub fn words(&self) -> &Arc<Words> {
+        &self.inner.words
+    }
+
     /// Whether the cache holds every chunk of the blob that the image uses. Then its cache file is the extra device
     /// of an EROFS mount of the image.
     pub fn is_complete(&self, blob_index: u32) -> bool {
@@ -398,7 +415,10 @@ impl ChunkStore {
         let result = read(&self.inner, buf);
         match &result {
             Ok(()) => add(&counters.bytes_served, len),
-            Err(_) => add(&counters.errors, 1),
+            Err(error) => {
+                add(&counters.errors, 1);
+                counters.more.count_error(error);
+            }
         }
         result
     }

@@ -34,15 +34,33 @@ impl SharedWords {
         Ok(descriptor)
     }
 
-    /// Maps a descriptor that [`SharedWords::create`] made.
+    /// As [`SharedWords::create`]; the file may grow, and what lies behind the words is none of them.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn create_growing(name: &str, len: usize) -> io::Result<OwnedFd> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let descriptor = rustix::fs::memfd_create(name, flags)?;
+        rustix::fs::ftruncate(&descriptor, size_of_words(len)? as u64)?;
+        rustix::fs::fcntl_add_seals(&descriptor, SealFlags::SHRINK)?;
+        Ok(descriptor)
+    }
+
+    /// Maps the words at the beginning of a descriptor that [`SharedWords::create`] or [`SharedWords::create_growing`]
+    /// made.
     ///
     /// # Errors
     /// When the descriptor has another size, or could shrink under us; when the system refuses.
     pub fn map(descriptor: &OwnedFd, len: usize) -> io::Result<Self> {
         let size = size_of_words(len)?;
         let file = File::from(descriptor.try_clone()?);
-        let sealed = rustix::fs::fcntl_get_seals(&file)?.contains(SealFlags::SHRINK);
-        if file.metadata()?.len() != size as u64 || !sealed || size == 0 {
+        let seals = rustix::fs::fcntl_get_seals(&file)?;
+        let found = file.metadata()?.len();
+        let fits = match seals.contains(SealFlags::GROW) {
+            true => found == size as u64,
+            false => found >= size as u64,
+        };
+        if !fits || !seals.contains(SealFlags::SHRINK) || size == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let protection = libc::PROT_READ | libc::PROT_WRITE;

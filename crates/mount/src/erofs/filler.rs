@@ -140,6 +140,7 @@ impl Worker {
     }
 
     fn fill(&self, id: u64, blob: u32, start: u64, end: u64) -> io::Result<()> {
+        let _timer = self.counters.read_times.start();
         add(&self.counters.reads, 1);
         let filled = if blob == ALL_BLOBS {
             (0..self.blobs).try_fold(start..end, |run, blob| {

@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use storage::{BlobFiles, HandedOver};
+use storage::{BlobFiles, HandedOver, Words};
 use sys::fanotify::Group;
 
 use super::channel;
@@ -17,7 +17,7 @@ use crate::program::Program;
 use crate::record;
 
 /// Stands before every kit; another version of the program may be on the other side.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// The hidden command that is a guardian.
 pub(super) const GUARD: &str = "guard";
 /// See the module.
@@ -181,9 +181,18 @@ pub struct Resumed {
     pub cache: HandedOver,
     pub(super) socket: OwnedFd,
     pub(super) alive: OwnedFd,
+    memory: OwnedFd,
 }
 
 impl Resumed {
+    /// Where the dead filler counted.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn words(&self) -> io::Result<Words> {
+        record::words(&self.memory)
+    }
+
     /// Receives it over the standard input, and what the first filler noted of the image.
     ///
     /// # Errors
@@ -205,8 +214,10 @@ impl Resumed {
                 },
                 socket,
                 alive,
+                memory: noted,
             };
-            Ok((resumed, record::read(&noted)?))
+            let record = record::read(&resumed.memory)?;
+            Ok((resumed, record))
         };
         receive().map_err(|source| Error::System {
             what: "taking over from a process that served the mount",

@@ -152,7 +152,7 @@ impl Keeper {
 
     /// One that is to mount what is asked for; it starts the first server.
     pub(super) fn begin(what: ToKeep<'_>, sender: Sender<Event>, ready: Ready) -> io::Result<Self> {
-        let record = what.record.map(record::create).transpose()?;
+        let record = what.record.map(record::create_new).transpose()?;
         let mut keeper = Self::new(what.mountpoint.to_owned(), what.program, sender);
         keeper.upper = what.upper.map(Path::to_owned);
         keeper.record = record;

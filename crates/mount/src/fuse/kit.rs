@@ -15,7 +15,7 @@ use crate::program::Program;
 use crate::{Error, channel, device};
 
 /// Stands before every letter; another version of the program may be on the other side.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// All that goes on when a process of a mount dies.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use rafs_format::Bootstrap;
-use storage::ChunkStore;
+use storage::{ChunkStore, Words};
 
 use super::kit::{Kit, Letter};
 use super::{begin, keeper};
@@ -94,6 +94,17 @@ impl Seat {
         })
     }
 
+    /// Where the servers before this one counted; new words in the first one.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn words(&self) -> io::Result<Words> {
+        match &self.record {
+            Some(memory) => record::words(memory),
+            None => Words::new(),
+        }
+    }
+
     /// Serves the image, which is mounted now if it was not. `cache` is the store's directory, and `record` whatever
     /// servers after this one are to know.
     ///
@@ -109,12 +120,12 @@ impl Seat {
     ) -> Result<Mounted, Error> {
         let link = match self.link {
             Some(link) => link,
-            None => {
-                first(self.socket, cache, record, self.orphan).map_err(|source| Error::System {
+            None => first(self.socket, cache, (store.words(), record), self.orphan).map_err(
+                |source| Error::System {
                     what: "getting the mount from the process that keeps it",
                     source,
-                })?
-            }
+                },
+            )?,
         };
         let ready = |place: &Place| link.ready(place);
         let keeper = link.keeper.clone();
@@ -125,8 +136,13 @@ impl Seat {
 }
 
 /// Has the keeper mount.
-fn first(socket: OwnedFd, cache: &Path, record: &[u8], orphan: Orphan) -> io::Result<Arc<Link>> {
-    Letter::Prepared(cache.to_owned(), record::create(record)?).send(&socket)?;
+fn first(
+    socket: OwnedFd,
+    cache: &Path,
+    (words, record): (&Words, &[u8]),
+    orphan: Orphan,
+) -> io::Result<Arc<Link>> {
+    Letter::Prepared(cache.to_owned(), record::create(words, record)?).send(&socket)?;
     match Letter::receive(&socket)? {
         Letter::Kit(kit) => Link::start(kit, socket, orphan),
         _ => Err(io::ErrorKind::InvalidData.into()),

@@ -32,7 +32,7 @@ pub(crate) fn begin(
         source,
     };
     let flights = || Flights::map(&kit.flights).map_err(failed);
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(Counters::begin(store.words()));
     let fs = RafsFs::new(
         bootstrap.clone(),
         store.clone(),
@@ -52,7 +52,9 @@ pub(crate) fn begin(
     mountpoint.stack()?;
     ready(&mountpoint.place);
     let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
+    let _metrics = options.export("fuse", &mountpoint, &counters, &store)?;
     Ok(Mounted {
+        _metrics,
         mountpoint,
         counters,
         store,

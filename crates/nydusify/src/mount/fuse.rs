@@ -70,8 +70,9 @@ pub(super) fn serve(named: Named<'_>, lazy: &LazyArgs, orphan: Orphan) -> Result
     if seat.is_first() {
         image.warn_of_missing_blobs();
     }
-    let (store, cache) = open_store(lazy, &image, seat.is_first())?;
+    let words = seat.words().context("the counters of the mount")?;
+    let (store, cache) = open_store(lazy, &image, seat.is_first(), words)?;
     store.warm_up();
-    let (store, options) = (Arc::new(store), lazy.options());
+    let (store, options) = (Arc::new(store), lazy.options(named));
     Ok(seat.serve(image.bootstrap, store, &cache, &image.record, &options)?)
 }

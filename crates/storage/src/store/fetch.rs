@@ -171,12 +171,12 @@ impl Inner {
         let first = Member { claim, record };
         let mut plan = self.plan(blob, &remote, first, extent, want, request_max);
         let share = self.budget.take(plan.cost(self), background);
-        let mut stored = self.read_range(&remote, &plan.range);
+        let mut stored = self.read_range(key.blob, &remote, &plan.range);
         if stored.is_err() && !plan.others.is_empty() {
             // The neighbours may be to blame. Whoever wants them asks again.
             plan.others.clear();
             plan.range = plan.first.extent.range();
-            stored = self.read_range(&remote, &plan.range);
+            stored = self.read_range(key.blob, &remote, &plan.range);
         }
         let stored = match stored {
             Ok(stored) => Arc::new(stored),
@@ -300,7 +300,12 @@ impl Inner {
         (self.look(blob, key.slot) == State::Absent).then_some(Member { claim, record })
     }
 
-    fn read_range(&self, remote: &Remote, range: &Range<u64>) -> Result<Vec<u8>, ReadCause> {
+    fn read_range(
+        &self,
+        blob: usize,
+        remote: &Remote,
+        range: &Range<u64>,
+    ) -> Result<Vec<u8>, ReadCause> {
         let (offset, size) = (range.start, range.end - range.start);
         let failed = |source| ReadCause::Fetch {
             offset,
@@ -316,10 +321,9 @@ impl Inner {
                 .map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?
         ];
         add(&self.counters.fetches, 1);
-        remote
-            .reader
-            .read_exact_at(&mut stored, offset)
-            .map_err(failed)?;
+        let read = || remote.reader.read_exact_at(&mut stored, offset);
+        let more = &self.counters.more;
+        more.fetch(blob, size, read).map_err(failed)?;
         add(&self.counters.fetched_bytes, size);
         Ok(stored)
     }

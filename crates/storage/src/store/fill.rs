@@ -25,7 +25,10 @@ impl ChunkStore {
         let filled = self.inner.fill(blob_index, run.clone());
         match &filled {
             Ok(_) => super::stats::add(&counters.bytes_served, run.end.saturating_sub(run.start)),
-            Err(_) => super::stats::add(&counters.errors, 1),
+            Err(error) => {
+                super::stats::add(&counters.errors, 1);
+                counters.more.count_error(error);
+            }
         }
         filled
     }
