@@ -196,9 +196,9 @@ fn serve(
     let counters = Arc::new(Counters::begin(store.words()));
     let filler = Filler::start(&store, blobs, &counters, socket, alive)?.holding(lock);
     let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
-    let metrics = options.export("erofs", &mountpoint, &counters, &store)?;
+    let _metrics = options.export("erofs", &mountpoint, &counters, &store)?;
     Ok(Mounted {
-        metrics,
+        _metrics,
         mountpoint,
         counters,
         store,

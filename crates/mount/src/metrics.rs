@@ -70,6 +70,13 @@ impl Exporter {
             place.inspect_err(log).ok()
         });
         let first = counters.servers.value() <= 1;
+        // The process may go to another directory.
+        let socket = socket.map(std::path::absolute).transpose();
+        let socket = socket.map_err(|source| Error::Metrics {
+            path: PathBuf::new(),
+            source,
+        })?;
+        let socket = socket.as_deref();
         let render = move || text::render(&subject, &counters, &store);
         let bound = match (socket, &known) {
             (Some(socket), _) => bind(socket, !first).map(|it| (it, socket.to_owned())),
@@ -155,7 +162,7 @@ fn bind(path: &Path, replace: bool) -> io::Result<UnixListener> {
 fn link(target: &Path, path: &Path) -> io::Result<()> {
     let temporary = temporary(path);
     let _ = fs::remove_file(&temporary);
-    symlink(std::path::absolute(target)?, &temporary)?;
+    symlink(target, &temporary)?;
     fs::rename(&temporary, path)
 }
 

@@ -153,8 +153,9 @@ fn table(report: &Value) -> String {
     row(
         "uptime",
         match restarts {
-            0 => format!("{uptime}"),
-            _ => format!("{uptime}, server started again {restarts} times"),
+            0 => uptime.to_string(),
+            1 => format!("{uptime}, served by the second process"),
+            _ => format!("{uptime}, {restarts} processes have died or been replaced"),
         },
     );
     row(
