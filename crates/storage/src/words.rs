@@ -245,7 +245,9 @@ mod tests {
         let words = Arc::new(Words::default());
         let histogram = words.histogram(1);
         let micros = [0, 8, 9, 16, 17, 8 << 21, (8 << 21) + 1];
-        micros.map(|micros| histogram.observe(Duration::from_micros(micros)));
+        for time in micros {
+            histogram.observe(Duration::from_micros(time));
+        }
         let times = histogram.times();
         let all: Vec<_> = times.cumulative().collect();
         assert_eq!(all[0], (Some(Duration::from_micros(8)), 2));

@@ -9,6 +9,7 @@ mod kernel;
 mod life;
 mod live;
 mod many;
+mod metrics;
 mod run;
 mod serving;
 mod support;

@@ -1,0 +1,97 @@
+//! What a mount says of itself, to Prometheus and to people.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use testkit::run::{output, run, wait_until};
+
+use crate::support::*;
+
+/// The answer to a request for the metrics.
+fn scrape(socket: &Path) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The sum of all samples of this name.
+fn sample(answer: &str, name: &str) -> f64 {
+    let of_name = |line: &&str| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+    };
+    let lines: Vec<&str> = answer.lines().filter(of_name).collect();
+    assert!(!lines.is_empty(), "no {name} in {answer}");
+    let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+    lines.into_iter().map(value).sum()
+}
+
+fn stat(root: &Path) -> Value {
+    let root = root.to_str().unwrap();
+    let said = run(NYDUSIFY, ["stat", root, "--output", "json"]).ok();
+    serde_json::from_str(&said.stdout).unwrap()
+}
+
+#[test]
+fn privileged_a_mount_counts_on_when_its_process_is_killed() {
+    let name = "privileged_a_mount_counts_on_when_its_process_is_killed";
+    let Some(place) = Place::new(name) else {
+        return;
+    };
+    let (target, expected) = noisy(&place, 40);
+    for mode in modes(name, &place) {
+        let (root, socket) = (place.path("root"), place.path("metrics.sock"));
+        let _ = std::fs::remove_dir_all(place.path("cache"));
+        let mut command = place.mount_command(&target);
+        command.args(["--detach", "--no-prefetch", "--mode", mode, "--metrics"]);
+        output(command.arg(&socket)).ok();
+        let mut files = expected.iter();
+        // Far from one another, so that each is fetched by itself.
+        let mut read = || {
+            let (name, data) = files.nth(15).unwrap();
+            assert!(std::fs::read(root.join(name)).unwrap() == *data);
+        };
+        read();
+        let answer = scrape(&socket);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains(&format!(r#"image="{target}""#)), "{answer}");
+        let fetched = sample(&answer, "nydusify_store_fetched_bytes_total");
+        assert!(fetched >= 150_000.0, "{answer}");
+        assert!(sample(&answer, "nydusify_fetch_seconds_count") >= 1.0);
+        assert_eq!(sample(&answer, "nydusify_servers_total"), 1.0);
+
+        let before = stat(&root);
+        assert_eq!(before["mode"], mode);
+        assert_eq!(before["image"], target.as_str());
+        assert_eq!(before["fetches"]["bytes"], fetched as u64);
+        let processes = before["processes"].as_array().unwrap();
+        let server = processes
+            .iter()
+            .find(|process| process["role"] == "server" || process["role"] == "filler")
+            .unwrap();
+        send(server["pid"].as_i64().unwrap() as i32, Signal::KILL);
+        // The next one begins when it is asked for something.
+        read();
+        wait_until("the socket of the next process", || {
+            UnixStream::connect(&socket).is_ok()
+        });
+        let answer = scrape(&socket);
+        assert_eq!(sample(&answer, "nydusify_servers_total"), 2.0, "{answer}");
+        let later = sample(&answer, "nydusify_store_fetched_bytes_total");
+        assert!(later >= fetched + 150_000.0, "{answer}");
+        let text = run(NYDUSIFY, ["stat", root.to_str().unwrap()]).ok();
+        for row in ["image", "cached", "reads", "served by the second process"] {
+            assert!(text.stdout.contains(row), "{text}");
+        }
+        run(NYDUSIFY, ["umount", root.to_str().unwrap()]).ok();
+        wait_until("the socket to go", || !socket.exists());
+        run(NYDUSIFY, ["stat", root.to_str().unwrap()]).exits(1);
+    }
+}
