@@ -4,7 +4,7 @@
 //!
 //! | Offset | Size | Field |
 //! |---|---|---|
-//! | 0 | 8 | `NYDICT01` |
+//! | 0 | 8 | `NYDICT02` |
 //! | 8 | 4 | RAFS version: 5 or 6 |
 //! | 12 | 4 | digester, as blob tables have it |
 //! | 16 | 4 | compressor, as blob tables have it |
@@ -30,7 +30,7 @@ use crate::coding::{self, Input, hex};
 use crate::rows::Rows;
 use crate::{Error, ImageId, Import, Kind};
 
-const MAGIC: &[u8; 8] = b"NYDICT01";
+const MAGIC: &[u8; 8] = b"NYDICT02";
 const HEAD: usize = 56;
 /// Bytes that are hashed at once.
 const PIECE: usize = 1 << 20;
@@ -245,15 +245,19 @@ impl Snapshot {
             if rows != held.rows {
                 return differs(format!("the chunks of blob {id}"));
             }
-            for row in &blob.rows {
+            let keys: Vec<ChunkKey> = blob.rows.iter().map(ChunkKey::from).collect();
+            let mut missing = None;
+            self.index.all_places(&keys, |at, places| {
                 let wanted = ChunkRecord {
                     blob_index: held.blob,
-                    ..*row
+                    ..blob.rows[at]
                 };
-                let key = ChunkKey::from(row);
-                if !self.index.places(&key).any(|place| place == wanted) {
-                    return differs(format!("chunk {} of blob {id}", row.index));
+                if !places.contains(&wanted) {
+                    missing.get_or_insert(wanted.index);
                 }
+            });
+            if let Some(row) = missing {
+                return differs(format!("chunk {row} of blob {id}"));
             }
         }
         Ok(())

@@ -165,6 +165,17 @@ impl Dictionary {
         })
     }
 
+    /// Every place of each of many chunks, in the order of the keys: faster than one after the other.
+    pub fn all_places(&self, keys: &[ChunkKey]) -> Vec<Vec<ChunkRecord>> {
+        let mut all = vec![Vec::new(); keys.len()];
+        for part in &self.parts {
+            part.index.all_places(keys, |at, records| {
+                all[at].extend(records.iter().filter_map(|record| part.moved(*record)));
+            });
+        }
+        all
+    }
+
     /// The record of a chunk with that content at a row of a blob's chunk table, if it is there.
     pub fn at(&self, key: &ChunkKey, blob_index: u32, index: u32) -> Option<ChunkRecord> {
         self.places(key)

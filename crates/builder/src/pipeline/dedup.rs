@@ -204,14 +204,13 @@ impl<'a> Chunks<'a> {
     /// Enters the chunks of a job in order.
     fn enter(&mut self, hashed: Hashed) -> Result<(), Error> {
         let pieces = hashed.pieces.clone();
+        let mut found = self.look_up(&pieces).into_iter();
         let new = vec![false; pieces.len()];
         self.jobs.push_back(Entered { hashed, new });
         let job = self.first_job + self.jobs.len() - 1;
         for (position, piece) in pieces.into_iter().enumerate() {
-            let key = ChunkKey {
-                digest: piece.digest,
-                size: piece.len,
-            };
+            let found = found.next().unwrap_or_default();
+            let key = key(&piece);
             let id = match self.known.find(&key) {
                 Some(id) => {
                     self.count_duplicate(&piece);
@@ -220,19 +219,29 @@ impl<'a> Chunks<'a> {
                 None => {
                     let id = ChunkId(self.chunks.len() as u32);
                     self.known.insert(key, id);
-                    self.first_use(Member {
+                    let member = Member {
                         id,
                         key,
                         piece,
                         job,
                         position,
-                    })?;
+                    };
+                    self.first_use(member, &found)?;
                     id
                 }
             };
             self.ids.push(id);
         }
         Ok(())
+    }
+
+    /// Where the dictionary has the chunks of a job, each; nothing without a dictionary.
+    fn look_up(&self, pieces: &[Piece]) -> Vec<Vec<ChunkRecord>> {
+        let Some(dictionary) = &self.options.dictionary else {
+            return Vec::new();
+        };
+        let keys: Vec<ChunkKey> = pieces.iter().map(key).collect();
+        dictionary.all_places(&keys)
     }
 
     /// The first job if it is known of all its chunks whether they are stored.
@@ -264,28 +273,28 @@ impl<'a> Chunks<'a> {
         self.duplicates.1 += u64::from(piece.len);
     }
 
-    /// The first use of a chunk in this layer.
-    fn first_use(&mut self, member: Member) -> Result<(), Error> {
-        let Some(dictionary) = &self.options.dictionary else {
+    /// The first use of a chunk in this layer, which the dictionary has at the places `found`.
+    fn first_use(&mut self, member: Member, found: &[ChunkRecord]) -> Result<(), Error> {
+        if self.options.dictionary.is_none() {
             return self.enter_own(&member, None);
-        };
+        }
         if self.options.dictionary_run.is_none() {
-            return match dictionary.find(&member.key) {
+            return match found.first() {
                 Some(record) => {
                     self.count_duplicate(&member.piece);
-                    self.chunks.push((Home::Dictionary, record));
+                    self.chunks.push((Home::Dictionary, *record));
                     Ok(())
                 }
                 None => self.enter_own(&member, None),
             };
         }
         let continued = match &mut self.run {
-            Some(run) => run.extend(dictionary, &member),
+            Some(run) => run.extend(found, &member),
             None => false,
         };
         if !continued {
             self.end_run()?;
-            self.run = Run::start(dictionary, &member);
+            self.run = Run::start(found, &member);
             if self.run.is_none() {
                 return self.enter_own(&member, None);
             }
@@ -371,6 +380,13 @@ impl<'a> Chunks<'a> {
             finish: self.shared.map(Shared::pass),
             duplicates: self.duplicates,
         }
+    }
+}
+
+fn key(piece: &Piece) -> ChunkKey {
+    ChunkKey {
+        digest: piece.digest,
+        size: piece.len,
     }
 }
 

@@ -1,7 +1,5 @@
 //! Runs of chunks that a blob of the dictionary has in the same order: what one request brings.
 
-use std::collections::HashSet;
-
 use chunkdict::{ChunkKey, Dictionary};
 use rafs_format::ChunkRecord;
 use tree::ChunkId;
@@ -29,29 +27,28 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// A run that begins with a chunk; `None` if the dictionary lacks it.
-    pub(super) fn start(dictionary: &Dictionary, member: &Member) -> Option<Self> {
-        let places: Vec<(u32, u32)> = dictionary
-            .places(&member.key)
-            .map(|record| (record.blob_index, record.index))
-            .collect();
-        (!places.is_empty()).then(|| Self {
+    /// A run that begins with a chunk, which the dictionary has at the places `found`; `None` if it lacks it.
+    pub(super) fn start(found: &[ChunkRecord], member: &Member) -> Option<Self> {
+        let places = found.iter().map(|record| (record.blob_index, record.index));
+        (!found.is_empty()).then(|| Self {
             members: vec![*member],
-            places,
+            places: places.collect(),
             bytes: u64::from(member.piece.len),
         })
     }
 
-    /// Adds a chunk if it follows the others at one place at least: those where it does not are given up.
-    pub(super) fn extend(&mut self, dictionary: &Dictionary, member: &Member) -> bool {
+    /// Adds a chunk, which the dictionary has at the places `found`, if it follows the others at one place at least:
+    /// those where it does not are given up.
+    pub(super) fn extend(&mut self, found: &[ChunkRecord], member: &Member) -> bool {
         let behind = self.members.len() as u32;
-        let there = dictionary.places(&member.key);
-        let there: HashSet<(u32, u32)> = there
+        let mut there: Vec<(u32, u32)> = found
+            .iter()
             .map(|record| (record.blob_index, record.index))
             .collect();
+        there.sort_unstable();
         let follows = |&(blob, first): &(u32, u32)| {
             let index = first.checked_add(behind);
-            index.is_some_and(|index| there.contains(&(blob, index)))
+            index.is_some_and(|index| there.binary_search(&(blob, index)).is_ok())
         };
         if !self.places.iter().any(follows) {
             return false;
