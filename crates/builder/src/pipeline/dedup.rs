@@ -1,6 +1,6 @@
 //! Second stage: in input order, which chunks are new and where they go.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -204,12 +204,11 @@ impl<'a> Chunks<'a> {
     /// Enters the chunks of a job in order.
     fn enter(&mut self, hashed: Hashed) -> Result<(), Error> {
         let pieces = hashed.pieces.clone();
-        let mut found = self.look_up(&pieces).into_iter();
+        let mut found = self.look_up_new(&pieces).into_iter();
         let new = vec![false; pieces.len()];
         self.jobs.push_back(Entered { hashed, new });
         let job = self.first_job + self.jobs.len() - 1;
         for (position, piece) in pieces.into_iter().enumerate() {
-            let found = found.next().unwrap_or_default();
             let key = key(&piece);
             let id = match self.known.find(&key) {
                 Some(id) => {
@@ -226,7 +225,7 @@ impl<'a> Chunks<'a> {
                         job,
                         position,
                     };
-                    self.first_use(member, &found)?;
+                    self.first_use(member, &found.next().unwrap_or_default())?;
                     id
                 }
             };
@@ -235,12 +234,15 @@ impl<'a> Chunks<'a> {
         Ok(())
     }
 
-    /// Where the dictionary has the chunks of a job, each; nothing without a dictionary.
-    fn look_up(&self, pieces: &[Piece]) -> Vec<Vec<ChunkRecord>> {
+    /// Where the dictionary has the chunks of a job that are new in this layer, in the order in which they first come;
+    /// nothing without a dictionary.
+    fn look_up_new(&self, pieces: &[Piece]) -> Vec<Vec<ChunkRecord>> {
         let Some(dictionary) = &self.options.dictionary else {
             return Vec::new();
         };
-        let keys: Vec<ChunkKey> = pieces.iter().map(key).collect();
+        let mut seen = HashSet::new();
+        let new = |key: &ChunkKey| self.known.find(key).is_none() && seen.insert(*key);
+        let keys: Vec<ChunkKey> = pieces.iter().map(key).filter(new).collect();
         dictionary.all_places(&keys)
     }
 
