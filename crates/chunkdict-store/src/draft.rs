@@ -9,7 +9,7 @@ use rafs_format::{BlobId, BlobInfo, ChunkRecord};
 use crate::import::contradiction;
 use crate::rows::Rows;
 use crate::snapshot::{ImageBlob, Snapshot, SnapshotImage};
-use crate::{Error, ImageId, Import, Kind};
+use crate::{Error, ImageId, Import, Kind, kind};
 
 #[derive(Default)]
 pub(crate) struct Draft {
@@ -66,7 +66,7 @@ impl Draft {
     /// Adds what an image has. An image that is known is left as it is.
     pub fn add(&mut self, import: Import) -> Result<(), Error> {
         let Import { name, id, kind, .. } = &import;
-        self.kind.get_or_insert(*kind).same(name, kind)?;
+        kind::same(self.kind.get_or_insert(*kind), name, kind)?;
         if self.images.contains_key(id) {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use chunkdict::is_usable;
 use rafs_format::{BlobFeatures, BlobId, BlobInfo, ChunkRecord, Digest};
 use tree::Image;
 
-use crate::{Error, Kind};
+use crate::{Error, Kind, kind};
 
 /// What an image is known by: the SHA-256 of its manifest, or of its bootstrap if there is no manifest.
 pub type ImageId = Digest;
@@ -100,7 +100,7 @@ impl Import {
                 continue;
             }
             let compressor = info.compressor;
-            kind.same(name, &Kind { compressor, ..kind })?;
+            kind::same(&kind, name, &Kind { compressor, ..kind })?;
             rows.sort_by_key(|record| record.index);
             rows.dedup();
             if let Some(pair) = rows.windows(2).find(|pair| pair[0].index == pair[1].index) {

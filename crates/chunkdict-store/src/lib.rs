@@ -33,9 +33,9 @@ mod store;
 mod writer;
 
 pub use catalogue::{Catalogue, Entry, Removed};
+pub use chunkdict::Kind;
 pub use error::Error;
 pub use import::{ImageId, Import};
-pub use kind::Kind;
 pub use sharing::{Amount, Share, Sharing};
 pub use snapshot::{ImageBlob, Snapshot, SnapshotImage};
 pub use store::Store;

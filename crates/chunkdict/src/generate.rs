@@ -8,10 +8,10 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use rafs_format::{BLOBS_MAX, BlobFeatures, BlobId, BlobInfo, ChunkRecord, Digester, Version};
+use rafs_format::{BLOBS_MAX, BlobFeatures, BlobId, BlobInfo, ChunkRecord, Compressor};
 use tree::{ChunkId, Content, Image, Inode, InodeId, Tree, mode};
 
-use crate::{ChunkKey, is_usable};
+use crate::{ChunkKey, Difference, Kind, is_usable};
 
 /// An image to take chunks of.
 #[derive(Debug, Clone)]
@@ -94,9 +94,9 @@ struct Holders {
 pub fn generate(mut sources: Vec<Source>) -> Result<Generated, GenerateError> {
     sources.sort_by(|a, b| a.name.cmp(&b.name));
     let first = sources.first().ok_or(GenerateError::NoImage)?;
-    let kind = Kind::of(&first.image);
+    let kind = kind_of(&first.image);
     for source in &sources {
-        kind.same(first, source)?;
+        alike(first, source)?;
     }
     let mut blobs = BTreeMap::new();
     let mut holders = HashMap::new();
@@ -123,7 +123,7 @@ pub fn generate(mut sources: Vec<Source>) -> Result<Generated, GenerateError> {
         chunks: known.len(),
         bytes: known.keys().map(|key| u64::from(key.size)).sum(),
         left_out: wanted - known.len(),
-        image: kind.image(chosen),
+        image: image(&kind, chosen),
     })
 }
 
@@ -212,105 +212,83 @@ fn choose(blobs: Vec<Blob>) -> Vec<Blob> {
         .collect()
 }
 
-/// What all chunks of a dictionary have in common.
-struct Kind {
-    version: Version,
-    digester: Digester,
-    chunk_size: u32,
+/// What all chunks of an image have in common; blobs say themselves how theirs are stored.
+fn kind_of(image: &Image) -> Kind {
+    Kind {
+        version: image.version,
+        digester: image.digester,
+        compressor: Compressor::None,
+        chunk_size: image.chunk_size,
+    }
 }
 
-impl Kind {
-    fn of(image: &Image) -> Self {
-        Self {
-            version: image.version,
-            digester: image.digester,
-            chunk_size: image.chunk_size,
-        }
+/// Sees to it that two images are of one kind.
+fn alike(first: &Source, second: &Source) -> Result<(), GenerateError> {
+    match kind_of(&first.image).difference(&kind_of(&second.image)) {
+        None => Ok(()),
+        Some(Difference { what, ours, theirs }) => Err(GenerateError::Differ {
+            first: first.name.clone(),
+            second: second.name.clone(),
+            what,
+            ours,
+            theirs,
+        }),
     }
+}
 
-    /// Sees to it that `second` is of this kind, which is that of `first`.
-    fn same(&self, first: &Source, second: &Source) -> Result<(), GenerateError> {
-        let other = Self::of(&second.image);
-        let size = |size: u32| format!("{size:#x}");
-        let facts = [
-            (
-                "RAFS version",
-                self.version.to_string(),
-                other.version.to_string(),
-            ),
-            (
-                "digester",
-                self.digester.to_string(),
-                other.digester.to_string(),
-            ),
-            ("chunk size", size(self.chunk_size), size(other.chunk_size)),
-        ];
-        match facts.into_iter().find(|(_, ours, theirs)| ours != theirs) {
-            None => Ok(()),
-            Some((what, ours, theirs)) => Err(GenerateError::Differ {
-                first: first.name.clone(),
-                second: second.name.clone(),
-                what,
-                ours,
-                theirs,
-            }),
-        }
-    }
-
-    /// An image of these chunks, each a file.
-    fn image(&self, chosen: Vec<Blob>) -> Image {
-        let mut tree = Tree::new();
-        let root = directory();
-        *tree.inode_mut(InodeId::ROOT) = root;
-        let (mut blobs, mut chunks) = (Vec::new(), Vec::new());
-        for (index, Blob { info, rows }) in (0_u32..).zip(chosen) {
-            let mut names = BTreeMap::new();
-            for (row, record) in rows {
-                let id = ChunkId(chunks.len() as u32);
-                chunks.push(ChunkRecord {
-                    blob_index: index,
-                    ..record
-                });
-                let file = Inode {
-                    mode: mode::REGULAR | 0o444,
-                    content: Content::Regular {
-                        size: u64::from(record.uncompressed_size),
-                        chunks: Box::new([id]),
-                    },
-                    ..directory()
-                };
-                // Rows in the order of their numbers.
-                names.insert(format!("{row:08}").into_bytes().into(), tree.add(file));
-            }
-            let inode = tree.add(Inode {
-                content: Content::Directory(names),
+/// An image of these chunks, each a file.
+fn image(kind: &Kind, chosen: Vec<Blob>) -> Image {
+    let mut tree = Tree::new();
+    let root = directory();
+    *tree.inode_mut(InodeId::ROOT) = root;
+    let (mut blobs, mut chunks) = (Vec::new(), Vec::new());
+    for (index, Blob { info, rows }) in (0_u32..).zip(chosen) {
+        let mut names = BTreeMap::new();
+        for (row, record) in rows {
+            let id = ChunkId(chunks.len() as u32);
+            chunks.push(ChunkRecord {
+                blob_index: index,
+                ..record
+            });
+            let file = Inode {
+                mode: mode::REGULAR | 0o444,
+                content: Content::Regular {
+                    size: u64::from(record.uncompressed_size),
+                    chunks: Box::new([id]),
+                },
                 ..directory()
-            });
-            let name = info.id.as_str().as_bytes().into();
-            if let Some(entries) = tree.entries_mut(InodeId::ROOT) {
-                entries.insert(name, inode);
-            }
-            blobs.push(BlobInfo {
-                index,
-                // It is so in a layer's own bootstrap only.
-                features: info.features - BlobFeatures::INLINED_FS_META,
-                ..info
-            });
+            };
+            // Rows in the order of their numbers.
+            names.insert(format!("{row:08}").into_bytes().into(), tree.add(file));
         }
-        Image {
-            version: self.version,
-            tree,
-            compressor: blobs
-                .first()
-                .map_or(rafs_format::Compressor::None, |blob| blob.compressor),
-            blobs,
-            chunks,
-            chunk_size: self.chunk_size,
-            prefetch: Vec::new(),
-            digester: self.digester,
-            explicit_owners: true,
-            tarfs: false,
+        let inode = tree.add(Inode {
+            content: Content::Directory(names),
+            ..directory()
+        });
+        let name = info.id.as_str().as_bytes().into();
+        if let Some(entries) = tree.entries_mut(InodeId::ROOT) {
+            entries.insert(name, inode);
         }
+        blobs.push(BlobInfo {
+            index,
+            // It is so in a layer's own bootstrap only.
+            features: info.features - BlobFeatures::INLINED_FS_META,
+            ..info
+        });
+    }
+    Image {
+        version: kind.version,
+        tree,
+        compressor: blobs
+            .first()
+            .map_or(Compressor::None, |blob| blob.compressor),
+        blobs,
+        chunks,
+        chunk_size: kind.chunk_size,
+        prefetch: Vec::new(),
+        digester: kind.digester,
+        explicit_owners: true,
+        tarfs: false,
     }
 }
 
@@ -323,18 +301,19 @@ fn directory() -> Inode {
 
 #[cfg(test)]
 mod tests {
-    use rafs_format::{ChunkFlags, Compressor};
+    use rafs_format::{ChunkFlags, Digester, Version};
 
     use super::*;
 
     /// An image of one blob with chunks of such contents and sizes.
     fn source(name: &str, blob: &str, chunks: &[(u8, u32)]) -> Source {
-        let mut image = Kind {
+        let kind = Kind {
             version: Version::V6,
             digester: Digester::Blake3,
+            compressor: Compressor::Zstd,
             chunk_size: 1 << 20,
-        }
-        .image(Vec::new());
+        };
+        let mut image = image(&kind, Vec::new());
         let id = BlobId::new(blob).unwrap();
         let info = BlobInfo::new(id, 1 << 20, Compressor::Zstd, Digester::Blake3);
         image.blobs.push(info);

@@ -7,6 +7,7 @@
 
 mod generate;
 mod index;
+mod kind;
 mod places;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Digest};
 
 pub use generate::{GenerateError, Generated, Source, generate};
 pub use index::{ChunkIndex, IndexBuilder, IndexEntry, IndexFull, Parts};
+pub use kind::{Difference, Kind};
 
 /// What makes two chunks the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
