@@ -1,6 +1,6 @@
 //! Second stage: in input order, which chunks are new and where they go.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -204,7 +204,7 @@ impl<'a> Chunks<'a> {
     /// Enters the chunks of a job in order.
     fn enter(&mut self, hashed: Hashed) -> Result<(), Error> {
         let pieces = hashed.pieces.clone();
-        let mut found = self.look_up_new(&pieces).into_iter();
+        let mut found = self.look_up_new(&pieces);
         let new = vec![false; pieces.len()];
         self.jobs.push_back(Entered { hashed, new });
         let job = self.first_job + self.jobs.len() - 1;
@@ -225,7 +225,7 @@ impl<'a> Chunks<'a> {
                         job,
                         position,
                     };
-                    self.first_use(member, &found.next().unwrap_or_default())?;
+                    self.first_use(member, &found.remove(&key).unwrap_or_default())?;
                     id
                 }
             };
@@ -234,16 +234,16 @@ impl<'a> Chunks<'a> {
         Ok(())
     }
 
-    /// Where the dictionary has the chunks of a job that are new in this layer, in the order in which they first come;
-    /// nothing without a dictionary.
-    fn look_up_new(&self, pieces: &[Piece]) -> Vec<Vec<ChunkRecord>> {
+    /// Where the dictionary has the chunks of a job that are new in this layer; nothing without a dictionary.
+    fn look_up_new(&self, pieces: &[Piece]) -> HashMap<ChunkKey, Vec<ChunkRecord>> {
         let Some(dictionary) = &self.options.dictionary else {
-            return Vec::new();
+            return HashMap::new();
         };
-        let mut seen = HashSet::new();
-        let new = |key: &ChunkKey| self.known.find(key).is_none() && seen.insert(*key);
-        let keys: Vec<ChunkKey> = pieces.iter().map(key).filter(new).collect();
-        dictionary.all_places(&keys)
+        let new = |key: &ChunkKey| self.known.find(key).is_none();
+        let keys: HashSet<ChunkKey> = pieces.iter().map(key).filter(new).collect();
+        let keys: Vec<ChunkKey> = keys.into_iter().collect();
+        let places = dictionary.all_places(&keys);
+        keys.into_iter().zip(places).collect()
     }
 
     /// The first job if it is known of all its chunks whether they are stored.
