@@ -19,7 +19,7 @@ use crate::Error;
 
 pub use estargz::build_estargz;
 pub use tarfs::build_tarfs;
-pub use targz::build_targz;
+pub use targz::{build_targz, build_targz_with};
 
 /// The error for a file that has no place in the tar as a whole.
 fn sparse() -> io::Error {

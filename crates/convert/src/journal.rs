@@ -107,6 +107,11 @@ impl Key {
         Self(Digest::of(text.as_bytes()))
     }
 
+    /// The same where the layer is referred to instead of being converted.
+    pub(crate) fn of_reference(&self) -> Self {
+        Self(Digest::of(format!("{}\nreference", self.0).as_bytes()))
+    }
+
     /// What it is known by elsewhere.
     pub(crate) fn digest(&self) -> Digest {
         self.0

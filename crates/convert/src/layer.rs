@@ -10,6 +10,7 @@ use tree::Image;
 use crate::cache::OpenCache;
 use crate::error::LayerError;
 use crate::journal::{Journal, Key, Record};
+use crate::reference;
 use crate::reuse::{self, Origin};
 use crate::stream;
 use crate::{ChunkDictionary, TOTAL};
@@ -39,6 +40,8 @@ pub(crate) struct Blob {
     pub size: u64,
     /// Its chunk table; `None` without chunks.
     pub table: Option<ChunkTable>,
+    /// The layer that has the data, if the blob only describes it.
+    pub original: Option<Digest>,
 }
 
 /// Where layers come from and go to.
@@ -51,6 +54,8 @@ pub(crate) struct Places<'a> {
     pub journal: Option<&'a Journal>,
     pub cache: Option<&'a OpenCache>,
     pub dictionary: Option<&'a ChunkDictionary>,
+    /// Whether layers are described where that can be, not converted.
+    pub reference: bool,
     pub progress: &'a dyn Progress,
 }
 
@@ -74,10 +79,15 @@ pub(crate) fn convert(
     // What a layer shares with others depends on them, too.
     let key = matches!(dedup, Dedup::Layer).then(|| {
         let dictionary = places.dictionary.map(ChunkDictionary::id);
-        Key::new(descriptor, diff_id, options, dictionary)
+        let key = Key::new(descriptor, diff_id, options, dictionary);
+        match places.reference {
+            true => key.of_reference(),
+            false => key,
+        }
     });
     let found = key.as_ref();
     if let Some(layer) = found.and_then(|key| reuse::find(places, descriptor, key, options)) {
+        reference::take_along(places, descriptor, &layer, options)?;
         places.progress.advanced(&task, descriptor.size);
         places.progress.advanced(TOTAL, descriptor.size);
         let summary = match layer.reused {
@@ -116,6 +126,7 @@ pub(crate) fn convert(
     {
         tracing::debug!("the journal cannot be written: {error}");
     }
+    reference::take_along(places, descriptor, &layer, options)?;
     let summary = format!(
         "blob {}, {} bytes",
         &layer.blob.digest.hex()[..12],
@@ -133,11 +144,17 @@ fn build(
     options: &BuildOptions,
     dedup: Dedup,
 ) -> Result<(ConvertedLayer, Option<Digest>), LayerError> {
-    let stored = Counted {
-        inner: places.source.open_blob(descriptor)?,
-        progress: places.progress,
-        task,
-    };
+    if places.reference && !reference::is_zstd(descriptor) {
+        match reference::build(places, task, descriptor, diff_id, options) {
+            Err(error) if reference::is_unfit(&error) => {
+                let (layer, why) = (descriptor.digest, crate::error::causes(&error));
+                tracing::info!("layer {layer} is converted, it can't be read in pieces: {why}");
+                places.progress.started(task, Some(descriptor.size));
+            }
+            done => return done,
+        }
+    }
+    let stored = open(places, task, descriptor)?;
     let mut writer = places.blobs().blob_writer()?;
     let (built, actual) = std::thread::scope(|scope| {
         let stream = stream::open(scope, stored, &options.cancel);
@@ -158,11 +175,25 @@ fn build(
             digest,
             size,
             table: built.table,
+            original: None,
         },
         reused: None,
         record: None,
     };
     Ok((layer, built.bootstrap_digest.map(Digest::from)))
+}
+
+/// The stored bytes of a layer; reports what is read.
+pub(crate) fn open<'a>(
+    places: &Places<'a>,
+    task: &'a str,
+    descriptor: &Descriptor,
+) -> Result<impl Read + Send + use<'a>, LayerError> {
+    Ok(Counted {
+        inner: places.source.open_blob(descriptor)?,
+        progress: places.progress,
+        task,
+    })
 }
 
 /// Reports what is read through it.

@@ -27,6 +27,7 @@ mod merged;
 mod optimize;
 mod options;
 mod piece;
+mod reference;
 mod report;
 mod reuse;
 mod savings;
@@ -110,6 +111,7 @@ pub fn convert_image(
             journal: journal.as_ref(),
             cache: cache.as_ref(),
             dictionary: dictionary.as_ref(),
+            reference: options.reference,
             progress,
         };
         let error = match attempt(places, &selected, options, cancel) {

@@ -8,7 +8,7 @@ use builder::{Budget, BuildOptions, ChunkTable};
 use image::nydus::{self, BootstrapLayer};
 use image::{Descriptor, Digest, Manifest, Platform, Selected, Source, Target, media};
 use progress::Cancel;
-use rafs_format::{BLOBS_MAX, BlobId, Version};
+use rafs_format::{BLOBS_MAX, BlobId, Digester, Version};
 use serde_json::Value;
 use tree::{Image, Tree};
 
@@ -98,6 +98,10 @@ impl<'a> Context<'a> {
         build.chunk_size = options.chunk_size;
         build.batch_size = options.batch_size;
         build.prefetch.clone_from(&options.prefetch);
+        if options.reference {
+            // What describes layers knows no other.
+            build.digester = Digester::Sha256;
+        }
         build.cancel = cancel.clone();
         if let Some(dictionary) = places.dictionary {
             dictionary.apply(&mut build);
@@ -220,7 +224,10 @@ impl<'a> Context<'a> {
             .iter()
             .map(|&position| &layers.blobs[position]);
         let blobs = blobs
-            .map(|blob| nydus::blob_descriptor(blob.digest, blob.size))
+            .map(|blob| match blob.original {
+                Some(original) => nydus::ref_descriptor(blob.digest, blob.size, original),
+                None => nydus::blob_descriptor(blob.digest, blob.size),
+            })
             .collect();
         dictionary::look_again(&dictionary, self.places.blobs(), self.cancel)?;
         let manifest = self.put_documents(image, &config, (blobs, &dictionary), &bootstrap)?;
@@ -487,7 +494,8 @@ fn is_about_all(error: &Error) -> bool {
 
 /// The blobs of an image that none of its layers is, by id.
 fn foreign(image: &Image, own: &[Blob]) -> Vec<BlobId> {
-    let own: HashSet<String> = own.iter().map(|blob| blob.digest.hex()).collect();
+    let data = |blob: &Blob| blob.original.unwrap_or(blob.digest).hex();
+    let own: HashSet<String> = own.iter().map(data).collect();
     let mut ids: Vec<BlobId> = image.blobs.iter().map(|blob| blob.id.clone()).collect();
     ids.retain(|id| !own.contains(id.as_str()));
     ids.sort_unstable();
@@ -581,7 +589,7 @@ mod tests {
             chunk_size,
             prefetch: Vec::new(),
             compressor: rafs_format::Compressor::None,
-            digester: rafs_format::Digester::Blake3,
+            digester: Digester::Blake3,
             explicit_owners: true,
             tarfs: false,
         };

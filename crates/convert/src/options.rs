@@ -56,6 +56,9 @@ pub struct ConvertOptions {
     pub cache: Option<BuildCache>,
     /// Whether the result is an index of the source's images, each with an empty layer below, and the new ones.
     pub merge: bool,
+    /// Whether layers stay as they are, and only what describes them is made: their blobs are the original layers, as far
+    /// as they can be read in pieces. Needs v6 and OCI's media types.
+    pub reference: bool,
     /// Whether new manifests refer to those they were made of.
     pub referrer: bool,
     /// Name of the source in the manifest's annotations.
@@ -91,6 +94,7 @@ impl ConvertOptions {
             journal: None,
             cache: None,
             merge: false,
+            reference: false,
             referrer: false,
             source_name: None,
         }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use bootstrap::Parsed;
 use builder::{BuildOptions, ChunkTable};
 use chunkdict::{ChunkKey, Dictionary, is_usable};
-use image::{Descriptor, Target, nydus};
+use image::{Descriptor, nydus};
 use rafs_format::BlobId;
 use storage::BlobReader;
 use tree::Image;
@@ -17,6 +17,7 @@ use crate::cache::{CacheRecord, OpenCache};
 use crate::error::causes;
 use crate::journal::{Key, Record};
 use crate::layer::{Blob, ConvertedLayer, Places};
+use crate::reference;
 
 type Unusable = Box<dyn std::error::Error + Send + Sync>;
 
@@ -38,21 +39,31 @@ pub(crate) fn find(
 ) -> Option<ConvertedLayer> {
     let noted = places.journal.and_then(|journal| journal.find(key));
     noted
-        .and_then(|record| from_target(places.blobs(), key, &record, options))
+        .and_then(|record| from_target(places, layer, key, &record, options))
         .or_else(|| from_cache(places, places.cache?, layer, key, options))
 }
 
 /// The layer of a record whose blob is in the target.
 fn from_target(
-    target: &Target,
+    places: &Places<'_>,
+    layer: &Descriptor,
     key: &Key,
     record: &Record,
     options: &BuildOptions,
 ) -> Option<ConvertedLayer> {
+    let target = places.blobs();
     let take = || match target.contains(&record.blob, record.size)? {
         true => {
             let blob = target.blob(&record.blob, record.size)?;
-            load(&*blob, key, record, options, Origin::Journal).map(Some)
+            load(
+                places,
+                &*blob,
+                layer,
+                (key, record),
+                options,
+                Origin::Journal,
+            )
+            .map(Some)
         }
         false => Ok(None),
     };
@@ -67,11 +78,11 @@ fn from_target(
 fn from_cache(
     places: &Places<'_>,
     cache: &OpenCache,
-    layer: &Descriptor,
+    descriptor: &Descriptor,
     key: &Key,
     options: &BuildOptions,
 ) -> Option<ConvertedLayer> {
-    let (name, layer) = (cache.name(), &layer.digest);
+    let (name, layer) = (cache.name(), &descriptor.digest);
     let Some(known) = cache.find(key) else {
         if cache.knows(layer) {
             tracing::info!(
@@ -80,7 +91,8 @@ fn from_cache(
         }
         return None;
     };
-    match bring(places, cache, known, key, options) {
+    let loaded = bring(places, cache, known, (descriptor, key), options);
+    match loaded {
         Ok(found) => {
             cache.trust();
             Some(found)
@@ -100,7 +112,7 @@ fn bring(
     places: &Places<'_>,
     cache: &OpenCache,
     known: &CacheRecord,
-    key: &Key,
+    (original, key): (&Descriptor, &Key),
     options: &BuildOptions,
 ) -> Result<ConvertedLayer, Unusable> {
     let source = cache.source().ok_or("the cache has no blobs")?;
@@ -113,7 +125,14 @@ fn bring(
         let (size, want) = (blob.size(), record.size);
         return Err(format!("blob {} has {size} bytes, not {want}", record.blob).into());
     }
-    let layer = load(&*blob, key, record, options, Origin::Cache)?;
+    let layer = load(
+        places,
+        &*blob,
+        original,
+        (key, record),
+        options,
+        Origin::Cache,
+    )?;
     let descriptor = nydus::blob_descriptor(record.blob, record.size);
     places.blobs().copy(source, &descriptor, &options.cancel)?;
     Ok(layer)
@@ -121,9 +140,10 @@ fn bring(
 
 /// Reads a layer back from its blob.
 fn load(
+    places: &Places<'_>,
     blob: &dyn BlobReader,
-    key: &Key,
-    record: &Record,
+    layer: &Descriptor,
+    (key, record): (&Key, &Record),
     options: &BuildOptions,
     origin: Origin,
 ) -> Result<ConvertedLayer, Unusable> {
@@ -132,6 +152,16 @@ fn load(
         return Err(format!("blob {} has another bootstrap", record.blob).into());
     }
     let mut image = Parsed::parse(bootstrap)?.load()?;
+    if places.reference
+        && let Some(described) = reference::load(&mut image, blob, layer, record, options)?
+    {
+        return Ok(ConvertedLayer {
+            image,
+            blob: described,
+            reused: Some(origin),
+            record: Some((key.clone(), record.clone())),
+        });
+    }
     if let Some(what) = difference(&image, record.size, options) {
         return Err(format!("blob {} has {what} than these options make", record.blob).into());
     }
@@ -154,6 +184,7 @@ fn load(
             digest: record.blob,
             size: record.size,
             table,
+            original: None,
         },
         reused: Some(origin),
         record: Some((key.clone(), record.clone())),

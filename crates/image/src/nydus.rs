@@ -99,6 +99,13 @@ pub fn blob_descriptor(digest: Digest, size: u64) -> Descriptor {
     descriptor
 }
 
+/// The layer descriptor of a blob that describes the layer `original`, which has the data.
+pub fn ref_descriptor(digest: Digest, size: u64, original: Digest) -> Descriptor {
+    let mut descriptor = blob_descriptor(digest, size);
+    descriptor.annotate(ANNOTATION_REF, original.to_string());
+    descriptor
+}
+
 /// The layer descriptor of a bootstrap, in the family of media types that `manifest_type` is of.
 pub fn bootstrap_layer_descriptor(
     manifest_type: &str,

@@ -81,6 +81,11 @@ options!(
 );
 
 impl Choice<'_> {
+    /// Whether one was chosen.
+    pub fn is_given(&self) -> bool {
+        self.kind.is_some()
+    }
+
     /// The backend, if one was chosen.
     pub fn open(&self, places: &Places) -> Result<Option<Backend>> {
         let Some(config) = self.config()? else {

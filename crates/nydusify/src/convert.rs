@@ -12,7 +12,7 @@ use convert::{ChunkDictionary, ConvertOptions, ConvertReport, DedupScope, Error}
 use image::nydus::BOOTSTRAP_SIZE_MAX;
 use image::{Location, Platform, PlatformChoice, Source};
 use indicatif::MultiProgress;
-use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor};
+use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Version};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Usage, any_path, given, refuse, switch};
@@ -100,6 +100,13 @@ pub struct ConvertArgs {
           default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
           value_parser = switch)]
     with_referrer: bool,
+
+    /// Leave the layers as they are and only describe them, so that they can be mounted lazily (zran): the new image
+    /// refers to the original layers, which are brought to the target. Implies --oci; needs version 6
+    #[arg(long, env = "OCI_REF", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
+          value_parser = switch)]
+    oci_ref: bool,
 
     /// Turn Docker's media types into OCI's
     #[arg(long, env = "OCI", num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -238,7 +245,6 @@ impl Table for Unbuilt {
     const FLAGS: &'static [Flag] = &[
         Flag::value("source-backend-type", "SOURCE_BACKEND_TYPE").without_variable(),
         Flag::value("source-backend-config", "SOURCE_BACKEND_CONFIG").without_variable(),
-        Flag::switch("oci-ref", "OCI_REF"),
         Flag::switch("reverse", "REVERSE"),
     ];
 }
@@ -490,13 +496,19 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
             .context("cannot count the processors; use --threads")?,
     };
     let defaults = ConvertOptions::new(threads);
+    if args.oci_ref {
+        check_reference(args)?;
+    }
     Ok(ConvertOptions {
         platform: match (args.all_platforms, &*args.platform) {
             (true, _) => PlatformChoice::All,
             (false, []) => PlatformChoice::Host,
             (false, platforms) => PlatformChoice::Only(platforms.to_vec()),
         },
-        version: args.fs_version.parse()?,
+        version: match args.oci_ref {
+            true => Version::V6,
+            false => args.fs_version.parse()?,
+        },
         aligned_chunk: args.fs_align_chunk,
         compressor,
         level: args.compression_level.unwrap_or(defaults.level),
@@ -507,7 +519,8 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
             Scope::Image => DedupScope::Image,
         },
         prefetch: prefetch(args)?,
-        oci: args.oci && !args.docker_v2_format,
+        oci: args.oci_ref || args.oci && !args.docker_v2_format,
+        reference: args.oci_ref,
         memory: args.memory.unwrap_or(defaults.memory),
         check: args.check,
         merge: args.merge_platform,
@@ -515,6 +528,25 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
         journal: journal(args),
         ..defaults
     })
+}
+
+/// Refuses what makes no sense where layers stay as they are.
+fn check_reference(args: &ConvertArgs) -> Result<(), Usage> {
+    let wrong = [
+        (
+            args.chunk_dict.as_ref().is_some_and(|d| !d.is_empty()),
+            "--chunk-dict",
+        ),
+        (args.batch_size != 0, "--batch-size"),
+        (args.dedup == Scope::Image, "--dedup image"),
+        (args.backend.choice().is_given(), "--backend-type"),
+    ];
+    match wrong.iter().find(|(given, _)| *given) {
+        Some((_, flag)) => Err(Usage(format!(
+            "{flag} cannot be used with --oci-ref: the layers stay as they are"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The directory of the journal; none if nobody says where the user's caches are.

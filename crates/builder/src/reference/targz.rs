@@ -54,6 +54,20 @@ pub fn build_targz(
     out: impl Write,
     options: &BuildOptions,
 ) -> Result<BuiltLayer, Error> {
+    build_targz_with(source, compression, out, options, &mut |_| {})
+}
+
+/// As [`build_targz`]; `passing` gets the bytes of the tar, in order.
+///
+/// # Errors
+/// As [`build_targz`].
+pub fn build_targz_with(
+    source: impl Read + Send,
+    compression: Compression,
+    out: impl Write,
+    options: &BuildOptions,
+    passing: &mut dyn FnMut(&[u8]),
+) -> Result<BuiltLayer, Error> {
     if options.version != Version::V6 {
         return Err(Error::NotInV5("a layer's tar as the blob"));
     }
@@ -78,7 +92,7 @@ pub fn build_targz(
             return Err(Error::Cut(error));
         }
     };
-    let (tree, mut chunks, scanned) = scan(source, gzip, options)?;
+    let (tree, mut chunks, scanned) = scan(source, gzip, options, passing)?;
     let Scanned { id, len, index } = scanned;
     if len > SOURCE_MAX {
         return Err(Error::TooLarge {
@@ -147,11 +161,12 @@ struct Scanned {
 }
 
 /// Reads the source once: its tree, the chunks of its files, and all about itself.
-fn scan(
+fn scan<'a>(
     source: impl Read + Send,
     gzip: bool,
-    options: &BuildOptions,
-) -> Result<(Tree, Chunks<'_>, Scanned), Error> {
+    options: &'a BuildOptions,
+    passing: &mut dyn FnMut(&[u8]),
+) -> Result<(Tree, Chunks<'a>, Scanned), Error> {
     let mut chunks = Chunks {
         options,
         known: ChunkTable::default(),
@@ -188,6 +203,7 @@ fn scan(
         let reader = Parts {
             parts,
             used,
+            passing,
             current: Vec::new(),
             position: 0,
         };
@@ -403,21 +419,23 @@ fn pump(
 }
 
 /// What [`pump`] sends.
-struct Parts {
+struct Parts<'a> {
     parts: Receiver<io::Result<Vec<u8>>>,
     /// Takes used parts back.
     used: Sender<Vec<u8>>,
+    passing: &'a mut dyn FnMut(&[u8]),
     current: Vec<u8>,
     position: usize,
 }
 
-impl Read for Parts {
+impl Read for Parts<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.position == self.current.len() {
             // A closed channel is the end, or follows the error.
             let next = self.parts.recv().unwrap_or_else(|_| Ok(Vec::new()))?;
             let used = std::mem::replace(&mut self.current, next);
             self.position = 0;
+            (self.passing)(&self.current);
             self.used.send(used).ok();
         }
         let part = &self.current[self.position..];

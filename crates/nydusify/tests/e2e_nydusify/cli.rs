@@ -22,11 +22,7 @@ fn help_and_messages() {
 #[test]
 fn flags_that_are_not_built_are_refused_before_any_work() {
     let place = Place::new();
-    let flags: [&[&str]; 3] = [
-        &["--oci-ref"],
-        &["--reverse"],
-        &["--source-backend-type", "modelfile"],
-    ];
+    let flags: [&[&str]; 2] = [&["--reverse"], &["--source-backend-type", "modelfile"]];
     for flag in flags {
         let ran = convert(&fixture(), &place.oci("nydus", "v6"), flag).exits(2);
         assert!(ran.stderr.contains("not supported yet"), "{ran}");

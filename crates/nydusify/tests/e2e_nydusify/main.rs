@@ -15,6 +15,7 @@ mod docs;
 mod dump;
 mod images;
 mod merged;
+mod oci_ref;
 mod optimize;
 mod support;
 mod terminal;

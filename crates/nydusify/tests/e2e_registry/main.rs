@@ -3,6 +3,7 @@
 
 mod build_cache;
 mod killed;
+mod oci_ref;
 mod refused;
 mod schedules;
 mod support;

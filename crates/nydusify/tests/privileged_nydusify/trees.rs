@@ -238,3 +238,30 @@ fn privileged_the_cache_outlives_a_killed_mount() {
     mount.stop().ok();
     assert!(before > 2_000_000 && stored(&place.path("cache")) <= before + 65_536);
 }
+
+#[test]
+fn privileged_layers_that_stay_as_they_are_show_the_expected_tree() {
+    let name = "privileged_layers_that_stay_as_they_are_show_the_expected_tree";
+    let Some(place) = Place::new(name) else {
+        return;
+    };
+    let corner::Corner { layers, expect } = corner::image();
+    let mut layout_at = Layout::create(Box::leak(place.path("source").into_boxed_path()));
+    let packings = [Packing::GzipMembers, Packing::Gzip, Packing::None];
+    let packed: Vec<Layer> = layers
+        .iter()
+        .zip(packings.into_iter().cycle())
+        .map(|(tar, packing)| Layer::new(tar, packing))
+        .collect();
+    let image = layout_at.manifest(&packed, Flavour::Oci);
+    layout_at.tag(&image, "latest");
+    let target = place.converted(&place.oci("source", "latest"), &["--oci-ref", "--check"]);
+    for mode in modes(name, &place) {
+        for prefetch in ["--no-prefetch", "--prefetch"] {
+            let _ = std::fs::remove_dir_all(place.path("cache"));
+            let mount = place.mount(&target, &["--mode", mode, prefetch]);
+            assert_equal(&expect.compare(mount.path()));
+            mount.stop().ok();
+        }
+    }
+}
