@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use crate::Error;
+
 /// One line of `/proc/self/mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
@@ -53,6 +55,28 @@ impl MountEntry {
 pub fn find_mount(mountpoint: &Path) -> io::Result<Option<MountEntry>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     Ok(topmost(&table, mountpoint))
+}
+
+/// The mount of ours at `path`, and `path` as an absolute one without symlinks.
+///
+/// # Errors
+/// If the path leads nowhere, or what is mounted there is not ours.
+pub(crate) fn our_mount(path: &Path) -> Result<(PathBuf, MountEntry), Error> {
+    let absolute = path.canonicalize().map_err(|source| Error::MountPoint {
+        path: path.to_owned(),
+        source,
+    })?;
+    let entry = find_mount(&absolute).map_err(|source| Error::System {
+        what: "/proc/self/mountinfo",
+        source,
+    })?;
+    let Some(entry) = entry.filter(MountEntry::is_ours) else {
+        return Err(Error::NotOurs {
+            path: path.to_owned(),
+            found: String::new(),
+        });
+    };
+    Ok((absolute, entry))
 }
 
 /// Every mount, the topmost last.

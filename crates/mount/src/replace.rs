@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::Error;
 use crate::erofs::holders;
-use crate::mountinfo::{MountEntry, find_mount};
+use crate::mountinfo::{MountEntry, our_mount};
 use crate::overlay;
 use crate::unmount::Processes;
 
@@ -28,20 +28,7 @@ const RESEND: (u32, u32) = (6, 9);
 /// When there is no mount of ours, the kernel is too old for it, or its processes do not go or can't be seen.
 pub fn replace(mountpoint: &Path, patience: Duration) -> Result<(), Error> {
     let path = mountpoint;
-    let absolute = path.canonicalize().map_err(|source| Error::MountPoint {
-        path: path.to_owned(),
-        source,
-    })?;
-    let entry = find_mount(&absolute).map_err(|source| Error::System {
-        what: "/proc/self/mountinfo",
-        source,
-    })?;
-    let Some(entry) = entry.filter(MountEntry::is_ours) else {
-        return Err(Error::NotOurs {
-            path: path.to_owned(),
-            found: String::new(),
-        });
-    };
+    let (absolute, entry) = our_mount(path)?;
     let failed = |why: &'static str| Error::NotReplaced {
         path: path.to_owned(),
         why,

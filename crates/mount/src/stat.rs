@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::erofs::holders;
 use crate::metrics::{self, Samples};
+use crate::mountinfo::our_mount;
 use crate::unmount::Processes;
-use crate::{Error, MountEntry, find_mount};
+use crate::{Error, MountEntry};
 
 /// What is known of a mount.
 #[derive(Debug, Clone)]
@@ -39,22 +40,7 @@ pub struct Process {
 /// # Errors
 /// When there is no mount of ours, or nobody answers.
 pub fn stat(mountpoint: &Path, patience: Duration) -> Result<Stat, Error> {
-    let absolute = mountpoint
-        .canonicalize()
-        .map_err(|source| Error::MountPoint {
-            path: mountpoint.to_owned(),
-            source,
-        })?;
-    let entry = find_mount(&absolute).map_err(|source| Error::System {
-        what: "/proc/self/mountinfo",
-        source,
-    })?;
-    let Some(entry) = entry.filter(MountEntry::is_ours) else {
-        return Err(Error::NotOurs {
-            path: mountpoint.to_owned(),
-            found: String::new(),
-        });
-    };
+    let (absolute, entry) = our_mount(mountpoint)?;
     let place = metrics::place(&entry.device);
     let answer = place.and_then(|place| metrics::ask(&place, patience));
     let (text, peer) = answer.map_err(|source| Error::NoFigures {
