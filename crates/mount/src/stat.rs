@@ -1,7 +1,8 @@
 //! A mount's figures, asked for by another process.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use std::{io, thread};
 
 use crate::erofs::holders;
 use crate::metrics::{self, Samples};
@@ -42,7 +43,7 @@ pub struct Process {
 pub fn stat(mountpoint: &Path, patience: Duration) -> Result<Stat, Error> {
     let (absolute, entry) = our_mount(mountpoint)?;
     let place = metrics::place(&entry.device);
-    let answer = place.and_then(|place| metrics::ask(&place, patience));
+    let answer = place.and_then(|place| ask(&place, patience));
     let (text, peer) = answer.map_err(|source| Error::NoFigures {
         path: mountpoint.to_owned(),
         source,
@@ -52,6 +53,31 @@ pub fn stat(mountpoint: &Path, patience: Duration) -> Result<Stat, Error> {
         mountpoint: absolute,
         samples: Samples::parse(&text),
     })
+}
+
+/// Asks again for as long as `patience` lasts where the process that answered is just being replaced by another one.
+fn ask(place: &Path, patience: Duration) -> io::Result<(String, Option<u32>)> {
+    let began = Instant::now();
+    loop {
+        match metrics::ask(place, patience) {
+            Err(error) if is_passing(&error) && began.elapsed() < patience => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// What a process that dies leaves to those who asked it, and who ask before the next one listens.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
+    let passing = [
+        BrokenPipe,
+        ConnectionRefused,
+        ConnectionReset,
+        UnexpectedEof,
+    ];
+    passing.contains(&error.kind())
 }
 
 fn processes(entry: &MountEntry, mountpoint: &Path, peer: Option<u32>) -> Vec<Process> {

@@ -89,6 +89,9 @@ pub(crate) fn ask(path: &Path, patience: Duration) -> io::Result<(String, Option
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(ANSWER_MAX).read_to_string(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let broken = || io::Error::new(io::ErrorKind::InvalidData, "the answer is none of ours");
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(broken)?;
     if !head.starts_with("HTTP/1.1 200 ") {
