@@ -190,7 +190,7 @@ impl KnownChunks {
     }
 
     /// The chunk at a position that [`KnownChunks::find`] gave.
-    pub(crate) fn get(&self, slot: usize) -> Option<&KnownChunk> {
+    pub fn get(&self, slot: usize) -> Option<&KnownChunk> {
         self.chunks.get(slot)
     }
 
@@ -201,7 +201,7 @@ impl KnownChunks {
     }
 
     /// Positions of the chunks that touch a run of the uncompressed address space, in its order.
-    pub(crate) fn within(&self, run: &Range<u64>) -> impl Iterator<Item = usize> {
+    pub fn within(&self, run: &Range<u64>) -> impl Iterator<Item = usize> {
         let chunk = |slot: &u32| self.chunks.get(usize::try_from(*slot).ok()?);
         let first = self
             .by_offset

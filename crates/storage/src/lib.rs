@@ -35,7 +35,7 @@ pub use meta::{read_blob_meta, read_blob_meta_from, read_chunk_table};
 pub use mirror::{Mirror, MirrorStats, MirroredBlob, MirroredSource, Mirrors, Standing, Tolerance};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
 pub use store::{
-    BlobDetails, ChunkStore, Details, HandedOver, Sequence, Stats, StoreOptions,
-    complete_cache_files,
+    BlobDetails, ChunkStore, Decoded, Details, Fetch, HandedOver, Observer, Purpose, Sequence,
+    Stats, StoreOptions, complete_cache_files,
 };
 pub use words::{Counter, Histogram, Timer, Times, Words};

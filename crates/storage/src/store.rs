@@ -11,9 +11,11 @@ mod budget;
 mod elsewhere;
 mod fetch;
 mod fill;
+mod first;
 mod flight;
 mod hand_over;
 mod limit;
+mod observer;
 mod prefetch;
 mod recent;
 mod sequence;
@@ -29,6 +31,7 @@ use std::time::Duration;
 use rafs_format::{BlobInfo, Bootstrap, ChunkPointer};
 
 pub use hand_over::HandedOver;
+pub use observer::{Decoded, Fetch, Observer, Purpose};
 pub use sequence::Sequence;
 pub use stats::{BlobDetails, Details, Stats};
 
@@ -44,6 +47,7 @@ use budget::Budget;
 use elsewhere::Elsewhere;
 use flight::Flights;
 use limit::Limit;
+use observer::Watch;
 use prefetch::Prefetch;
 use recent::Recent;
 use stats::{Counters, add};
@@ -80,6 +84,8 @@ pub struct StoreOptions {
     pub boot_id: Option<String>,
     /// Where to count; in words of its own if not given.
     pub words: Option<Arc<Words>>,
+    /// Who is told what the store does.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 impl Default for StoreOptions {
@@ -97,6 +103,7 @@ impl Default for StoreOptions {
             barrier_bytes: 256 << 20,
             boot_id: None,
             words: None,
+            observer: None,
         }
     }
 }
@@ -122,6 +129,7 @@ struct Inner {
     budget: Arc<Budget>,
     recent: Recent,
     counters: Counters,
+    watch: Watch,
     words: Arc<Words>,
     barrier: Barrier,
     prefetch: Prefetch,
@@ -209,6 +217,7 @@ impl ChunkStore {
             budget: Budget::new(options.memory),
             recent: Recent::new(options.recent),
             counters,
+            watch: Watch::new(options.observer.clone()),
             words,
             barrier: Barrier::new(options.barrier_interval, options.barrier_bytes),
             prefetch: Prefetch::default(),

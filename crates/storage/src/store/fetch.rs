@@ -11,10 +11,11 @@ use rafs_format::blob_meta::{Placement, StoredChunk};
 use super::blob::{Blob, Extent, Group, Remote};
 use super::budget::Share;
 use super::flight::{Claim, Duty, Landing};
+use super::observer::Watched;
 use super::stats::add;
-use super::{Inner, Key};
+use super::{Inner, Key, Purpose};
 use crate::cache::{Ask, State};
-use crate::{ChunkError, OpenSlice, ReadCause, ReadError, VerifiedChunk};
+use crate::{ChunkError, KnownChunk, OpenSlice, ReadCause, ReadError, VerifiedChunk};
 
 /// Neighbours that are looked at for one request.
 pub(super) const NEIGHBOURS_MAX: usize = 512;
@@ -40,6 +41,15 @@ struct Unit {
     members: Vec<Member>,
 }
 
+/// Stored bytes that a request has brought.
+struct Stored {
+    bytes: Vec<u8>,
+    /// Where they begin in the blob.
+    base: u64,
+    /// The request's number.
+    fetch: u64,
+}
+
 /// One request to a blob.
 struct Plan {
     first: Unit,
@@ -55,7 +65,7 @@ impl Inner {
                 return Ok(chunk);
             }
             match self.flights.join(key) {
-                Duty::Mine(claim) => return self.bring(claim, want, false),
+                Duty::Mine(claim) => return self.bring(claim, want, Purpose::Read),
                 Duty::Other(flight) => {
                     if let Some(landing) = flight.wait() {
                         return landing;
@@ -72,14 +82,19 @@ impl Inner {
     }
 
     /// Brings the chunk `key` into the cache, and some of `want` with it, unless another thread is about to.
-    pub fn chunk_in_background(self: &Arc<Self>, key: Key, want: &[Key]) -> Result<(), ReadError> {
+    pub fn chunk_in_background(
+        self: &Arc<Self>,
+        key: Key,
+        want: &[Key],
+        purpose: Purpose,
+    ) -> Result<(), ReadError> {
         match self.flights.claim(key) {
-            Some(claim) => self.bring(claim, want, true).map(drop),
+            Some(claim) => self.bring(claim, want, purpose).map(drop),
             None => Ok(()),
         }
     }
 
-    pub fn bring(self: &Arc<Self>, mut claim: Claim, want: &[Key], background: bool) -> Landing {
+    pub fn bring(self: &Arc<Self>, mut claim: Claim, want: &[Key], purpose: Purpose) -> Landing {
         // Whoever had the duty before may have landed since the caller looked.
         let there = self.recent.get(claim.key);
         let there = there.or_else(|| self.reverify(claim.key));
@@ -90,7 +105,7 @@ impl Inner {
             }
             None => match (self.copy_from_elsewhere(claim.key), self.known(claim.key)) {
                 (Some(chunk), Some((blob, _))) => self.land(blob, claim, Ok(chunk)),
-                _ => self.fetch(claim, want, background),
+                _ => self.fetch(claim, want, purpose),
             },
         }
     }
@@ -148,7 +163,7 @@ impl Inner {
         Some(chunk)
     }
 
-    fn fetch(self: &Arc<Self>, claim: Claim, want: &[Key], background: bool) -> Landing {
+    fn fetch(self: &Arc<Self>, claim: Claim, want: &[Key], purpose: Purpose) -> Landing {
         let key = claim.key;
         let Some((blob, known)) = self.known(key) else {
             unreachable!("a claim is for a known chunk")
@@ -163,20 +178,23 @@ impl Inner {
             Ok(start) => start,
             Err(cause) => return self.land(blob, claim, Err(cause)),
         };
-        let request_max = if background && self.prefetch.is_contended() {
+        let request_max = if purpose == Purpose::Prefetch && self.prefetch.is_contended() {
             self.options.request_max.min(CONTENDED_REQUEST_MAX)
         } else {
             self.options.request_max
         };
         let first = Member { claim, record };
         let mut plan = self.plan(blob, &remote, first, extent, want, request_max);
+        let background = purpose != Purpose::Read;
+        let request = self.watch.begin(purpose);
         let share = self.budget.take(plan.cost(self), background);
-        let mut stored = self.read_range(key.blob, &remote, &plan.range);
+        let mut stored = self.read_range(key.blob, &remote, &plan.range, request);
         if stored.is_err() && !plan.others.is_empty() {
             // The neighbours may be to blame. Whoever wants them asks again.
             plan.others.clear();
             plan.range = plan.first.extent.range();
-            stored = self.read_range(key.blob, &remote, &plan.range);
+            let request = self.watch.begin(purpose);
+            stored = self.read_range(key.blob, &remote, &plan.range, request);
         }
         let stored = match stored {
             Ok(stored) => Arc::new(stored),
@@ -191,9 +209,9 @@ impl Inner {
             add(&self.counters.prefetch_fetched, count);
         }
         let share = Arc::new(share);
-        let first = self.decode(&remote, plan.first, &stored, plan.range.start);
+        let first = self.decode(&remote, plan.first, &stored);
         for unit in plan.others {
-            self.decode_later(&remote, unit, &stored, plan.range.start, &share);
+            self.decode_later(&remote, unit, &stored, &share);
         }
         first
     }
@@ -227,7 +245,7 @@ impl Inner {
         near.dedup_by_key(|(extent, _)| (extent.offset, extent.group));
 
         let mut range = extent.range();
-        let mut chosen = Vec::new();
+        let mut others = Vec::new();
         let split = near.partition_point(|(other, _)| other.offset < extent.offset);
         let (before, after) = near.split_at(split);
         for (other, key) in after.iter().chain(before.iter().rev()) {
@@ -235,15 +253,15 @@ impl Inner {
             let gap = (joined.end - joined.start)
                 .saturating_sub(range.end - range.start)
                 .saturating_sub(other.size);
-            if gap <= self.options.gap_max && joined.end - joined.start <= request_max {
+            if gap <= self.options.gap_max
+                && joined.end - joined.start <= request_max
+                // What is on its way already would come twice.
+                && let Some(unit) = self.claim_unit(blob, remote, *other, *key)
+            {
                 range = joined;
-                chosen.push((*other, *key));
+                others.push(unit);
             }
         }
-        let others = chosen
-            .into_iter()
-            .filter_map(|(extent, key)| self.claim_unit(blob, remote, extent, key))
-            .collect();
         let mut first = Unit {
             extent,
             members: vec![first],
@@ -305,7 +323,8 @@ impl Inner {
         blob: usize,
         remote: &Remote,
         range: &Range<u64>,
-    ) -> Result<Vec<u8>, ReadCause> {
+        mut request: Watched,
+    ) -> Result<Stored, ReadCause> {
         let (offset, size) = (range.start, range.end - range.start);
         let failed = |source| ReadCause::Fetch {
             offset,
@@ -315,25 +334,31 @@ impl Inner {
         if range.end > remote.reader.size() {
             return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        let mut stored = vec![
+        let mut bytes = vec![
             0;
             usize::try_from(size)
                 .map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?
         ];
         add(&self.counters.fetches, 1);
-        let read = || remote.reader.read_exact_at(&mut stored, offset);
+        self.watch.ask(&mut request);
+        let read = || remote.reader.read_exact_at(&mut bytes, offset);
         let more = &self.counters.more;
-        more.fetch(blob, size, read).map_err(failed)?;
+        let answer = more.fetch(blob, size, read);
+        self.watch.fetched(&request, blob, range, answer.is_err());
+        answer.map_err(failed)?;
         add(&self.counters.fetched_bytes, size);
-        Ok(stored)
+        Ok(Stored {
+            bytes,
+            base: offset,
+            fetch: request.number,
+        })
     }
 
     fn decode_later(
         self: &Arc<Self>,
         remote: &Arc<Remote>,
         unit: Unit,
-        stored: &Arc<Vec<u8>>,
-        base: u64,
+        stored: &Arc<Stored>,
         share: &Arc<Share>,
     ) {
         let (this, remote, stored, share) = (
@@ -343,7 +368,7 @@ impl Inner {
             Arc::clone(share),
         );
         let task = move || {
-            let _ = this.decode(&remote, unit, &stored, base);
+            let _ = this.decode(&remote, unit, &stored);
             drop(share);
         };
         match self.pool() {
@@ -352,17 +377,19 @@ impl Inner {
         }
     }
 
-    /// Decodes a unit of the stored bytes that begin at `base`, and lands all its chunks; says how the first did.
-    fn decode(&self, remote: &Remote, unit: Unit, stored: &[u8], base: u64) -> Landing {
+    /// Decodes a unit of the stored bytes, and lands all its chunks; says how the first did.
+    fn decode(&self, remote: &Remote, unit: Unit, stored: &Stored) -> Landing {
         let Unit {
             extent,
             mut members,
         } = unit;
-        let slice = slice_of(stored, base, extent)
+        let slice = stored
+            .slice(extent)
             .ok_or(ChunkError::Record("the stored bytes were not asked for"));
+        let fetch = stored.fetch;
         let index = match extent.group {
             Some(Group::Slice(index)) => {
-                return self.decode_slice(remote, (index, extent), members, slice);
+                return self.decode_slice(remote, (index, extent), members, slice, fetch);
             }
             Some(Group::Batch(index)) => Some(index),
             None => None,
@@ -371,9 +398,14 @@ impl Inner {
         let Some((blob, known)) = self.known(first.claim.key) else {
             unreachable!("a claim is for a known chunk")
         };
+        let began = self.watch.now();
+        let watch = |began, key: Key, known: &KnownChunk, record: &StoredChunk| {
+            self.watch.decoded(fetch, began, key.blob, known, record);
+        };
         let Some(index) = index else {
             let decode = |stored: &[u8]| remote.decoder.chunk(&first.record, known, stored);
             let chunk = slice.and_then(|stored| self.twice(remote, extent, stored, decode));
+            watch(began, first.claim.key, known, &first.record);
             return self.land(blob, first.claim, chunk.map_err(ReadCause::from));
         };
         let decode = |stored: &[u8]| {
@@ -389,11 +421,14 @@ impl Inner {
             // The other members are dropped, and whoever wants one begins anew and learns the same.
             Err(error) => return self.land(blob, first.claim, Err(error.into())),
         };
+        watch(began, first.claim.key, known, &first.record);
         for member in members {
+            let began = self.watch.now();
             if let Some((blob, known)) = self.known(member.claim.key)
                 // One that is wrong is dropped as well.
                 && let Ok(chunk) = batch.member(&member.record, known)
             {
+                watch(began, member.claim.key, known, &member.record);
                 let _ = self.land(blob, member.claim, Ok(chunk));
             }
         }
@@ -429,6 +464,7 @@ impl Inner {
         (index, extent): (u32, Extent),
         mut members: Vec<Member>,
         stored: Result<&[u8], ChunkError>,
+        fetch: u64,
     ) -> Landing {
         let wanted = members.first().map(|member| member.claim.key);
         members.sort_by_key(|member| match member.record.placement {
@@ -443,6 +479,7 @@ impl Inner {
                 continue;
             };
             let is_wanted = Some(member.claim.key) == wanted;
+            let began = self.watch.now();
             let chunk = match &mut slice {
                 Ok(slice) => slice.member(&member.record, known),
                 // As with a batch, only the wanted one learns of it.
@@ -464,6 +501,8 @@ impl Inner {
                 }
                 (chunk, _) => chunk,
             };
+            let (blob_index, record) = (member.claim.key.blob, &member.record);
+            self.watch.decoded(fetch, began, blob_index, known, record);
             let landing = self.land(blob, member.claim, chunk.map_err(ReadCause::from));
             if is_wanted {
                 outcome = Some(landing);
@@ -560,8 +599,10 @@ fn open_slice<'a>(
     remote.decoder.slice(&context, dictionary, stored)
 }
 
-fn slice_of(stored: &[u8], base: u64, extent: Extent) -> Option<&[u8]> {
-    let start = usize::try_from(extent.offset.checked_sub(base)?).ok()?;
-    let end = start.checked_add(usize::try_from(extent.size).ok()?)?;
-    stored.get(start..end)
+impl Stored {
+    fn slice(&self, extent: Extent) -> Option<&[u8]> {
+        let start = usize::try_from(extent.offset.checked_sub(self.base)?).ok()?;
+        let end = start.checked_add(usize::try_from(extent.size).ok()?)?;
+        self.bytes.get(start..end)
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rafs_format::ChunkPointer;
 
 use super::stats::add;
-use super::{Inner, Key};
+use super::{Inner, Key, Purpose};
 use crate::cache::State;
 
 /// How long reads that wait for a blob may keep a worker from what is next on the list.
@@ -272,7 +272,10 @@ impl Inner {
         let around = |place: Key| self.absent_around(place, AROUND_MAX);
         let mut done = false;
         while let Some((key, near)) = self.prefetch.next(done, &wanted, &around) {
-            if self.chunk_in_background(key, &near).is_err() {
+            if self
+                .chunk_in_background(key, &near, Purpose::Prefetch)
+                .is_err()
+            {
                 add(&self.counters.prefetch_errors, 1);
                 self.prefetch.leave_places();
             }

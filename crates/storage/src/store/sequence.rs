@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use rafs_format::ChunkPointer;
 
 use super::fetch::NEIGHBOURS_MAX;
-use super::{Inner, Key};
+use super::{Inner, Key, Purpose};
 use crate::{ReadError, VerifiedChunk};
 
 /// Chunks in order; see [`ChunkStore::sequence`](super::ChunkStore::sequence). Ends after the last one; after an error
@@ -115,7 +115,7 @@ impl Ahead {
                     && let Some(claim) = inner.flights.claim(key)
                 {
                     let want = self.window(inner, chunks.get(at + 1..).unwrap_or_default());
-                    let _ = inner.bring(claim, &want, true);
+                    let _ = inner.bring(claim, &want, Purpose::Prefetch);
                 }
             }
             self.lock().asked = at + 1;
