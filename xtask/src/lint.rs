@@ -13,7 +13,7 @@ const LEVELS: [&[&str]; 12] = [
     &["tree"],
     &["bootstrap"],
     &["layer", "storage", "chunkdict"],
-    &["image", "chunkdict-store"],
+    &["image", "chunkdict-store", "trace"],
     &["registry"],
     &["backend"],
     &["builder", "verify", "inspect", "export"],

@@ -79,6 +79,9 @@ pub enum Error {
     /// There is no image that could be optimized.
     #[error("{0} holds no Nydus image for this platform; convert it first")]
     NotNydus(Digest),
+    /// A trace does not say what the image needs first.
+    #[error(transparent)]
+    Trace(Box<trace::Error>),
     /// The list of files to fetch first is none.
     #[error(transparent)]
     List(Box<builder::Error>),

@@ -45,7 +45,7 @@ pub use copy::{CopyOptions, CopyReport, copy_image, open_archive};
 pub use dictionary::{ChunkDictionary, DictionaryError};
 pub use error::Error;
 pub use generate::{GenerateReport, generate_dictionary};
-pub use optimize::{OptimizeReport, optimize_image};
+pub use optimize::{First, OptimizeReport, optimize_image};
 pub use options::{ConvertOptions, DedupScope};
 pub use report::ConvertReport;
 pub use savings::{Amount, Savings};

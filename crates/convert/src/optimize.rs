@@ -1,5 +1,7 @@
 //! A Nydus image with what is needed first in a blob of its own.
 
+use std::borrow::Cow;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use builder::{Budget, BuildOptions, Origin, PrefetchFile, Selection, write_prefetch_blob};
@@ -7,10 +9,37 @@ use image::nydus::{self, ANNOTATION_PREFETCH_BLOB, BootstrapLayer, ImageBlobs, P
 use image::{Descriptor, Digest, Manifest, PlatformChoice, Selected, Source, Target};
 use progress::{Cancel, Progress};
 use storage::LoadedBootstrap;
+use trace::Trace;
 
 use crate::copy::gather::{self, Gathered};
 use crate::copy::{CopyOptions, Work};
 use crate::{Error, TOTAL, unplaced};
+
+/// Says what a container needs first.
+#[derive(Debug, Clone, Copy)]
+pub enum First<'a> {
+    /// The text of a list as [`builder::parse_prefetch_list`] reads it.
+    List(&'a [u8]),
+    /// What was read in starts of the image; each with the file that it is from.
+    Traces(&'a [(PathBuf, Trace)]),
+}
+
+impl<'a> First<'a> {
+    /// The list of the files that the image with this bootstrap needs first.
+    fn list(self, bootstrap: &[u8]) -> Result<Cow<'a, [u8]>, Error> {
+        let traces = match self {
+            Self::List(list) => return Ok(list.into()),
+            Self::Traces(traces) => traces,
+        };
+        let digest = trace::bootstrap_digest(bootstrap);
+        for (path, trace) in traces {
+            trace
+                .require(path, &digest)
+                .map_err(|error| Error::Trace(Box::new(error)))?;
+        }
+        Ok(trace::prefetch_list(traces.iter().map(|(_, trace)| trace)).into())
+    }
+}
 
 /// What became of an image.
 #[derive(Debug)]
@@ -23,8 +52,8 @@ pub struct OptimizeReport {
     pub left_out: Vec<(String, &'static str)>,
 }
 
-/// Writes the Nydus image of `source` for this machine's platform to `target`, with one more blob: the chunks of the files in
-/// `list` (the text of a list as [`builder::parse_prefetch_list`] reads it), in its order. All other blobs are copied, or taken over
+/// Writes the Nydus image of `source` for this machine's platform to `target`, with one more blob: the chunks of the files that
+/// are needed first, in the order of the list. All other blobs are copied, or taken over
 /// where they are; those that lie in the source's backend become part of the image. The list comes along in the
 /// bootstrap's layer. The tag comes last.
 ///
@@ -33,11 +62,11 @@ pub struct OptimizeReport {
 pub fn optimize_image(
     source: &Source,
     target: Target,
-    list: &[u8],
+    first: First<'_>,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<OptimizeReport, Error> {
-    let result = optimize(source, target, list, progress, cancel);
+    let result = optimize(source, target, first, progress, cancel);
     // Whatever fails once the work is to stop does so because of that.
     result.map_err(|error| match cancel.check() {
         Err(cancelled) => cancelled.into(),
@@ -48,11 +77,17 @@ pub fn optimize_image(
 fn optimize(
     source: &Source,
     target: Target,
-    list: &[u8],
+    first: First<'_>,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<OptimizeReport, Error> {
-    let files = builder::parse_prefetch_list(list).map_err(|error| Error::List(Box::new(error)))?;
+    let parse = |list: &[u8]| {
+        builder::parse_prefetch_list(list).map_err(|error| Error::List(Box::new(error)))
+    };
+    if let First::List(list) = first {
+        // What is wrong with it is better known before anything is fetched.
+        parse(list)?;
+    }
     let image = find(source)?;
     let gathered = gather::gather(source, &image)?;
     let manifest = match &gathered {
@@ -62,6 +97,8 @@ fn optimize(
     let size = manifest.layers.iter().map(|layer| layer.size).sum();
     progress.started(TOTAL, Some(size));
     let loaded = load(source, &image, manifest)?;
+    let list = first.list(loaded.bootstrap.data())?;
+    let files = parse(&list)?;
     let work = Optimized::new(source, &image, &loaded, &files)?;
     let left_out = work.selection.left_out.clone();
     let copy = Work {
@@ -95,7 +132,7 @@ fn optimize(
         }
         (true, Some(gathered)) => (gathered.put(image.descriptor.clone(), &target)?, None),
         (false, gathered) => {
-            let (root, blob) = work.write(gathered, list, &target, cancel)?;
+            let (root, blob) = work.write(gathered, &list, &target, cancel)?;
             (root, Some(blob))
         }
     };

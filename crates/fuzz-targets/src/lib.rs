@@ -13,6 +13,7 @@ mod cache;
 mod layers;
 mod places;
 mod sample;
+mod traces;
 
 /// Something that can be fuzzed.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// All there is to fuzz.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     bootstraps::V6,
     bootstraps::V5,
     bootstraps::LOAD,
@@ -46,6 +47,7 @@ pub const TARGETS: [Target; 17] = [
     layers::ESTARGZ_FOOTER,
     places::DOCUMENTS,
     places::ARCHIVE,
+    traces::TRACE,
 ];
 
 /// Runs the target of this name.

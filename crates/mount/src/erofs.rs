@@ -194,7 +194,11 @@ fn serve(
         lock,
     } = socket;
     let counters = Arc::new(Counters::begin(store.words()));
-    let filler = Filler::start(&store, blobs, &counters, socket, alive)?.holding(lock);
+    if let Some(trace) = &options.trace {
+        trace.serving("erofs");
+    }
+    let filler = Filler::start(&store, blobs, &counters, &options.trace, socket, alive)?;
+    let filler = filler.holding(lock);
     let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
     let _metrics = options.export("erofs", &mountpoint, &counters, &store)?;
     Ok(Mounted {

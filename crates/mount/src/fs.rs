@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{
     Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -19,6 +19,7 @@ use fuser::{
 };
 use rafs_format::{Bootstrap, ChunkPointer, Inode, NAME_MAX};
 use storage::ChunkStore;
+use trace::Recorder;
 
 use crate::error::Fault;
 use crate::fuse::Flights;
@@ -49,6 +50,7 @@ pub(crate) struct RafsFs {
     keeper: Arc<AtomicU32>,
     /// Notes what is being answered: another process may have to go on.
     flights: Flights,
+    trace: Option<Arc<Recorder>>,
     no_open: bool,
     no_opendir: bool,
 }
@@ -71,6 +73,7 @@ impl RafsFs {
         counters: Arc<Counters>,
         keeper: Arc<AtomicU32>,
         flights: Flights,
+        trace: Option<Arc<Recorder>>,
     ) -> Self {
         Self {
             numbers: Numbers::new(bootstrap.root()),
@@ -80,6 +83,7 @@ impl RafsFs {
             log: DamageLog::default(),
             keeper,
             flights,
+            trace,
             no_open: false,
             no_opendir: false,
         }
@@ -329,11 +333,16 @@ impl Filesystem for RafsFs {
     ) {
         let _flight = self.flights.begin(request);
         let _timer = self.counters.read_times.start();
+        let recording = self.trace.as_ref().map(|trace| (trace, Instant::now()));
         SCRATCH.with_borrow_mut(|scratch| match self.read_file(ino, offset, size, scratch) {
             Ok(len) => {
                 add(&self.counters.reads, 1);
                 add(&self.counters.bytes, len as u64);
                 reply.data(&scratch.data[..len]);
+                if let Some((trace, began)) = recording.filter(|_| len != 0) {
+                    let end = offset.saturating_add(len as u64);
+                    trace.read(self.numbers.nid(ino), offset..end, began);
+                }
             }
             Err(fault) => reply.error(self.errno("read", ino, &fault)),
         });

@@ -49,7 +49,7 @@ impl Prefetcher {
         let thread = thread::Builder::new()
             .name("prefetch".to_owned())
             .spawn(move || {
-                work.store.prefetch(&first);
+                work.store.bring_first(&first, &work.stop);
                 work.run(nids);
             })
             .map_err(|source| Error::System {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use fuser::BackgroundSession;
 use rafs_format::Bootstrap;
 use storage::ChunkStore;
+use trace::Recorder;
 
 use crate::erofs::filler::{self, Filler};
 use crate::fuse::{self, Kit, Link};
@@ -32,6 +33,8 @@ pub struct Options {
     pub image: String,
     /// Unix socket to give the figures at. Without it [`crate::stat()`] finds them all the same.
     pub metrics: Option<PathBuf>,
+    /// Who records what is read. To record what is fetched as well, it has to be the store's observer, too.
+    pub trace: Option<Arc<Recorder>>,
 }
 
 impl Options {
@@ -74,6 +77,7 @@ impl Default for Options {
             upper: None,
             image: String::new(),
             metrics: None,
+            trace: None,
         }
     }
 }

@@ -47,6 +47,10 @@ pub enum Command {
     Copy(Box<crate::copy::CopyArgs>),
     /// Put the files of a Nydus image that are needed first into a blob of their own
     Optimize(Box<crate::optimize::OptimizeArgs>),
+    /// Say where the time of a start went, out of its trace
+    Explain(crate::explain::ExplainArgs),
+    /// Say what two Nydus images share: files, chunks and bytes
+    Diff(Box<crate::diff::DiffArgs>),
     /// Keep and make chunk dictionaries: what images have in common is stored once
     Chunkdict(Box<crate::chunkdict::ChunkdictArgs>),
     /// Look into authentication at registries

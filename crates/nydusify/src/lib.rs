@@ -11,11 +11,14 @@ mod check;
 mod chunkdict;
 mod convert;
 mod copy;
+mod diff;
 mod doctor;
+mod explain;
 mod interrupt;
 mod logging;
 mod mount;
 mod optimize;
+mod page;
 mod place;
 mod progress;
 mod run;
@@ -62,6 +65,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Convert(options) => convert::run(options, terminal),
         Command::Copy(options) => copy::run(options, terminal),
         Command::Optimize(options) => optimize::run(options, terminal),
+        Command::Diff(options) => diff::run(options),
+        Command::Explain(options) => explain::run(options),
         Command::Chunkdict(options) => chunkdict::run(options, terminal),
         Command::Auth(options) => auth::run(options),
         Command::Check(options) => check::run(options),

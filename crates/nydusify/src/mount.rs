@@ -15,7 +15,8 @@ use std::time::Duration;
 use ::image::Platform;
 use anyhow::{Context, Result};
 use mount::{Kept, Mounted, Options, Orphan, Prefetch, Resumed, Signals};
-use storage::{ChunkStore, StoreOptions, Words};
+use storage::{ChunkStore, Observer, StoreOptions, Words};
+use trace::{Begin, Recorder};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Named, any_path, check_blob_dir, refuse, switch};
@@ -145,6 +146,11 @@ pub struct LazyArgs {
     /// socket
     #[arg(long, value_name = "SOCKET")]
     metrics: Option<PathBuf>,
+
+    /// Record in this file what is read, and what is fetched for it: `optimize --trace` has the next start fetch that first, and
+    /// `explain` shows where the time went. A trace of the same image that lies there is overwritten
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 /// What serves a mount.
@@ -186,6 +192,7 @@ impl LazyArgs {
                 Named::Bare(bootstrap) => bootstrap.display().to_string(),
             },
             metrics: self.metrics.clone(),
+            trace: None,
         }
     }
 
@@ -198,9 +205,33 @@ impl LazyArgs {
         }
     }
 
-    fn store_options(&self, cache_dir: Option<PathBuf>, words: Words) -> StoreOptions {
+    /// Records what is done with the image, if that is asked for.
+    fn record(&self, options: &mut Options, image: &image::Image, begin: Begin) -> Result<()> {
+        if let Some(path) = &self.trace {
+            let bootstrap = image.bootstrap.clone();
+            options.trace = match Recorder::start(path, &options.image, bootstrap, begin) {
+                Ok(recorder) => Some(Arc::new(recorder)),
+                // A mount that is in use goes on without.
+                Err(error) if begin == Begin::GoOn => {
+                    tracing::warn!("no more is recorded: {:#}", anyhow::Error::from(error));
+                    None
+                }
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Ok(())
+    }
+
+    fn store_options(
+        &self,
+        cache_dir: Option<PathBuf>,
+        words: Words,
+        options: &Options,
+    ) -> StoreOptions {
+        let observer = options.trace.clone();
         StoreOptions {
             words: Some(Arc::new(words)),
+            observer: observer.map(|recorder| recorder as Arc<dyn Observer>),
             cache_dir,
             cache_limit: self.cache_size,
             ..StoreOptions::default()
@@ -252,14 +283,15 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
         return fuse::keep(args, None, signals, log_file);
     }
     let image = image::open(named, lazy, None)?;
-    let (store, cache) = open_store(lazy, &image, true, new_words()?)?;
+    let mut options = lazy.options(named);
+    lazy.record(&mut options, &image, Begin::Anew)?;
+    let (store, cache) = open_store(lazy, &image, true, new_words()?, &options)?;
     if !lazy.by_kernel(&image, &store, &cache)? {
-        drop(store);
+        drop((store, options));
         return fuse::keep(args, Some(&image.record), signals, log_file);
     }
     let log = args.detached.then(|| detach::log(log_file)).transpose()?;
-    let (options, at) = (lazy.options(named), &args.mount_path);
-    let mounted = kernel::mount(&options, image, store, at, &cache, log)?;
+    let mounted = kernel::mount(&options, image, store, &args.mount_path, &cache, log)?;
     tracing::info!(
         "mounted on {}, cache in {}",
         mounted.mountpoint().display(),
@@ -286,9 +318,11 @@ impl ForRun {
         at: &Path,
     ) -> Result<Option<Self>> {
         if args.mode != Mode::Fuse {
-            let (store, cache) = open_store(args, &image, true, new_words()?)?;
+            let mut options = options.clone();
+            args.record(&mut options, &image, Begin::Anew)?;
+            let (store, cache) = open_store(args, &image, true, new_words()?, &options)?;
             if args.by_kernel(&image, &store, &cache)? {
-                let mounted = kernel::mount(options, image, store, at, &cache, None)?;
+                let mounted = kernel::mount(&options, image, store, at, &cache, None)?;
                 return Ok(Some(Self::Kernel(Box::new(mounted))));
             }
         }
@@ -348,11 +382,12 @@ fn resume(named: Named<'_>, args: &LazyArgs, mount_path: &Path) -> Result<ExitCo
     let (handed, socket) = resumed.split();
     let signals = Signals::listen()?;
     let image = image::open(named, args, Some(&record))?;
-    let options = args.store_options(args.cache_dir.clone(), words);
-    let store = ChunkStore::take_over(&image.bootstrap, image.blobs, options, handed)?;
+    let mut options = args.options(named);
+    args.record(&mut options, &image, Begin::GoOn)?;
+    let of_store = args.store_options(args.cache_dir.clone(), words, &options);
+    let store = ChunkStore::take_over(&image.bootstrap, image.blobs, of_store, handed)?;
     store.warm_up();
     let store = Arc::new(store);
-    let options = args.options(named);
     let mounted = mount::resume_kernel(image.bootstrap, store, mount_path, &options, socket)?;
     serve(mounted, signals)
 }
@@ -394,20 +429,21 @@ fn new_words() -> Result<Words> {
 }
 
 /// Opens the chunk store in the directory asked for, else in the one that all mounts share. `begins` says that the mount
-/// begins, and is not gone on with; the store counts in `words`.
+/// begins, and is not gone on with; the store counts in `words`, and whoever records in `options` is told what it does.
 fn open_store(
     args: &LazyArgs,
     image: &image::Image,
     begins: bool,
     words: Words,
+    options: &Options,
 ) -> Result<(ChunkStore, PathBuf)> {
     allow_many_files();
     let dir = match &args.cache_dir {
         Some(dir) => std::path::absolute(dir).with_context(|| dir.display().to_string())?,
         None => crate::cache::of_mounts()?,
     };
-    let options = args.store_options(Some(dir.clone()), words);
-    let store = ChunkStore::open(&image.bootstrap, image.blobs.clone(), options)?;
+    let of_store = args.store_options(Some(dir.clone()), words, options);
+    let store = ChunkStore::open(&image.bootstrap, image.blobs.clone(), of_store)?;
     if args.verify_cache && begins {
         let wrong = store.verify_cached();
         if wrong != 0 {

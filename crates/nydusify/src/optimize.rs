@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::builder::PossibleValuesParser;
+use convert::First;
 use image::{Location, Store};
 use indicatif::MultiProgress;
+use trace::Trace;
 
 use crate::args::{Usage, any_path, given};
 use crate::backend::SourceSide;
@@ -30,6 +32,11 @@ pub struct OptimizeArgs {
     /// {"version":"v1","files":[{"path":P,"ranges":[[OFFSET,SIZE],...]},...]}
     #[arg(long, env = "PREFETCH_FILES", value_name = "FILE", value_parser = any_path())]
     prefetch_files: Option<PathBuf>,
+
+    /// Trace of a start, which `mount --trace` or `run --trace` has recorded of this image: what was read is needed first, in
+    /// that order. May be given several times; what only later ones have comes behind
+    #[arg(long, value_name = "FILE", action = clap::ArgAction::Append)]
+    trace: Vec<PathBuf>,
 
     /// What to do with them
     #[arg(long, env = "OPTIMIZE_POLICY", value_name = "POLICY", default_value = "separated-blob-with-prefetch-files",
@@ -71,11 +78,7 @@ pub fn run(args: &OptimizeArgs, terminal: MultiProgress) -> Result<ExitCode> {
         );
         return Err(Usage(reason).into());
     }
-    let Some(path) = given(args.prefetch_files.as_ref()) else {
-        let reason = "--prefetch-files has to name the list of the files that are needed first";
-        return Err(Usage(reason.to_owned()).into());
-    };
-    let list = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let wanted = Wanted::read(args)?;
     let interrupt = Interrupt::watch()?;
     let cancel = interrupt.cancel();
     let places = Places::new(&args.registry, Some(&args.push), cancel);
@@ -88,7 +91,11 @@ pub fn run(args: &OptimizeArgs, terminal: MultiProgress) -> Result<ExitCode> {
             let source = source.with_backend(backend);
             let target = places.target(&target, args.insecure.target_insecure)?;
             Ok(convert::optimize_image(
-                &source, target, &list, &*progress, cancel,
+                &source,
+                target,
+                wanted.first(),
+                &*progress,
+                cancel,
             )?)
         });
     drop(progress);
@@ -103,4 +110,39 @@ pub fn run(args: &OptimizeArgs, terminal: MultiProgress) -> Result<ExitCode> {
         tracing::debug!("wrote {} as {}", report.digest, args.target);
         ExitCode::SUCCESS
     }))
+}
+
+/// What is needed first, as it was named.
+enum Wanted {
+    List(Vec<u8>),
+    Traces(Vec<(PathBuf, Trace)>),
+}
+
+impl Wanted {
+    fn read(args: &OptimizeArgs) -> Result<Self> {
+        match (given(args.prefetch_files.as_ref()), &*args.trace) {
+            (Some(path), []) => {
+                let list = std::fs::read(path);
+                let list = list.with_context(|| format!("cannot read {}", path.display()))?;
+                Ok(Self::List(list))
+            }
+            // The variable may be set for other images.
+            (_, traces @ [_, ..]) => {
+                let load = |path: &PathBuf| Ok((path.clone(), Trace::load(path)?));
+                let traces = traces.iter().map(load).collect::<Result<_>>()?;
+                Ok(Self::Traces(traces))
+            }
+            (None, []) => {
+                let reason = "name a --trace of a start, or with --prefetch-files the list of the files that are needed first";
+                Err(Usage(reason.to_owned()).into())
+            }
+        }
+    }
+
+    fn first(&self) -> First<'_> {
+        match self {
+            Self::List(list) => First::List(list),
+            Self::Traces(traces) => First::Traces(traces),
+        }
+    }
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use storage::ChunkStore;
+use trace::Recorder;
 
 use super::channel::{ALL_BLOBS, Message};
 use crate::Error;
@@ -39,6 +40,7 @@ impl Filler {
         store: &Arc<ChunkStore>,
         blobs: u32,
         counters: &Arc<Counters>,
+        trace: &Option<Arc<Recorder>>,
         socket: OwnedFd,
         alive: OwnedFd,
     ) -> Result<Self, Error> {
@@ -50,6 +52,7 @@ impl Filler {
                 socket: socket.clone(),
                 store: store.clone(),
                 counters: counters.clone(),
+                trace: trace.clone(),
                 blobs,
             };
             let sender = sender.clone();
@@ -116,6 +119,7 @@ struct Worker {
     socket: Arc<OwnedFd>,
     store: Arc<ChunkStore>,
     counters: Arc<Counters>,
+    trace: Option<Arc<Recorder>>,
     blobs: u32,
 }
 
@@ -142,6 +146,7 @@ impl Worker {
     fn fill(&self, id: u64, blob: u32, start: u64, end: u64) -> io::Result<()> {
         let _timer = self.counters.read_times.start();
         add(&self.counters.reads, 1);
+        let began = Instant::now();
         let filled = if blob == ALL_BLOBS {
             (0..self.blobs).try_fold(start..end, |run, blob| {
                 self.store.fill(blob, start..end).map(|_| run)
@@ -167,7 +172,11 @@ impl Worker {
                 Message::Failed { id }
             }
         };
-        answer.send(&*self.socket, true)
+        answer.send(&*self.socket, true)?;
+        if let Some(trace) = &self.trace {
+            trace.filled(blob, start..end, began);
+        }
+        Ok(())
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) fn begin(
         counters.clone(),
         keeper,
         flights()?,
+        options.trace.clone(),
     );
     let upper = kit.upper.as_ref().map(|upper| upper.try_clone());
     let upper = upper.transpose().map_err(failed)?;
@@ -47,6 +48,9 @@ pub(crate) fn begin(
     let session = wire::session(fs, &kit.device, &kit.init, &lost, acl, config)
         .and_then(Session::spawn)
         .map_err(failed)?;
+    if let Some(trace) = &options.trace {
+        trace.serving("fuse");
+    }
     let mut mountpoint = Mountpoint::handed_over(kit.place.clone(), upper);
     mountpoint.raise_read_ahead();
     mountpoint.stack()?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use mount::{Kept, Mounted, Orphan, Program, Seat, Signals, ToKeep};
+use trace::Begin;
 
 use super::{LazyArgs, MountArgs, detach, image, open_store};
 use crate::args::Named;
@@ -71,8 +72,14 @@ pub(super) fn serve(named: Named<'_>, lazy: &LazyArgs, orphan: Orphan) -> Result
         image.warn_of_missing_blobs();
     }
     let words = seat.words().context("the counters of the mount")?;
-    let (store, cache) = open_store(lazy, &image, seat.is_first(), words)?;
+    let mut options = lazy.options(named);
+    let begin = match seat.is_first() {
+        true => Begin::Anew,
+        false => Begin::GoOn,
+    };
+    lazy.record(&mut options, &image, begin)?;
+    let (store, cache) = open_store(lazy, &image, seat.is_first(), words, &options)?;
     store.warm_up();
-    let (store, options) = (Arc::new(store), lazy.options(named));
+    let store = Arc::new(store);
     Ok(seat.serve(image.bootstrap, store, &cache, &image.record, &options)?)
 }

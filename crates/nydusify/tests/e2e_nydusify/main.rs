@@ -19,5 +19,6 @@ mod oci_ref;
 mod optimize;
 mod support;
 mod terminal;
+mod traces;
 mod v5;
 mod variables;

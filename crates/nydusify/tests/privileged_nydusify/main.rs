@@ -13,6 +13,7 @@ mod metrics;
 mod run;
 mod serving;
 mod support;
+mod traces;
 mod trees;
 mod upper;
 mod v5;
