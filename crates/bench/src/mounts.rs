@@ -3,6 +3,7 @@
 //! Every round goes through all sides, so that they see the machine alike. *Cold* is a mount without cache, *cached* a
 //! new mount whose cache is complete; the kernel's page cache is dropped before both. *Warm* comes right after cached.
 
+mod optimized;
 mod side;
 mod table;
 mod work;
@@ -82,6 +83,7 @@ impl<'a> Mounts<'a> {
         for mode in Mode::ALL {
             self.fill(mode, &near)?;
         }
+        self.optimize(&near)?;
         for round in 0..runs {
             eprintln!("round {} of {runs}", round + 1);
             for side in Side::ALL {
@@ -90,6 +92,8 @@ impl<'a> Mounts<'a> {
             for mode in Mode::ALL {
                 self.cold(mode, &near, "")?;
                 self.cold(mode, &far, ", 20 ms and 200 Mbit/s")?;
+                self.before_and_after(mode, &near, Shape::NONE, "")?;
+                self.before_and_after(mode, &far, Shape::FAR, ", 20 ms and 200 Mbit/s")?;
             }
             self.pull(&near, "")?;
             self.pull(&far, ", 20 ms and 200 Mbit/s")?;
@@ -125,6 +129,7 @@ impl<'a> Mounts<'a> {
             &image,
             &self.work.join("mnt"),
             cache,
+            &[],
         )
     }
 

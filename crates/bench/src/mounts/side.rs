@@ -1,5 +1,6 @@
 //! The ways to serve an image.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -93,19 +94,21 @@ impl Served {
         })
     }
 
-    /// A lazy mount.
+    /// A lazy mount, with these options more.
     pub fn lazily(
         nydusify: &Path,
         mode: Mode,
         image: &str,
         root: &Path,
         cache: &Path,
+        more: &[&OsStr],
     ) -> Result<Self> {
         run(Command::new(nydusify)
             .args(["mount", "--plain-http", "--detach", "--mode", mode.name()])
             .args(["--target", image])
             .args(["--mount-path".as_ref(), root.as_os_str()])
-            .args(["--cache-dir".as_ref(), cache.as_os_str()]))?;
+            .args(["--cache-dir".as_ref(), cache.as_os_str()])
+            .args(more))?;
         Ok(Self {
             root: root.to_owned(),
             by: By::Nydusify(nydusify.to_owned()),

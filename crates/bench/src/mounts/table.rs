@@ -80,7 +80,11 @@ impl Table {
         );
         for row in &self.rows {
             let cells = SIDES.map(|side| {
-                let digits = if row.is_time() { 3 } else { 0 };
+                let digits = match row.is_time() {
+                    true => 3,
+                    false if row.what.ends_with("times") => 2,
+                    false => 0,
+                };
                 row.of(side)
                     .map_or(String::new(), |figure| format!("{figure:.digits$}"))
             });
