@@ -42,7 +42,7 @@ pub use optimize::{PrefetchFile, Selection, parse_prefetch_list, write_prefetch_
 pub use options::BuildOptions;
 pub use parent::Parent;
 pub use prefetch::resolve_prefetch;
-pub use reference::{build_estargz, build_tarfs, build_targz, build_targz_with};
+pub use reference::{Onlooker, build_estargz, build_tarfs, build_targz, build_targz_with};
 pub use relocate::{NewBlob, Origin};
 pub use size::{SizeError, parse_size};
 pub use tail::ChunkTable;

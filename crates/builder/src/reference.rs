@@ -5,8 +5,10 @@
 //! | [`build_tarfs`] | the uncompressed tar, a device of 512-byte blocks | nothing |
 //! | [`build_estargz`] | gzip members of an eStargz layer | a copy of the chunk table for the reader's cache |
 //! | [`build_targz`] | a tar, plain or gzipped (zran) | a blob with the chunk table and, for gzip, where to begin inflating |
+//! | [`build_targz_with`] | the same, or a tar in frames of zstd | the same |
 
 mod estargz;
+mod frames;
 mod tarfs;
 mod targz;
 
@@ -19,7 +21,7 @@ use crate::Error;
 
 pub use estargz::build_estargz;
 pub use tarfs::build_tarfs;
-pub use targz::{build_targz, build_targz_with};
+pub use targz::{Onlooker, build_targz, build_targz_with};
 
 /// The error for a file that has no place in the tar as a whole.
 fn sparse() -> io::Error {

@@ -58,6 +58,14 @@ pub enum Error {
         /// What the compressor said.
         source: std::io::Error,
     },
+    /// The directory with indexes cannot be used.
+    #[error("cannot keep indexes in {}", dir.display())]
+    Index {
+        /// The directory.
+        dir: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The bootstrap of an image that is copied is malformed.
     #[error("cannot read the bootstrap of {manifest}")]
     Bootstrap {
@@ -166,6 +174,14 @@ pub enum LayerError {
         /// In the configuration.
         expected: Digest,
         /// Of the content.
+        actual: Digest,
+    },
+    /// The table of contents of an eStargz layer is not the one that the manifest names.
+    #[error("its table of contents is {actual}, the manifest says {expected}")]
+    Toc {
+        /// In the manifest.
+        expected: Digest,
+        /// In the layer.
         actual: Digest,
     },
     /// A thread ended early.

@@ -12,8 +12,9 @@ use crate::error::LayerError;
 use crate::journal::{Journal, Key, Record};
 use crate::reference;
 use crate::reuse::{self, Origin};
-use crate::stream;
-use crate::{ChunkDictionary, TOTAL};
+use crate::rewind::Rewind;
+use crate::{ChunkCache, ChunkDictionary, TOTAL};
+use crate::{stream, toc};
 
 /// How often a layer is converted again when the target loses what was written of its blob.
 const AGAIN: u32 = 2;
@@ -56,6 +57,10 @@ pub(crate) struct Places<'a> {
     pub dictionary: Option<&'a ChunkDictionary>,
     /// Whether layers are described where that can be, not converted.
     pub reference: bool,
+    /// Whether they are in ways that deployed runtimes do not know, too.
+    pub extended: bool,
+    /// Where chunks of described layers are kept while they pass by.
+    pub chunk_cache: Option<&'a ChunkCache>,
     pub progress: &'a dyn Progress,
 }
 
@@ -74,6 +79,13 @@ pub(crate) fn convert(
     options: &BuildOptions,
     dedup: Dedup,
 ) -> Result<ConvertedLayer, LayerError> {
+    let mut options = options;
+    let without_helpers;
+    if places.extended && toc::is_pinned(descriptor) {
+        // Files that only help readers of eStargz are not in its table of contents, and so in no tree of such a layer.
+        without_helpers = toc::without_helpers(options);
+        options = &without_helpers;
+    }
     let task = format!("layer {}", &descriptor.digest.hex()[..12]);
     places.progress.started(&task, Some(descriptor.size));
     // What a layer shares with others depends on them, too.
@@ -81,6 +93,7 @@ pub(crate) fn convert(
         let dictionary = places.dictionary.map(ChunkDictionary::id);
         let key = Key::new(descriptor, diff_id, options, dictionary);
         match places.reference {
+            true if places.extended => key.of_reference().of_reference(),
             true => key.of_reference(),
             false => key,
         }
@@ -144,17 +157,36 @@ fn build(
     options: &BuildOptions,
     dedup: Dedup,
 ) -> Result<(ConvertedLayer, Option<Digest>), LayerError> {
-    if places.reference && !reference::is_zstd(descriptor) {
-        match reference::build(places, task, descriptor, diff_id, options) {
+    if places.extended && toc::is_pinned(descriptor) {
+        match toc::build(places, descriptor, options) {
+            Err(error) if !options.cancel.is_cancelled() => {
+                let (layer, why) = (descriptor.digest, crate::error::causes(&error));
+                tracing::info!(
+                    "layer {layer} is read to its end, for its table of contents is of no use: {why}"
+                );
+            }
+            done => return done.map(|layer| (layer, None)),
+        }
+    }
+    let mut begun = None;
+    if places.reference && (places.extended || !reference::is_zstd(descriptor)) {
+        let mut stored = Rewind::new(open(places, task, descriptor)?);
+        match reference::build(places, &mut stored, descriptor, diff_id, options) {
             Err(error) if reference::is_unfit(&error) => {
                 let (layer, why) = (descriptor.digest, crate::error::causes(&error));
                 tracing::info!("layer {layer} is converted, it can't be read in pieces: {why}");
-                places.progress.started(task, Some(descriptor.size));
+                begun = stored.again();
+                if begun.is_none() {
+                    places.progress.started(task, Some(descriptor.size));
+                }
             }
             done => return done,
         }
     }
-    let stored = open(places, task, descriptor)?;
+    let stored: Box<dyn Read + Send + '_> = match begun {
+        Some(stored) => Box::new(stored),
+        None => Box::new(open(places, task, descriptor)?),
+    };
     let mut writer = places.blobs().blob_writer()?;
     let (built, actual) = std::thread::scope(|scope| {
         let stream = stream::open(scope, stored, &options.cancel);

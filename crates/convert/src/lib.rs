@@ -19,6 +19,7 @@ mod copy;
 mod dictionary;
 mod error;
 mod generate;
+mod index;
 mod journal;
 mod layer;
 mod layers;
@@ -30,9 +31,11 @@ mod piece;
 mod reference;
 mod report;
 mod reuse;
+mod rewind;
 mod savings;
 mod shelf;
 mod stream;
+mod toc;
 
 use std::time::Instant;
 
@@ -45,11 +48,13 @@ pub use copy::{CopyOptions, CopyReport, copy_image, open_archive};
 pub use dictionary::{ChunkDictionary, DictionaryError};
 pub use error::Error;
 pub use generate::{GenerateReport, generate_dictionary};
+pub use index::{ImageIndex, IndexStore, subject};
 pub use optimize::{First, OptimizeReport, optimize_image};
-pub use options::{ConvertOptions, DedupScope};
+pub use options::{ChunkCache, ConvertOptions, DedupScope};
 pub use report::ConvertReport;
 pub use savings::{Amount, Savings};
 pub use shelf::{Proof, Shelf, read_again, read_all, read_imports, verify_dictionary};
+pub use toc::is_pinned as has_pinned_toc;
 
 /// Name of the task that is the sum of all others, in bytes of compressed layers.
 pub const TOTAL: &str = "total";
@@ -112,6 +117,8 @@ pub fn convert_image(
             cache: cache.as_ref(),
             dictionary: dictionary.as_ref(),
             reference: options.reference,
+            extended: options.extended,
+            chunk_cache: options.chunk_cache.as_ref(),
             progress,
         };
         let error = match attempt(places, &selected, options, cancel) {

@@ -2,9 +2,12 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use image::PlatformChoice;
 use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor, Version};
+use storage::CacheFill;
 
 use crate::{BuildCache, ChunkDictionary};
 
@@ -16,6 +19,33 @@ pub enum DedupScope {
     Layer,
     /// In its own layer and those below it: each chunk is stored in the lowest layer that has it.
     Image,
+}
+
+/// The chunk cache of mounts.
+#[derive(Debug, Clone)]
+pub struct ChunkCache {
+    dir: PathBuf,
+    limit: Option<u64>,
+    /// Bytes that are kept and not in the cache yet.
+    unsettled: Arc<AtomicU64>,
+}
+
+impl ChunkCache {
+    /// The cache in `dir`, which may take no more than `limit` bytes on the disk.
+    pub fn new(dir: PathBuf, limit: Option<u64>) -> Self {
+        Self {
+            dir,
+            limit,
+            unsettled: Arc::default(),
+        }
+    }
+
+    /// Makes ready for the chunks of a layer. `None`, and why has been said, where they can't be kept.
+    pub(crate) fn begin(&self) -> Option<CacheFill> {
+        let fill = CacheFill::begin(&self.dir, self.limit, Arc::clone(&self.unsettled));
+        fill.inspect_err(|error| tracing::warn!("chunks are not kept: {error}"))
+            .ok()
+    }
 }
 
 /// Options of a conversion.
@@ -59,6 +89,11 @@ pub struct ConvertOptions {
     /// Whether layers stay as they are, and only what describes them is made: their blobs are the original layers, as far
     /// as they can be read in pieces. Needs v6 and OCI's media types.
     pub reference: bool,
+    /// Whether layers are described in ways that deployed runtimes do not know, too: eStargz by the table of contents that the
+    /// manifest pins, without being read, and zstd by its frames.
+    pub extended: bool,
+    /// Where chunks of such layers are kept while they pass by, if anywhere.
+    pub chunk_cache: Option<ChunkCache>,
     /// Whether new manifests refer to those they were made of.
     pub referrer: bool,
     /// Name of the source in the manifest's annotations.
@@ -95,6 +130,8 @@ impl ConvertOptions {
             cache: None,
             merge: false,
             reference: false,
+            extended: false,
+            chunk_cache: None,
             referrer: false,
             source_name: None,
         }

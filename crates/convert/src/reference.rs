@@ -6,24 +6,28 @@
 
 use std::io::{self, Read, Write as _};
 
-use builder::BuildOptions;
+use ::layer::Compression;
+use builder::{BuildOptions, Onlooker};
 use image::{BlobWriter, Descriptor, Digest, Hasher};
 use rafs_format::toc::{self, TAR_HEADER_SIZE};
 use rafs_format::{BlobFeatures, BlobInfo, Digester};
-use storage::BlobReader;
+use storage::{BlobReader, CacheFill};
 use tree::Image;
 
+use crate::ChunkCache;
 use crate::error::LayerError;
 use crate::journal::Record;
-use crate::layer::{self, Blob, ConvertedLayer, Places};
+use crate::layer::{Blob, ConvertedLayer, Places};
+use crate::rewind::Rewind;
 
 /// Bytes of a layer that are written at a time.
 const PIECE: usize = 256 << 10;
 
-/// Makes what describes a layer, in one pass over it.
-pub(crate) fn build(
+/// Makes what describes a layer, in one pass over it. If it can't be described, and that turns out early, `stored` can be
+/// read again.
+pub(crate) fn build<R: Read + Send>(
     places: &Places<'_>,
-    task: &str,
+    stored: &mut Rewind<R>,
     descriptor: &Descriptor,
     diff_id: Digest,
     options: &BuildOptions,
@@ -35,18 +39,29 @@ pub(crate) fn build(
         None
     };
     let mut stored = Tee {
-        inner: layer::open(places, task, descriptor)?,
+        inner: stored,
         copy: original,
     };
     let mut first = Vec::new();
     let head = stored.by_ref().take(4).read_to_end(&mut first);
     head.map_err(builder::Error::Cut)?;
     let compression = ::layer::detect(&first);
-    let (mut blob, mut hasher) = (Vec::new(), Hasher::new());
-    let mut take_tar = |bytes: &[u8]| hasher.update(bytes);
+    if compression == Compression::Zstd && !places.extended {
+        let text = "the layer is compressed with zstd: only gzip can be read in pieces";
+        let error = io::Error::new(io::ErrorKind::Unsupported, text);
+        return Err(builder::Error::Cut(error).into());
+    }
+    if compression != Compression::Zstd {
+        stored.inner.forget();
+    }
+    let mut blob = Vec::new();
+    let mut passing = Passing {
+        hasher: Hasher::new(),
+        kept: places.chunk_cache.and_then(ChunkCache::begin),
+    };
     let source = io::Cursor::new(first).chain(&mut stored);
-    let built = builder::build_targz_with(source, compression, &mut blob, options, &mut take_tar)?;
-    let actual = hasher.finish();
+    let built = builder::build_targz_with(source, compression, &mut blob, options, &mut passing)?;
+    let actual = passing.hasher.finish();
     if actual != diff_id {
         return Err(LayerError::DiffId {
             expected: diff_id,
@@ -55,6 +70,12 @@ pub(crate) fn build(
     }
     if let Some(copy) = stored.copy {
         copy.finish(descriptor.digest)?;
+    }
+    if let (Some(kept), Some(info)) = (passing.kept, built.image.blobs.first())
+        && let Err(error) = kept.finish(info, &built.image.chunks)
+    {
+        // Whoever needs them fetches them again.
+        tracing::warn!("the chunk cache did not get what passed by: {error}");
     }
     let (digest, size) = (Digest::from(built.blob_digest), blob.len() as u64);
     let mut writer = places.blobs().blob_writer()?;
@@ -76,6 +97,24 @@ pub(crate) fn build(
         record: None,
     };
     Ok((layer, built.bootstrap_digest.map(Digest::from)))
+}
+
+/// What passes by while a layer is described.
+struct Passing {
+    hasher: Hasher,
+    kept: Option<CacheFill>,
+}
+
+impl Onlooker for Passing {
+    fn tar(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    fn chunk(&mut self, offset: u64, bytes: &[u8]) {
+        if let Some(kept) = &mut self.kept {
+            kept.keep(offset, bytes);
+        }
+    }
 }
 
 /// Whether a layer says that it is one that cannot be read in pieces.

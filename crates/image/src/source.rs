@@ -144,6 +144,14 @@ impl Source {
         }
     }
 
+    /// The image under `root` in the OCI layout in `dir`, whether or not a tag leads to it. Nothing is read yet.
+    ///
+    /// # Errors
+    /// If `root` is no manifest or index.
+    pub fn in_layout(dir: &Path, root: Descriptor) -> Result<Self, Error> {
+        Self::new(Arc::new(Directory(dir.to_owned())), root, None)
+    }
+
     /// The image under `root` in `store`, known there as `name`.
     ///
     /// # Errors
@@ -159,6 +167,18 @@ impl Source {
             root,
             name,
             backend: None,
+        })
+    }
+
+    /// Another image in the same place.
+    ///
+    /// # Errors
+    /// As [`Source::new`].
+    pub fn at(&self, root: Descriptor) -> Result<Self, Error> {
+        media::document(&root.media_type, &root.digest.to_string())?;
+        Ok(Self {
+            root,
+            ..self.clone()
         })
     }
 
@@ -194,6 +214,11 @@ impl Source {
     /// Where the image lies.
     pub fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// Where the image lies, for use with others.
+    pub fn shared_store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
     }
 
     /// Reads a small blob and verifies it.

@@ -3,6 +3,7 @@
 mod archive;
 mod behind;
 mod layout;
+mod leaving;
 
 use std::io::{self, Read as _, Write};
 use std::sync::Arc;
@@ -115,6 +116,15 @@ impl Target {
     /// A target that writes to `sink`.
     pub fn new(sink: Arc<dyn Sink>) -> Self {
         Self { sink }
+    }
+
+    /// The same target, where these blobs count as in place: they stay wherever they are.
+    #[must_use]
+    pub fn leaving(self, blobs: impl IntoIterator<Item = Digest>) -> Self {
+        Self::new(Arc::new(leaving::Leaving {
+            sink: self.sink,
+            blobs: blobs.into_iter().collect(),
+        }))
     }
 
     /// Makes ready for writing an image to local files.

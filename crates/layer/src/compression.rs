@@ -3,9 +3,11 @@
 use std::fmt;
 use std::io::{self, BufReader, Cursor, Read};
 
+mod frames;
 mod gzip;
 mod index;
 
+pub use frames::{Boundary, FramingReader};
 pub use index::{GzipIndex, Place};
 
 /// Compressed bytes taken from the source at a time.

@@ -11,6 +11,7 @@ pub mod tar;
 
 pub use apply::{DataSink, FileInfo, Options, TreeBuilder, read_tree};
 pub use compression::{
-    Compression, GzipIndex, IndexingReader, Place, decompress, detect, detecting,
+    Boundary, Compression, FramingReader, GzipIndex, IndexingReader, Place, decompress, detect,
+    detecting,
 };
 pub use error::Error;

@@ -45,6 +45,8 @@ pub enum Command {
     Mount(Box<crate::mount::MountArgs>),
     /// Copy an image as it is, from any place to any other
     Copy(Box<crate::copy::CopyArgs>),
+    /// Make an index of an image that nobody converted, so that it can be mounted without reading it first
+    Index(Box<crate::index::IndexArgs>),
     /// Put the files of a Nydus image that are needed first into a blob of their own
     Optimize(Box<crate::optimize::OptimizeArgs>),
     /// Say where the time of a start went, out of its trace

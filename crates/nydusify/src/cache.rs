@@ -2,10 +2,11 @@
 
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde_json::json;
 use storage::Prune;
 
@@ -29,6 +30,15 @@ pub fn of_mounts() -> anyhow::Result<PathBuf> {
         )
     })?;
     Ok(base.join("blobs"))
+}
+
+/// Where the indexes of images lie that nobody converted: beside their chunks.
+pub fn of_indexes(cache_dir: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let cache = match cache_dir {
+        Some(dir) => std::path::absolute(dir).with_context(|| dir.display().to_string())?,
+        None => of_mounts()?,
+    };
+    Ok(cache.join("index"))
 }
 
 /// Arguments of `nydusify cache`.

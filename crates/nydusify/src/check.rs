@@ -10,8 +10,11 @@ use std::sync::Arc;
 
 use ::backend::Backend;
 use anyhow::{Context as _, Result};
-use image::{Location, Platform, PlatformChoice, Source, Store};
+use convert::IndexStore;
+use image::{Location, Manifest, Platform, PlatformChoice, Source, Store, nydus};
 use indicatif::MultiProgress;
+use progress::{Cancel, Silent};
+use tempfile::TempDir;
 use verify::{Files, Options, Report, Side};
 
 use crate::args::{Named, Usage, any_path, check_blob_dir, given};
@@ -110,7 +113,9 @@ fn check(args: &CheckArgs, named: Named<'_>, interrupt: &Interrupt) -> Result<Ex
         source,
         target,
         pairs,
-    } = open(args, named, &places)?;
+        _indexes,
+        drop_estargz,
+    } = open(args, named, &places, interrupt.cancel())?;
     if let Some(dir) = given(args.work_dir.as_ref()) {
         for (old, new) in &pairs {
             let dir = match pairs.len() {
@@ -129,7 +134,10 @@ fn check(args: &CheckArgs, named: Named<'_>, interrupt: &Interrupt) -> Result<Ex
     };
     let options = Options {
         threads,
-        layers: layer::Options::default(),
+        layers: layer::Options {
+            drop_estargz,
+            ..layer::Options::default()
+        },
         cancel: interrupt.cancel(),
         progress: &*progress,
     };
@@ -155,9 +163,13 @@ struct Opened {
     /// The place of the targets, unless they are bare files.
     target: Option<Arc<Source>>,
     pairs: Vec<(Option<Side>, Side)>,
+    /// Indexes of images that nobody converted, as long as they are looked at.
+    _indexes: Option<TempDir>,
+    /// What only helps readers of eStargz layers does not count.
+    drop_estargz: bool,
 }
 
-fn open(args: &CheckArgs, named: Named<'_>, places: &Places) -> Result<Opened> {
+fn open(args: &CheckArgs, named: Named<'_>, places: &Places, cancel: &Cancel) -> Result<Opened> {
     let open_image = |name: &str, insecure, backend: Option<&Backend>| -> Result<Arc<Source>> {
         let location: Location = name.parse()?;
         let backend = backend.map(|backend| Arc::new(backend.clone()) as Arc<dyn Store>);
@@ -176,6 +188,7 @@ fn open(args: &CheckArgs, named: Named<'_>, places: &Places) -> Result<Opened> {
         .map(|name| open_image(name, args.insecure.source_insecure, source_backend.as_ref()))
         .transpose()?;
     let named_source = source.as_ref().zip(name);
+    let mut indexes = None;
     let (target, pairs) = match named {
         Named::Bare(bootstrap) => {
             let mut side = Side::bare(bootstrap, args.blob_dir.as_deref())?;
@@ -193,15 +206,67 @@ fn open(args: &CheckArgs, named: Named<'_>, places: &Places) -> Result<Opened> {
         }
         Named::Image(name) => {
             let target = open_image(name, args.insecure.target_insecure, target_backend.as_ref())?;
-            let pairs = verify::images(named_source, (&target, name), &choice)?;
+            let mut pairs = verify::images(named_source, (&target, name), &choice)?;
+            if source.is_none() {
+                indexes = with_indexes(&mut pairs, &target, &choice, cancel)?;
+            }
             (Some(target), pairs)
         }
     };
     Ok(Opened {
         source,
         target,
+        drop_estargz: indexes.is_some() && has_pinned_toc(&pairs),
+        _indexes: indexes,
         pairs,
     })
+}
+
+/// Whether a layer of the sources is described by its table of contents, in an index.
+fn has_pinned_toc(pairs: &[(Option<Side>, Side)]) -> bool {
+    let documents = pairs
+        .iter()
+        .filter_map(|(old, _)| old.as_ref()?.document.as_ref());
+    let mut layers = documents.flat_map(|document| &document.manifest.layers);
+    layers.any(convert::has_pinned_toc)
+}
+
+/// Has images that nobody converted compared with what a mount would make of them: an index, in the directory that is
+/// returned.
+fn with_indexes(
+    pairs: &mut [(Option<Side>, Side)],
+    target: &Arc<Source>,
+    choice: &PlatformChoice,
+    cancel: &Cancel,
+) -> Result<Option<TempDir>> {
+    let mut dir = None;
+    for (old, new) in pairs {
+        let Some(document) = new.document.as_ref() else {
+            continue;
+        };
+        if nydus::is_nydus(&document.manifest) {
+            continue;
+        }
+        let images = target.manifests(choice)?;
+        let same = |(_, manifest): &&(_, Manifest)| *manifest == document.manifest;
+        let Some((descriptor, manifest)) = images.iter().find(same) else {
+            continue;
+        };
+        if dir.is_none() {
+            dir = Some(tempfile::tempdir().context("a directory for an index")?);
+        }
+        let Some(store) = dir.as_ref().map(|dir| IndexStore::new(dir.path())) else {
+            continue;
+        };
+        let index = store.make(target, (descriptor, manifest), None, &Silent, cancel);
+        let index = index.with_context(|| format!("cannot index {}", new.name))?;
+        let source = index.source.with_backend(Some(target.shared_store()));
+        let name = format!("index of {}", new.name);
+        let platform = document.platform.clone();
+        let index = Side::image(&Arc::new(source), name, index.manifest)?.on(platform);
+        *old = Some(std::mem::replace(new, index));
+    }
+    Ok(dir)
 }
 
 /// What bare files are compared with: they are the image of one platform, so only one source can be meant.

@@ -14,6 +14,7 @@ mod copy;
 mod diff;
 mod doctor;
 mod explain;
+mod index;
 mod interrupt;
 mod logging;
 mod mount;
@@ -64,6 +65,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.command {
         Command::Convert(options) => convert::run(options, terminal),
         Command::Copy(options) => copy::run(options, terminal),
+        Command::Index(options) => index::run(options, terminal),
         Command::Optimize(options) => optimize::run(options, terminal),
         Command::Diff(options) => diff::run(options),
         Command::Explain(options) => explain::run(options),

@@ -5,6 +5,7 @@ mod fuse;
 pub mod image;
 mod kernel;
 mod mirrors;
+mod unconverted;
 
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ use crate::place::{PatienceArgs, RegistryArgs};
 /// Arguments of `nydusify mount`.
 #[derive(Debug, clap::Args)]
 pub struct MountArgs {
-    /// Nydus image to mount: a name in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    /// Image to mount: a name in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]. Of an image that nobody converted the
+    /// layers are read once, see `nydusify index`
     #[arg(long, env = "TARGET", value_name = "IMAGE")]
     target: Option<String>,
 
@@ -116,6 +118,15 @@ pub struct LazyArgs {
     #[arg(long, value_name = "SIZE", value_parser = crate::cache::size)]
     cache_size: Option<u64>,
 
+    /// Of an image that nobody converted, use the index of this digest that lies beside it, instead of reading its layers
+    /// once; see `nydusify index --push`
+    #[arg(long, value_name = "DIGEST")]
+    index_digest: Option<::image::Digest>,
+
+    /// Of an image that nobody converted, store the index beside it, where others find it
+    #[arg(long)]
+    push_index: bool,
+
     /// Verify what the cache holds of the image before mounting it
     #[arg(long)]
     verify_cache: bool,
@@ -202,6 +213,14 @@ impl LazyArgs {
             Mode::Fuse => Ok(false),
             Mode::Erofs => image.check_for_kernel().map(|()| true),
             Mode::Auto => Ok(store.stats().cache_conflicts == 0 && kernel_can(image, cache)),
+        }
+    }
+
+    /// Directory of the chunk cache.
+    fn cache_path(&self) -> Result<PathBuf> {
+        match &self.cache_dir {
+            Some(dir) => std::path::absolute(dir).with_context(|| dir.display().to_string()),
+            None => crate::cache::of_mounts(),
         }
     }
 
@@ -438,10 +457,7 @@ fn open_store(
     options: &Options,
 ) -> Result<(ChunkStore, PathBuf)> {
     allow_many_files();
-    let dir = match &args.cache_dir {
-        Some(dir) => std::path::absolute(dir).with_context(|| dir.display().to_string())?,
-        None => crate::cache::of_mounts()?,
-    };
+    let dir = args.cache_path()?;
     let of_store = args.store_options(Some(dir.clone()), words, options);
     let store = ChunkStore::open(&image.bootstrap, image.blobs.clone(), of_store)?;
     if args.verify_cache && begins {

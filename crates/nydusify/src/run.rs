@@ -18,7 +18,8 @@ const FAILED: u8 = 125;
 /// Arguments of `nydusify run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// Nydus image: a name in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    /// Image: a name in a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]. Of an image that nobody converted the layers are
+    /// read once, see `nydusify index`
     #[arg(value_name = "IMAGE", required_unless_present = "bootstrap")]
     image: Option<String>,
 

@@ -8,6 +8,7 @@
 mod bits;
 mod blob;
 mod check;
+mod fill;
 mod keep;
 mod map;
 mod open;
@@ -24,6 +25,7 @@ use rafs_format::Digester;
 pub use blob::BlobFiles;
 pub(crate) use blob::{BlobCache, State};
 pub use check::{BadChunk, CheckedBlob, check_cache};
+pub use fill::CacheFill;
 pub use keep::{CachedBlob, Prune, Pruned, cached_blobs, prune_cache};
 pub(crate) use keep::{blob_ids, disk_usage, each_chunk, last_change};
 pub(crate) use turn::{Ask, Turn};

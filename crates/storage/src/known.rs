@@ -124,6 +124,15 @@ impl KnownChunks {
         blobs.iter().zip(records).map(table).collect()
     }
 
+    /// The chunks of a blob whose records are `records`.
+    pub(crate) fn of_blob(info: &BlobInfo, records: &[ChunkRecord]) -> Result<Self, Error> {
+        let chunks: Vec<KnownChunk> = records.iter().map(KnownChunk::from).collect();
+        chunks
+            .iter()
+            .try_for_each(|chunk| check_chunk(info, chunk))?;
+        Self::new(info, chunks)
+    }
+
     fn new(info: &BlobInfo, mut chunks: Vec<KnownChunk>) -> Result<Self, Error> {
         chunks.sort_unstable_by_key(|chunk| chunk.index);
         for pair in chunks.windows(2) {

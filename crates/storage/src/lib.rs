@@ -21,8 +21,8 @@ mod words;
 
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
 pub use cache::{
-    BadChunk, BlobFiles, CachedBlob, CheckedBlob, Prune, Pruned, cache_file, cached_blobs,
-    check_cache, prune_cache,
+    BadChunk, BlobFiles, CacheFill, CachedBlob, CheckedBlob, Prune, Pruned, cache_file,
+    cached_blobs, check_cache, prune_cache,
 };
 pub use decode::{
     BATCH_SIZE_MAX, ChunkDecoder, ChunkError, DecodedBatch, OpenSlice, SLICE_SIZE_MAX,

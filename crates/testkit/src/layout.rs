@@ -16,8 +16,10 @@ pub enum Packing {
     Gzip,
     /// Several gzip members of 64 KiB each.
     GzipMembers,
-    /// zstd.
+    /// zstd, one frame.
     Zstd,
+    /// Several zstd frames of 64 KiB each.
+    ZstdFrames,
 }
 
 /// Media types of a manifest and its parts.
@@ -47,7 +49,7 @@ impl Layer {
         let suffix = match packing {
             Packing::None => "",
             Packing::Gzip | Packing::GzipMembers => "+gzip",
-            Packing::Zstd => "+zstd",
+            Packing::Zstd | Packing::ZstdFrames => "+zstd",
         };
         Self {
             bytes: pack(tar, packing),
@@ -72,11 +74,13 @@ pub fn pack(tar: &[u8], packing: Packing) -> Vec<u8> {
         encoder.write_all(part).expect("a vector takes all bytes");
         encoder.finish().expect("a vector takes all bytes")
     };
+    let zstd = |part: &[u8]| zstd::encode_all(part, 3).expect("a vector takes all bytes");
     match packing {
         Packing::None => tar.to_vec(),
         Packing::Gzip => gzip(tar),
         Packing::GzipMembers => tar.chunks(64 << 10).flat_map(gzip).collect(),
-        Packing::Zstd => zstd::encode_all(tar, 3).expect("a vector takes all bytes"),
+        Packing::Zstd => zstd(tar),
+        Packing::ZstdFrames => tar.chunks(64 << 10).flat_map(zstd).collect(),
     }
 }
 

@@ -31,6 +31,15 @@ impl Places {
         }
     }
 
+    /// Chunks that lie in batches, each with its offset.
+    pub fn in_batches(batches: Vec<(u64, BatchContext)>, placements: Vec<Placement>) -> Self {
+        Self {
+            batches,
+            slices: Default::default(),
+            placements,
+        }
+    }
+
     /// Enters into the records of the new chunks, in order, where and how they are stored. Those of a batch say nothing
     /// of it, as in the deployed builder's bootstraps: the blob's own table does. The first chunk lies at `offset`.
     pub(super) fn settle<'a>(

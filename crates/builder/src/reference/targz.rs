@@ -11,22 +11,24 @@
 //!   -> tree (caller's thread)  tar bytes -> chunks, their digests
 //! ```
 
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 
 use chunkdict::{ChunkKey, ChunkTable};
 use codec::Encoder;
-use layer::{Compression, DataSink, FileInfo, GzipIndex, IndexingReader};
+use layer::{Boundary, Compression, DataSink, FileInfo, FramingReader, GzipIndex, IndexingReader};
 use progress::Cancel;
 use rafs_format::blob_meta::{Placement, ZranContext};
 use rafs_format::{
     BLOCK_SIZE, BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord, Compressor,
     Digester, Version,
 };
-use storage::{SLICE_SIZE_MAX, SLICE_STORED_MAX};
+use storage::{BATCH_SIZE_MAX, SLICE_SIZE_MAX, SLICE_STORED_MAX};
 use tree::{ChunkId, Image, Tree};
 
+use super::frames::batches;
 use super::{Counted, sparse};
 use crate::build::own_blob;
 use crate::pipeline::{BlobWriter, Places};
@@ -54,10 +56,45 @@ pub fn build_targz(
     out: impl Write,
     options: &BuildOptions,
 ) -> Result<BuiltLayer, Error> {
-    build_targz_with(source, compression, out, options, &mut |_| {})
+    if compression == Compression::Zstd {
+        let text = "the layer is compressed with zstd: only gzip can be read in pieces";
+        let error = io::Error::new(io::ErrorKind::Unsupported, text);
+        return Err(Error::Cut(error));
+    }
+    build_targz_with(source, compression, out, options, &mut ())
 }
 
-/// As [`build_targz`]; `passing` gets the bytes of the tar, in order.
+/// Looks on while a layer passes by.
+pub trait Onlooker {
+    /// The next bytes of the tar.
+    fn tar(&mut self, bytes: &[u8]);
+
+    /// The next new chunk, which lies at byte `offset` of the blob's uncompressed address space.
+    fn chunk(&mut self, offset: u64, bytes: &[u8]);
+}
+
+/// The reader of the tar and the sink of its chunks take turns.
+type Shared<'a> = &'a RefCell<&'a mut (dyn Onlooker + 'a)>;
+
+impl<T: Onlooker + ?Sized> Onlooker for &mut T {
+    fn tar(&mut self, bytes: &[u8]) {
+        (**self).tar(bytes);
+    }
+
+    fn chunk(&mut self, offset: u64, bytes: &[u8]) {
+        (**self).chunk(offset, bytes);
+    }
+}
+
+/// Nobody.
+impl Onlooker for () {
+    fn tar(&mut self, _: &[u8]) {}
+
+    fn chunk(&mut self, _: u64, _: &[u8]) {}
+}
+
+/// As [`build_targz`], while somebody looks on. Layers in zstd are taken, too, as long as no frame decodes to more than
+/// [`BATCH_SIZE_MAX`] bytes; deployed readers do not know such blobs.
 ///
 /// # Errors
 /// As [`build_targz`].
@@ -66,8 +103,9 @@ pub fn build_targz_with(
     compression: Compression,
     out: impl Write,
     options: &BuildOptions,
-    passing: &mut dyn FnMut(&[u8]),
+    mut onlooker: &mut dyn Onlooker,
 ) -> Result<BuiltLayer, Error> {
+    let onlooker = RefCell::new(&mut onlooker as &mut dyn Onlooker);
     if options.version != Version::V6 {
         return Err(Error::NotInV5("a layer's tar as the blob"));
     }
@@ -83,16 +121,7 @@ pub fn build_targz_with(
         ..options.clone()
     };
     options.validate()?;
-    let gzip = match compression {
-        Compression::Gzip => true,
-        Compression::None => false,
-        Compression::Zstd => {
-            let text = "the layer is compressed with zstd: only gzip can be read in pieces";
-            let error = io::Error::new(io::ErrorKind::Unsupported, text);
-            return Err(Error::Cut(error));
-        }
-    };
-    let (tree, mut chunks, scanned) = scan(source, gzip, options, passing)?;
+    let (tree, mut chunks, scanned) = scan(source, compression, options, &onlooker)?;
     let Scanned { id, len, index } = scanned;
     if len > SOURCE_MAX {
         return Err(Error::TooLarge {
@@ -101,10 +130,16 @@ pub fn build_targz_with(
         });
     }
     let mut features = BlobFeatures::CHUNK_INFO_V2 | BlobFeatures::SEPARATE;
-    features.set(BlobFeatures::ZRAN, gzip);
+    features.set(BlobFeatures::ZRAN, compression == Compression::Gzip);
+    features.set(BlobFeatures::BATCH, compression == Compression::Zstd);
+    let compressor = match compression {
+        Compression::Zstd => Compressor::Zstd,
+        Compression::Gzip | Compression::None => Compressor::Gzip,
+    };
     let places = match index {
-        Some(index) => slices(&mut chunks, index)?,
-        None => {
+        Index::Gzip(index) => slices(&mut chunks, index)?,
+        Index::Frames(ends) => batches(&chunks, &ends)?,
+        Index::None => {
             for (record, &offset) in chunks.records.iter_mut().zip(&chunks.offsets) {
                 (record.compressed_offset, record.compressed_size) =
                     (offset, record.uncompressed_size);
@@ -116,7 +151,7 @@ pub fn build_targz_with(
     let blob = BlobInfo {
         id,
         chunk_count: chunks.records.len() as u32,
-        compressor: Compressor::Gzip,
+        compressor,
         features: own.features | features,
         compressed_size: len,
         uncompressed_size: chunks.end,
@@ -130,7 +165,7 @@ pub fn build_targz_with(
         blobs: own.map(|_| blob).into_iter().collect(),
         chunks: chunks.records,
         chunk_size: options.chunk_size,
-        compressor: Compressor::Gzip,
+        compressor,
         digester: Digester::Sha256,
         explicit_owners: options.explicit_owners,
         tarfs: false,
@@ -157,18 +192,27 @@ pub fn build_targz_with(
 struct Scanned {
     id: rafs_format::BlobId,
     len: u64,
-    index: Option<GzipIndex>,
+    index: Index,
+}
+
+/// Where decoding can begin.
+enum Index {
+    /// Everywhere.
+    None,
+    Gzip(GzipIndex),
+    Frames(Vec<Boundary>),
 }
 
 /// Reads the source once: its tree, the chunks of its files, and all about itself.
 fn scan<'a>(
     source: impl Read + Send,
-    gzip: bool,
+    compression: Compression,
     options: &'a BuildOptions,
-    passing: &mut dyn FnMut(&[u8]),
+    onlooker: Shared<'a>,
 ) -> Result<(Tree, Chunks<'a>, Scanned), Error> {
     let mut chunks = Chunks {
         options,
+        onlooker,
         known: ChunkTable::default(),
         records: Vec::new(),
         offsets: Vec::new(),
@@ -191,19 +235,29 @@ fn scan<'a>(
         let inflate = named("inflate")
             .spawn_scoped(scope, move || {
                 let mut source = Copying(source, copy_sender);
-                if !gzip {
-                    pump(&mut source, &part_sender, &spare, &cancel);
-                    return None;
+                let pump = |source: &mut dyn Read| pump(source, &part_sender, &spare, &cancel);
+                match compression {
+                    Compression::None => {
+                        pump(&mut source);
+                        Ok(Index::None)
+                    }
+                    Compression::Gzip => {
+                        let mut reader = IndexingReader::new(source);
+                        pump(&mut reader);
+                        Ok(Index::Gzip(reader.into_index()))
+                    }
+                    Compression::Zstd => {
+                        let mut reader = FramingReader::new(source, BATCH_SIZE_MAX.into())?;
+                        pump(&mut reader);
+                        Ok(Index::Frames(reader.into_ends()))
+                    }
                 }
-                let mut reader = IndexingReader::new(source);
-                pump(&mut reader, &part_sender, &spare, &cancel);
-                Some(reader.into_index())
             })
             .map_err(Error::Thread)?;
         let reader = Parts {
             parts,
             used,
-            passing,
+            onlooker,
             current: Vec::new(),
             position: 0,
         };
@@ -213,6 +267,7 @@ fn scan<'a>(
     options.cancel.check()?;
     let tree = tree?;
     let (len, id) = digested.map_err(Error::Cut)?.finish(None)?;
+    let index = index.map_err(Error::Cut)?;
     Ok((tree, chunks, Scanned { id, len, index }))
 }
 
@@ -269,12 +324,13 @@ fn slices(chunks: &mut Chunks<'_>, mut index: GzipIndex) -> Result<Places, Error
 }
 
 /// The chunks of the layer, known by content.
-struct Chunks<'a> {
+pub(super) struct Chunks<'a> {
     options: &'a BuildOptions,
+    onlooker: Shared<'a>,
     known: ChunkTable<ChunkId>,
-    records: Vec<ChunkRecord>,
+    pub(super) records: Vec<ChunkRecord>,
     /// Where each chunk lies in the tar, in bytes.
-    offsets: Vec<u64>,
+    pub(super) offsets: Vec<u64>,
     /// End of the blob's uncompressed address space.
     end: u64,
     buffer: Vec<u8>,
@@ -319,6 +375,7 @@ impl Chunks<'_> {
                 "the layer has more than 2^24 - 1 chunks: choose a larger chunk size",
             ));
         }
+        self.onlooker.borrow_mut().chunk(self.end, bytes);
         let crc32 = codec::crc32c(bytes);
         self.known.insert(key, id);
         self.records.push(ChunkRecord {
@@ -423,7 +480,7 @@ struct Parts<'a> {
     parts: Receiver<io::Result<Vec<u8>>>,
     /// Takes used parts back.
     used: Sender<Vec<u8>>,
-    passing: &'a mut dyn FnMut(&[u8]),
+    onlooker: Shared<'a>,
     current: Vec<u8>,
     position: usize,
 }
@@ -435,7 +492,7 @@ impl Read for Parts<'_> {
             let next = self.parts.recv().unwrap_or_else(|_| Ok(Vec::new()))?;
             let used = std::mem::replace(&mut self.current, next);
             self.position = 0;
-            (self.passing)(&self.current);
+            self.onlooker.borrow_mut().tar(&self.current);
             self.used.send(used).ok();
         }
         let part = &self.current[self.position..];

@@ -13,6 +13,7 @@ use rafs_format::Bootstrap;
 use serde::{Deserialize, Serialize};
 use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
+use super::unconverted::Index;
 use super::{LazyArgs, Mode, mirrors};
 use crate::args::Named;
 use crate::place::Places;
@@ -34,6 +35,9 @@ pub struct Image {
 struct Found {
     descriptor: Descriptor,
     manifest: Manifest,
+    /// What describes its layers, if nobody converted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    index: Option<Index>,
 }
 
 /// A record: the length of the first part, that part, which is JSON, and the bootstrap.
@@ -153,8 +157,11 @@ fn in_image(
         _ => {
             let source = places.source(&location, args.target_insecure)?;
             let source = source.with_backend(backend);
-            let found = find(target, args, &source)?;
-            let bytes = nydus::read_bootstrap(&source, &found.manifest);
+            let found = find(target, args, (places, &location), &source)?;
+            let bytes = match &found.index {
+                Some(index) => index.bootstrap(args, &source),
+                None => Ok(nydus::read_bootstrap(&source, &found.manifest)?),
+            };
             let bytes = bytes.with_context(|| target.to_owned())?;
             (source, found, bytes)
         }
@@ -165,6 +172,11 @@ fn in_image(
     let record = record(Some(&found), &bytes)?;
     let loaded =
         LoadedBootstrap::from_bytes(bytes).with_context(|| format!("{target}: the bootstrap"))?;
+    let around = |blobs| mirrors::around(Arc::new(blobs), &location, &args.mirror, places);
+    let blobs = match &found.index {
+        Some(index) => index.blobs(args, source, &found.manifest, around)?,
+        None => around(ImageBlobs::new(source, &found.manifest))?,
+    };
     Ok(Image {
         config,
         record,
@@ -173,29 +185,42 @@ fn in_image(
             Mode::Auto | Mode::Erofs => not_for_kernel(&loaded),
         },
         bootstrap: Arc::new(loaded.bootstrap),
-        blobs: mirrors::around(
-            Arc::new(ImageBlobs::new(source, &found.manifest)),
-            &location,
-            &args.mirror,
-            places,
-        )?,
+        blobs,
     })
 }
 
-/// The Nydus image for the platform that the arguments name.
-fn find(target: &str, args: &LazyArgs, source: &Source) -> Result<Found> {
+/// The image for the platform that the arguments name: a Nydus image if there is one, else with an index.
+fn find(
+    target: &str,
+    args: &LazyArgs,
+    place: (&Places, &Location),
+    source: &Source,
+) -> Result<Found> {
     let choice = match &args.platform {
         Some(platform) => PlatformChoice::Only(vec![platform.clone()]),
         None => PlatformChoice::Host,
     };
-    let (descriptor, manifest) = source
-        .manifests(&choice)?
-        .into_iter()
-        .find(|(_, manifest)| nydus::is_nydus(manifest))
-        .ok_or_else(|| anyhow!("{target}: not a Nydus image; convert it first: nydusify convert --source {target} --target oci:DIR:TAG"))?;
+    let mut images = source.manifests(&choice)?;
+    let nydus = images
+        .iter()
+        .position(|(_, manifest)| nydus::is_nydus(manifest));
+    let at = nydus.unwrap_or_default();
+    ensure!(at < images.len(), "{target}: there is no image in it");
+    let (descriptor, manifest) = images.swap_remove(at);
+    let index = match nydus {
+        Some(_) => None,
+        None => Some(Index::of(
+            target,
+            args,
+            place,
+            source,
+            (&descriptor, &manifest),
+        )?),
+    };
     Ok(Found {
         descriptor,
         manifest,
+        index,
     })
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod build_cache;
+mod index;
 mod killed;
 mod oci_ref;
 mod refused;

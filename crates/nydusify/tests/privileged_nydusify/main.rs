@@ -15,5 +15,6 @@ mod serving;
 mod support;
 mod traces;
 mod trees;
+mod unconverted;
 mod upper;
 mod v5;

@@ -271,16 +271,16 @@ pub(super) fn is_at(path: &Path, file: &File) -> bool {
 }
 
 /// The map for locks alone: duplicates of the other descriptor are in processes that outlive this one.
-fn for_locks(map: &File) -> Option<Arc<File>> {
+pub(super) fn for_locks(map: &File) -> Option<Arc<File>> {
     let path = format!("/proc/self/fd/{}", map.as_raw_fd());
     let file = File::options().read(true).write(true).open(path);
     file.ok().map(Arc::new)
 }
 
 /// An opener's turn. Given up when dropped.
-struct OpenTurn(Option<Arc<File>>);
+pub(super) struct OpenTurn(Option<Arc<File>>);
 
-fn take_turn(file: Option<Arc<File>>) -> Option<OpenTurn> {
+pub(super) fn take_turn(file: Option<Arc<File>>) -> Option<OpenTurn> {
     let deadline = Instant::now() + PATIENCE;
     while let Some(file) = &file
         && let Ok(false) = sys::lock_range(file, 0..HEADER_SIZE as u64, RangeLock::Exclusive)
@@ -335,14 +335,14 @@ pub(super) fn discard(map: &File, data_path: &Path, map_path: &Path) -> io::Resu
     Ok(true)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
-fn open_or_make(path: &Path) -> Result<File, Error> {
+pub(super) fn open_or_make(path: &Path) -> Result<File, Error> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);
     let open = || options.open(path);
@@ -356,14 +356,14 @@ fn open_or_make(path: &Path) -> Result<File, Error> {
     opened.map_err(Error::io("open the cache file", path))
 }
 
-fn paths(dir: &Path, info: &BlobInfo) -> [PathBuf; 2] {
+pub(super) fn paths(dir: &Path, info: &BlobInfo) -> [PathBuf; 2] {
     [
         cache_file(dir, info.id.as_str()),
         map_file(dir, info.id.as_str()),
     ]
 }
 
-fn header(info: &BlobInfo) -> Header {
+pub(super) fn header(info: &BlobInfo) -> Header {
     Header {
         blob: info.id.to_string(),
         chunk_count: info.chunk_count,

@@ -1,0 +1,226 @@
+//! Indexes: what makes an image that nobody converted readable in pieces. An index is an image by reference, as
+//! [`ConvertOptions::reference`] makes it, without the original layers; it refers to the image that it is of.
+//!
+//! Indexes that this user has made lie in a directory: an OCI layout, `images`, where they have a tag that is the digest of the
+//! image's manifest and the version of what makes indexes; the journal of what layers were described; and locks, one of which
+//! whoever makes an index holds, so that two who want the same make it once.
+
+use std::fs::{self, File};
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use image::{
+    Descriptor, Digest, Location, Manifest, Node, PlatformChoice, Source, Target, media, nydus,
+};
+use progress::{Cancel, Progress};
+use rafs_format::Compressor;
+
+use crate::toc;
+use crate::{ChunkCache, ConvertOptions, Error, convert_image};
+
+/// Changes whenever indexes made before are not to be used any more.
+const VERSION: u32 = 1;
+
+/// Where the indexes of this machine are.
+#[derive(Debug, Clone)]
+pub struct IndexStore {
+    dir: PathBuf,
+}
+
+/// An index, and where it lies.
+#[derive(Clone)]
+pub struct ImageIndex {
+    /// The place with its documents, its bootstrap and its blobs, but not with the original layers.
+    pub source: Source,
+    /// Its manifest.
+    pub manifest: Manifest,
+}
+
+impl IndexStore {
+    /// The store in `dir`, which need not exist.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// The place of an index that was found before, for reading.
+    ///
+    /// # Errors
+    /// None that depends on what is there.
+    pub fn source(&self, index: &Manifest) -> Result<Source, Error> {
+        let json = index.to_json();
+        let root = Descriptor::new(
+            index.media_type.clone(),
+            Digest::of(&json),
+            json.len() as u64,
+        );
+        Ok(Source::in_layout(&self.images(), root)?)
+    }
+
+    /// The index of the image whose manifest is `image`, if there is one and all of it is there.
+    pub fn find(&self, image: &Digest) -> Option<ImageIndex> {
+        let found = Source::open(&self.location(image)).ok()?;
+        let Ok(Node::Manifest(manifest)) = found.node(found.root()) else {
+            return None;
+        };
+        let here = |layer: &Descriptor| {
+            let blob = found.blob(&layer.digest, None);
+            blob.is_ok_and(|blob| blob.size() == layer.size)
+        };
+        let whole = subject(&manifest) == Some(*image) && manifest.layers.iter().all(here);
+        whole.then_some(ImageIndex {
+            source: found,
+            manifest: *manifest,
+        })
+    }
+
+    /// Makes the index of the image whose manifest is `image` in one pass over its layers, unless there is one by then. The
+    /// chunks of layers that can be read in pieces go to `chunks` as they pass by.
+    ///
+    /// # Errors
+    /// As [`convert_image`]; [`Error::Index`] if the directory cannot be used.
+    pub fn make(
+        &self,
+        source: &Source,
+        (image, manifest): (&Descriptor, &Manifest),
+        chunks: Option<ChunkCache>,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<ImageIndex, Error> {
+        let _only = self
+            .lock(&image.digest)
+            .map_err(|source| self.unusable(source))?;
+        if let Some(index) = self.find(&image.digest) {
+            return Ok(index);
+        }
+        let original = source.at(Descriptor::new(
+            image.media_type.clone(),
+            image.digest,
+            image.size,
+        ))?;
+        let layers = manifest.layers.iter().map(|layer| layer.digest);
+        let target = Target::open(&self.location(&image.digest))?.leaving(layers);
+        let defaults = options();
+        let options = ConvertOptions {
+            chunk_size: match manifest.layers.iter().any(toc::is_pinned) {
+                true => toc::CHUNK_SIZE,
+                false => defaults.chunk_size,
+            },
+            extended: true,
+            chunk_cache: chunks,
+            journal: Some(self.dir.join("journal")),
+            // What cannot be read in pieces is read from here alone.
+            compressor: Compressor::Lz4Block,
+            ..defaults
+        };
+        convert_image(&original, target, None, &options, progress, cancel)?;
+        self.find(&image.digest)
+            .ok_or_else(|| self.unusable(io::ErrorKind::NotFound.into()))
+    }
+
+    fn images(&self) -> PathBuf {
+        self.dir.join("images")
+    }
+
+    fn location(&self, image: &Digest) -> Location {
+        Location::OciLayout {
+            dir: self.images(),
+            tag: Some(format!("{}-v{VERSION}", image.hex())),
+        }
+    }
+
+    /// Waits until nobody else makes the index of the image.
+    fn lock(&self, image: &Digest) -> io::Result<File> {
+        let dir = self.dir.join("locks");
+        fs::create_dir_all(&dir)?;
+        let file = File::create(dir.join(image.hex()))?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    fn unusable(&self, source: io::Error) -> Error {
+        Error::Index {
+            dir: self.dir.clone(),
+            source,
+        }
+    }
+}
+
+impl ImageIndex {
+    /// The index `digest` of the image `image`, which lies beside the image in `source`.
+    ///
+    /// # Errors
+    /// If there is none, or it is no index, or that of another image.
+    pub fn pinned(source: &Source, image: &Digest, digest: &Digest) -> Result<Self, Error> {
+        let any = Descriptor::new(media::OCI_MANIFEST, *digest, 0);
+        let size = source.store().document(&any)?.size();
+        let root = Descriptor { size, ..any };
+        let source = source.at(root.clone())?;
+        let invalid = |reason: String| image::Error::Document {
+            what: format!("manifest {digest}"),
+            reason,
+        };
+        let Node::Manifest(manifest) = source.node(&root)? else {
+            return Err(invalid("it is no manifest".to_owned()).into());
+        };
+        if !nydus::is_nydus(&manifest) {
+            return Err(
+                invalid("it is no index: its last layer is no bootstrap".to_owned()).into(),
+            );
+        }
+        if subject(&manifest) != Some(*image) {
+            let reason = match subject(&manifest) {
+                Some(other) => format!("it is the index of {other}, not of {image}"),
+                None => "it does not say which image it is the index of".to_owned(),
+            };
+            return Err(invalid(reason).into());
+        }
+        Ok(Self {
+            source,
+            manifest: *manifest,
+        })
+    }
+
+    /// The digest of its manifest.
+    pub fn digest(&self) -> &Digest {
+        &self.source.root().digest
+    }
+
+    /// Writes the index to wherever `target` does.
+    ///
+    /// # Errors
+    /// [`Error`]; the target then has no new tag.
+    pub fn copy(&self, target: Target, cancel: &Cancel) -> Result<(), Error> {
+        let layers = self.manifest.layers.iter();
+        for blob in layers.chain([&self.manifest.config]) {
+            target.copy(&self.source, blob, cancel)?;
+        }
+        let root = self.source.root();
+        target.copy_document(&self.source, root)?;
+        cancel.check()?;
+        Ok(target.commit(&Descriptor::new(
+            root.media_type.clone(),
+            root.digest,
+            root.size,
+        ))?)
+    }
+}
+
+/// What all indexes are made with.
+fn options() -> ConvertOptions {
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    ConvertOptions {
+        platform: PlatformChoice::All,
+        reference: true,
+        referrer: true,
+        oci: true,
+        prefetch: Vec::new(),
+        ..ConvertOptions::new(threads)
+    }
+}
+
+/// The manifest that an index says it is of.
+pub fn subject(index: &Manifest) -> Option<Digest> {
+    let subject = index.other.get("subject")?.get("digest")?;
+    subject.as_str()?.parse().ok()
+}
