@@ -182,7 +182,7 @@ impl Drop for CacheFill {
 
 #[cfg(test)]
 mod tests {
-    use rafs_format::{BlobId, BlobInfo, ChunkFlags, Digester};
+    use rafs_format::{BlobId, ChunkFlags, Compressor, Digester};
 
     use super::*;
 
@@ -205,13 +205,12 @@ mod tests {
                 crc32: 0,
             })
             .collect();
+        let id = BlobId::new("a".repeat(64)).unwrap();
         let info = BlobInfo {
-            id: BlobId::new("a".repeat(64)).unwrap(),
             chunk_count: chunks.into(),
             compressed_size: 1 << 20,
             uncompressed_size: u64::from(chunks) * 8192,
-            digester: Digester::Sha256,
-            ..BlobInfo::default()
+            ..BlobInfo::new(id, 1 << 20, Compressor::Gzip, Digester::Sha256)
         };
         (info, records, bytes)
     }
