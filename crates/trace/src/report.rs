@@ -45,11 +45,11 @@ pub struct Report {
 pub struct Phases {
     /// No read was under way: the program ran.
     pub running: u64,
-    /// Reads waited, and so did a request for its answer.
+    /// Reads waited for the answer to a request that brought one of their chunks.
     pub network: u64,
-    /// Reads waited, no request did, and chunks were decoded.
+    /// Reads waited, no longer for an answer, but until their chunks were decoded.
     pub decoding: u64,
-    /// Reads waited, and requests for memory.
+    /// Reads waited, and their requests for memory.
     pub memory: u64,
     /// Reads were answered out of the cache, or waited for something that is not recorded.
     pub serving: u64,
@@ -425,24 +425,70 @@ const NETWORK: usize = 1;
 const MEMORY: usize = 2;
 const DECODING: usize = 3;
 
-/// Goes through all beginnings and ends in time.
-fn moments(trace: &Trace, first: u64, last: u64) -> Vec<Moment> {
-    let mut edges: Vec<(u64, usize, i64)> = Vec::new();
-    let mut span = |kind, from: u64, took: u64| {
-        let end = from.saturating_add(took);
-        edges.extend([(from, kind, 1), (end, kind, -1)]);
-    };
+/// What brought a chunk: when its request was decided on, when the blob was asked, when the answer was there, and when
+/// the chunk was decoded.
+type Arrival = (u64, u64, u64, u64);
+
+/// How each chunk came that did; the last time, if it came again.
+fn arrivals(trace: &Trace) -> HashMap<ChunkId, Arrival> {
+    let mut fetches: HashMap<u64, (u64, u64, u64)> = HashMap::new();
+    let mut arrivals = HashMap::new();
     for event in &trace.events {
         match *event {
-            Event::Read { at, took, .. } => span(READ, at, took),
             Event::Fetch {
-                at, waited, took, ..
+                at,
+                waited,
+                took,
+                number,
+                ..
             } => {
-                span(MEMORY, at, waited);
-                span(NETWORK, at.saturating_add(waited), took);
+                let asked = at.saturating_add(waited);
+                // The next process counts from the beginning again.
+                fetches.insert(number, (at, asked, asked.saturating_add(took)));
             }
-            Event::Chunk { at, took, .. } => span(DECODING, at, took),
-            Event::Serving { .. } | Event::Dropped { .. } => {}
+            Event::Chunk {
+                at,
+                took,
+                fetch,
+                chunk,
+                ..
+            } => {
+                if let Some(&(began, asked, answered)) = fetches.get(&fetch) {
+                    let decoded = at.saturating_add(took);
+                    arrivals.insert(chunk, (began, asked, answered, decoded));
+                }
+            }
+            _ => {}
+        }
+    }
+    arrivals
+}
+
+/// Goes through all beginnings and ends in time. A read waits for what brings its chunks, and for nothing else.
+fn moments(trace: &Trace, first: u64, last: u64) -> Vec<Moment> {
+    let arrivals = arrivals(trace);
+    let mut edges: Vec<(u64, usize, i64)> = Vec::new();
+    for event in &trace.events {
+        let Event::Read {
+            at, took, chunks, ..
+        } = event
+        else {
+            continue;
+        };
+        let (from, to) = (*at, at.saturating_add(*took));
+        let mut span = |kind, start: u64, end: u64| {
+            let (start, end) = (start.max(from), end.min(to));
+            if start < end {
+                edges.extend([(start, kind, 1), (end, kind, -1)]);
+            }
+        };
+        span(READ, from, to);
+        for chunk in chunks {
+            if let Some(&(began, asked, answered, decoded)) = arrivals.get(chunk) {
+                span(MEMORY, began, asked);
+                span(NETWORK, asked, answered);
+                span(DECODING, answered, decoded);
+            }
         }
     }
     edges.sort_unstable_by_key(|(at, ..)| *at);
@@ -555,11 +601,12 @@ mod tests {
     #[test]
     fn every_moment_is_counted_once() {
         // Read from 10 to 40: 5 of nothing, 20 of a request, 3 of decoding, 2 of nothing. Then 20 of the program, and
-        // two reads at once.
+        // two reads at once, while a request is under way that they do not wait for.
         let trace = trace(vec![
             fetch(15, 20, 0, (0, 100)),
             chunk(35, 3, 0, 1, "/a"),
             chunk(36, 10, 0, 2, "/b"),
+            fetch(30, 100, 1, (200, 100)),
             read(10, 30, "/a", 1),
             read(60, 10, "/a", 1),
             read(65, 15, "/a", 1),
@@ -569,9 +616,9 @@ mod tests {
         let expected = Phases {
             running: 20,
             network: 20,
-            decoding: 5,
+            decoding: 3,
             memory: 0,
-            serving: 25,
+            serving: 27,
         };
         assert_eq!(report.phases, expected);
     }
