@@ -167,7 +167,12 @@ mod tests {
         let stream = frame(&testkit::prose(4, 100_000));
         let error = read(&stream[..stream.len() - 9], 1 << 20, 4096).unwrap_err();
         assert!(error.to_string().contains("truncated"), "{error}");
-        let error = read(&[&stream[..], b"tail"].concat(), 1 << 20, 4096).unwrap_err();
+        let error = read(
+            &[&stream[..], b"neither frame nor padding"].concat(),
+            1 << 20,
+            4096,
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("corrupt"), "{error}");
     }
 }
