@@ -11,6 +11,7 @@ use reqwest::{Method, StatusCode, Url};
 
 use crate::config::{self, Key, Kind};
 use crate::date::Moment;
+use crate::hosts::MirrorHost;
 use crate::sign::{ToSign, encode, sha256};
 use crate::{Error, oss, s3};
 
@@ -55,6 +56,8 @@ struct Signer {
     prefix: String,
     region: String,
     key: Option<Key>,
+    /// Who is asked instead, and is to pass on what is signed for the store.
+    mirror: Option<MirrorHost>,
 }
 
 /// A request before it is signed.
@@ -96,7 +99,11 @@ impl fmt::Display for Bucket {
 }
 
 impl Bucket {
-    pub(crate) fn new(config: &config::Bucket, client: &Client) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: &config::Bucket,
+        client: &Client,
+        mirror: Option<&MirrorHost>,
+    ) -> Result<Self, Error> {
         let wrong = || Error::Key {
             kind: config.kind.name(),
             key: "endpoint",
@@ -133,6 +140,7 @@ impl Bucket {
                 prefix: config.prefix.clone(),
                 region: config.region.clone(),
                 key: config.key.clone(),
+                mirror: mirror.cloned(),
             },
         })
     }
@@ -312,6 +320,13 @@ impl Signer {
         });
         let mut url = self.base.clone();
         url.set_path(&path);
+        if let Some(mirror) = &self.mirror {
+            url = mirror.base.clone();
+            url.set_path(&format!("{}{path}", mirror.root));
+            for (name, value) in &mirror.headers {
+                headers.append(name, value.clone());
+            }
+        }
         let query: Vec<String> = ask
             .query
             .iter()
@@ -343,7 +358,8 @@ mod tests {
             config::Place::Bucket(bucket) => bucket,
             config::Place::Local(_) => panic!("{json}"),
         };
-        let bucket = Bucket::new(&config, &Client::new(Settings::default()).unwrap()).unwrap();
+        let bucket =
+            Bucket::new(&config, &Client::new(Settings::default()).unwrap(), None).unwrap();
         let ask = Ask {
             query: vec![("uploads", String::new()), ("partNumber", "1&2".to_owned())],
             ..Ask::new(Method::GET, &bucket.object("a b"))

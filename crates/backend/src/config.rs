@@ -6,10 +6,10 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use registry::Settings;
-use serde_json::{Map, Value};
+use registry::{Client, Settings};
 
 use crate::Error;
+use crate::keys::Keys;
 
 /// Largest configuration that is read from a file, in bytes.
 const CONFIG_SIZE_MAX: u64 = 1 << 20;
@@ -61,7 +61,7 @@ impl fmt::Debug for Secret {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) place: Place,
-    skip_verify: bool,
+    keys: Keys,
 }
 
 /// What the types differ in.
@@ -109,20 +109,27 @@ impl Config {
     /// # Errors
     /// [`Error::Json`] and [`Error::Key`], which repeat nothing of the text.
     pub fn parse(kind: Kind, json: &str) -> Result<Self, Error> {
-        let keys = Keys::parse(kind.name(), json)?;
+        Self::of(kind, &Keys::parse(kind.name(), json)?)
+    }
+
+    /// The configuration of a type of backend that has these keys.
+    pub(crate) fn of(kind: Kind, keys: &Keys) -> Result<Self, Error> {
         let place = match kind {
             Kind::Localfs => Place::Local(keys.local()?),
             Kind::Oss | Kind::S3 => Place::Bucket(keys.bucket(kind)?),
         };
         Ok(Self {
             place,
-            skip_verify: keys.switch("skip_verify"),
+            keys: keys.clone(),
         })
     }
 
-    /// Whether the certificate of the store is not to be checked.
-    pub fn skip_verify(&self) -> bool {
-        self.skip_verify
+    /// Connections for the store. `settings` is how to speak to hosts; what the configuration says goes before it.
+    ///
+    /// # Errors
+    /// [`Error::Key`], and [`Error::Store`] if none can be set up.
+    pub fn client(&self, settings: &Settings) -> Result<Client, Error> {
+        Ok(Client::new(self.keys.settings(settings)?)?)
     }
 
     /// The same from any directory.
@@ -152,48 +159,7 @@ pub fn read_config(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// The keys of a configuration.
-pub(crate) struct Keys {
-    /// Type of the backend.
-    kind: &'static str,
-    map: Map<String, Value>,
-}
-
 impl Keys {
-    pub(crate) fn parse(kind: &'static str, json: &str) -> Result<Self, Error> {
-        let value: Value = serde_json::from_str(json).map_err(|source| Error::Json {
-            kind,
-            source: Some(source),
-        })?;
-        match value {
-            Value::Object(map) => Ok(Self { kind, map }),
-            _ => Err(Error::Json { kind, source: None }),
-        }
-    }
-
-    pub(crate) fn wrong(&self, key: &'static str, reason: &'static str) -> Error {
-        let kind = self.kind;
-        Error::Key { kind, key, reason }
-    }
-
-    /// Whether something is asked for.
-    pub(crate) fn switch(&self, key: &str) -> bool {
-        matches!(self.map.get(key), Some(Value::Bool(true)))
-    }
-
-    /// A text; empty and absent are the same.
-    pub(crate) fn text(&self, key: &'static str) -> Result<Option<&str>, Error> {
-        match self.map.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.trim()).filter(|text| !text.is_empty())),
-            Some(_) => Err(self.wrong(key, "is no string")),
-        }
-    }
-
-    pub(crate) fn needed(&self, key: &'static str) -> Result<&str, Error> {
-        self.text(key)?.ok_or_else(|| self.wrong(key, "is missing"))
-    }
-
     fn local(&self) -> Result<Local, Error> {
         let path = |key| Ok::<_, Error>(self.text(key)?.map(PathBuf::from));
         let (dir, file) = (path("dir")?, path("blob_file")?);
@@ -202,27 +168,6 @@ impl Keys {
         }
         let others = self.paths("alt_dirs")?;
         Ok(Local { dir, file, others })
-    }
-
-    /// How to speak to the host, by the keys that all types have.
-    pub(crate) fn settings(&self, settings: &Settings) -> Result<Settings, Error> {
-        let mut settings = settings.clone();
-        settings.insecure = self.switch("skip_verify");
-        settings.ca_files.extend(self.paths("ca_cert_files")?);
-        Ok(settings)
-    }
-
-    /// A list of paths; absent is empty.
-    pub(crate) fn paths(&self, key: &'static str) -> Result<Vec<PathBuf>, Error> {
-        let value = match self.map.get(key) {
-            None | Some(Value::Null) => return Ok(Vec::new()),
-            Some(value) => value,
-        };
-        let list = value.as_array().into_iter().flatten();
-        let paths: Option<Vec<PathBuf>> = list.map(|path| Some(path.as_str()?.into())).collect();
-        paths
-            .filter(|_| value.is_array())
-            .ok_or_else(|| self.wrong(key, "is no list of strings"))
     }
 
     fn bucket(&self, kind: Kind) -> Result<Bucket, Error> {
@@ -324,9 +269,8 @@ mod tests {
             r#"{"endpoint":"http://oss-x/","bucket_name":"b"}"#,
         );
         assert_eq!((&*found.scheme, &*found.endpoint), ("http", "oss-x"));
-        let json = r#"{"dir":"/d","alt_dirs":["/e"],"skip_verify":true}"#;
+        let json = r#"{"dir":"/d","alt_dirs":["/e"]}"#;
         let found = Config::parse(Kind::Localfs, json).unwrap();
-        assert!(found.skip_verify());
         assert!(matches!(found.place, Place::Local(local) if local.others.len() == 1));
     }
 

@@ -63,7 +63,7 @@ mod tests {
                 panic!("a bucket was asked for");
             };
             let mut bucket =
-                Bucket::new(&config, &Client::new(Settings::default()).unwrap()).unwrap();
+                Bucket::new(&config, &Client::new(Settings::default()).unwrap(), None).unwrap();
             bucket.limits = Limits {
                 part: 1,
                 copy: 5 << 20,

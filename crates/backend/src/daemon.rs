@@ -71,7 +71,8 @@ impl DaemonConfig {
     /// As [`open_source`].
     pub fn open(&self, settings: &Settings) -> Result<Arc<dyn BlobSource>, Error> {
         let json = Value::Object(self.parameters.clone()).to_string();
-        open_source(&self.kind, &json, settings)
+        let opened = open_source(&self.kind, &json, settings, None)?;
+        Ok(Arc::new(opened))
     }
 }
 

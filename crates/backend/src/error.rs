@@ -47,6 +47,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A list of mirrors that is none.
+    #[error("{key:?} {reason}")]
+    Hosts {
+        /// The key, or what stands for it.
+        key: String,
+        /// What is wrong with it. It repeats nothing of the text.
+        reason: String,
+    },
+    /// What should be the address of a mirror. It may hold what nobody should see, and is not repeated.
+    #[error("it must be HOST[:PORT], or http:// or https:// before it")]
+    Mirror,
     /// A file of a `localfs` backend cannot be read or written.
     #[error("cannot {action} {path}", path = path.display())]
     Io {
@@ -81,6 +92,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// It and all its causes, as one line.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    }
+
     /// An [`Error::Io`] maker for `map_err`.
     pub(crate) fn io(
         action: &'static str,

@@ -12,6 +12,8 @@ use storage::{BlobReader, BlobSource};
 use crate::Error;
 use crate::bucket::Bucket;
 use crate::config::{self, Config};
+use crate::detour::Reading;
+use crate::hosts::MirrorHost;
 use crate::local::{self, LocalWriter};
 use crate::object::Object;
 use crate::upload::Upload;
@@ -23,7 +25,7 @@ pub struct Backend {
 }
 
 #[derive(Debug, Clone)]
-enum Place {
+pub(crate) enum Place {
     Bucket(Arc<Bucket>),
     Local(Arc<config::Local>),
 }
@@ -34,10 +36,7 @@ impl Backend {
     /// # Errors
     /// [`Error::Key`] if a host is none.
     pub fn open(config: &Config, client: &Client) -> Result<Self, Error> {
-        let place = match &config.place {
-            config::Place::Bucket(bucket) => Place::Bucket(Arc::new(Bucket::new(bucket, client)?)),
-            config::Place::Local(local) => Place::Local(Arc::new(local.clone())),
-        };
+        let place = Place::open(config, client, None)?;
         Ok(Self { place })
     }
 
@@ -62,6 +61,22 @@ impl fmt::Display for Place {
 }
 
 impl Place {
+    /// The place of a configuration, its bucket by way of `mirror`.
+    pub(crate) fn open(
+        config: &Config,
+        client: &Client,
+        mirror: Option<&MirrorHost>,
+    ) -> Result<Self, Error> {
+        Ok(match &config.place {
+            config::Place::Bucket(bucket) => {
+                Self::Bucket(Arc::new(Bucket::new(bucket, client, mirror)?))
+            }
+            config::Place::Local(local) => Self::Local(Arc::new(local.clone())),
+        })
+    }
+}
+
+impl Reading for Place {
     fn blob(&self, id: &str, size: Option<u64>) -> Result<Option<Arc<dyn BlobReader>>, Error> {
         Ok(match self {
             Self::Bucket(bucket) => {
@@ -75,6 +90,10 @@ impl Place {
             }
             Self::Local(local) => local.find(id)?.map(local::reader),
         })
+    }
+
+    fn name(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -98,16 +117,24 @@ impl Store for Backend {
 
 impl BlobSource for Backend {
     fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
-        if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
-            let reason = format!("blob id {id:?} is no name of an object");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
-        }
-        let found = self.place.blob(id, None)?;
-        found.ok_or_else(|| {
-            let reason = format!("blob {id} is missing from {}", self.place);
-            io::Error::new(io::ErrorKind::NotFound, reason)
-        })
+        open_by_name(id, &self.name(), || self.place.blob(id, None))
     }
+}
+
+/// The blob that `find` finds by its id, which may be any name of an object.
+pub(crate) fn open_by_name(
+    id: &str,
+    place: &str,
+    find: impl FnOnce() -> Result<Option<Arc<dyn BlobReader>>, Error>,
+) -> io::Result<Arc<dyn BlobReader>> {
+    if id.is_empty() || id.starts_with('.') || id.contains(['/', '\0']) {
+        let reason = format!("blob id {id:?} is no name of an object");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    find()?.ok_or_else(|| {
+        let reason = format!("blob {id} is missing from {place}");
+        io::Error::new(io::ErrorKind::NotFound, reason)
+    })
 }
 
 /// A backend that is written to.

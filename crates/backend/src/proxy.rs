@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use registry::{Client, Exchange, Make, Outgoing, Settings, Subject};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
-use storage::{BlobReader, BlobSource};
+use storage::BlobReader;
 
 use crate::Error;
 use crate::bucket;
-use crate::config::Keys;
+use crate::detour::Reading;
+use crate::keys::Keys;
 use crate::sign::encode;
 
 /// Name of the type.
@@ -32,8 +33,7 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// The server of a configuration. Nothing is asked for yet.
-    pub(crate) fn open(json: &str, settings: &Settings) -> Result<Self, Error> {
-        let keys = Keys::parse(KIND, json)?;
+    pub(crate) fn open(keys: &Keys, settings: &Settings) -> Result<Self, Error> {
         let address = keys.needed("addr")?;
         let socket = address.starts_with('/').then(|| PathBuf::from(address));
         let url = match &socket {
@@ -57,7 +57,7 @@ impl Proxy {
         });
         let client = Client::new(Settings {
             unix_socket: socket,
-            ..keys.settings(settings)?
+            ..settings.clone()
         })?;
         Ok(Self {
             client,
@@ -96,18 +96,24 @@ impl Proxy {
     }
 }
 
-impl BlobSource for Proxy {
-    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
-        let size = self.size(id)?.ok_or_else(|| {
-            let reason = format!("blob {id} is missing from {}", self.name);
-            io::Error::new(io::ErrorKind::NotFound, reason)
-        })?;
-        Ok(Arc::new(Passed {
-            client: self.client.clone(),
-            exchange: self.exchange(Method::GET, id),
-            size,
-            turn: Arc::clone(&self.turn),
+impl Reading for Proxy {
+    fn blob(&self, id: &str, size: Option<u64>) -> Result<Option<Arc<dyn BlobReader>>, Error> {
+        let size = match size {
+            Some(size) => Some(size),
+            None => self.size(id)?,
+        };
+        Ok(size.map(|size| {
+            Arc::new(Passed {
+                client: self.client.clone(),
+                exchange: self.exchange(Method::GET, id),
+                size,
+                turn: Arc::clone(&self.turn),
+            }) as Arc<dyn BlobReader>
         }))
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
     }
 }
 
@@ -139,7 +145,7 @@ mod tests {
     use super::*;
 
     fn address(json: &str) -> Result<String, Error> {
-        let proxy = Proxy::open(json, &Settings::default())?;
+        let proxy = Proxy::open(&Keys::parse(KIND, json)?, &Settings::default())?;
         let exchange = proxy.exchange(Method::GET, "abc");
         Ok((exchange.make)(None).url.to_string())
     }

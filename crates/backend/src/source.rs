@@ -1,62 +1,235 @@
-//! Every type of backend, for reading.
+//! Every type of backend, for reading, by whatever ways its configuration names.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
-use registry::{Client, Credentials, Reference, Settings};
-use storage::BlobSource;
+use image::{Digest, Origin, Store};
+use registry::{Client, Credentials, Reference, Secret, Settings};
+use storage::{BlobReader, BlobSource, MirroredBlob};
 
-use crate::config::Keys;
+use crate::config::Config;
+use crate::detour::{Detour, Reading};
+use crate::hosts::MirrorHost;
+use crate::keys::Keys;
+use crate::mirrors::{MirrorList, briefly, mirror};
+use crate::place::{Place, open_by_name};
 use crate::proxy::{self, Proxy};
-use crate::{Backend, Config, Error, Kind};
+use crate::{Error, Kind, hosts};
+
+/// Name of a type.
+const REGISTRY: &str = "registry";
 
 /// Opens a backend to read blobs from. `settings` is how to speak to hosts; what the configuration says of
-/// certificates, credentials and sockets goes before it. Nothing is asked for yet.
+/// certificates, credentials, time limits, proxies and sockets goes before it. `mirrors_dir` lists mirrors of registries, see
+/// [`MirrorList::new`]. Nothing is asked for yet.
 ///
 /// # Errors
 /// [`Error::Source`] for a type that there is not; [`Error::Json`] and [`Error::Key`] for a configuration that is
-/// wrong; [`Error::Store`] if no connections can be set up.
+/// wrong; [`Error::Store`] if no connections can be set up; [`Error::Io`] if there is no `mirrors_dir`.
 pub fn open_source(
     kind: &str,
     json: &str,
     settings: &Settings,
-) -> Result<Arc<dyn BlobSource>, Error> {
-    match kind {
-        proxy::KIND => Ok(Arc::new(Proxy::open(json, settings)?)),
-        REGISTRY => registry(json, settings),
-        _ => {
-            let kind: Kind = kind.parse().map_err(|_| Error::Source(kind.to_owned()))?;
-            let config = Config::parse(kind, json)?;
-            let client = Client::new(Keys::parse(kind.name(), json)?.settings(settings)?)?;
-            Ok(Arc::new(Backend::open(&config, &client)?))
+    mirrors_dir: Option<&Path>,
+) -> Result<Blobs, Error> {
+    let kind = Type::parse(kind)?;
+    let keys = Keys::parse(kind.name(), json)?;
+    let settings = kind.settings(&keys, settings)?;
+    let mut place = kind.open(&keys, &settings)?;
+    let (mut mirrors, mut proxy) = (MirrorList::default(), None);
+    if let Some(through) = keys.proxy()? {
+        let patient = match through.fallback {
+            true => briefly(&settings),
+            false => settings.clone(),
+        };
+        let around = Settings {
+            proxy: through.proxy,
+            ..patient
+        };
+        let around = kind.open(&keys, &around)?;
+        if through.fallback {
+            let client = Client::new(settings.clone())?;
+            let (name, check) = (through.name, &through.check);
+            let detour = Detour::new(name, Arc::clone(&around), check, &client);
+            mirrors.push(Arc::new(detour));
+            proxy = Some(around);
+        } else {
+            place = around;
+        }
+    }
+    for host in keys.mirrors(keys.text("host")?.unwrap_or_default())? {
+        if let Some(detour) = kind.mirror(&keys, host, &settings)? {
+            mirrors.push(Arc::new(detour));
+        }
+    }
+    if let (Type::Registry, Some(dir)) = (kind, mirrors_dir) {
+        mirrors.list(dir, &repository(&keys)?, &settings)?;
+    }
+    Ok(Blobs {
+        place,
+        mirrors: Arc::new(mirrors),
+        proxy,
+    })
+}
+
+/// Types of backends that can be read from.
+#[derive(Debug, Clone, Copy)]
+enum Type {
+    Store(Kind),
+    Registry,
+    Proxy,
+}
+
+impl Type {
+    fn parse(name: &str) -> Result<Self, Error> {
+        Ok(match name {
+            REGISTRY => Self::Registry,
+            proxy::KIND => Self::Proxy,
+            _ => Self::Store(name.parse().map_err(|_| Error::Source(name.to_owned()))?),
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Store(kind) => kind.name(),
+            Self::Registry => REGISTRY,
+            Self::Proxy => proxy::KIND,
+        }
+    }
+
+    /// How to speak to its host.
+    fn settings(self, keys: &Keys, settings: &Settings) -> Result<Settings, Error> {
+        let settings = keys.settings(settings)?;
+        if !matches!(self, Self::Registry) {
+            return Ok(settings);
+        }
+        let credentials = match (keys.text("auth")?, keys.text("registry_token")?) {
+            (Some(auth), _) => Credentials::from_auth(auth)
+                .ok_or_else(|| keys.wrong("auth", "is not USER:PASSWORD in base64"))?,
+            (None, Some(token)) => Credentials::Token(Secret::new(token)),
+            (None, None) => settings.credentials.clone(),
+        };
+        Ok(Settings {
+            plain_http: settings.plain_http || keys.text("scheme")? == Some("http"),
+            credentials,
+            ..settings
+        })
+    }
+
+    fn open(self, keys: &Keys, settings: &Settings) -> Result<Arc<dyn Reading>, Error> {
+        Ok(match self {
+            Self::Store(kind) => Arc::new(store(kind, keys, settings, None)?.0),
+            Self::Registry => {
+                let Origin { host, repository } = repository(keys)?;
+                let client = Client::new(settings.clone())?;
+                Arc::new(client.repository_of(&host, &repository))
+            }
+            Self::Proxy => Arc::new(Proxy::open(keys, settings)?),
+        })
+    }
+
+    /// By way of a mirror, where there is such a way.
+    fn mirror(
+        self,
+        keys: &Keys,
+        mut host: MirrorHost,
+        settings: &Settings,
+    ) -> Result<Option<Detour>, Error> {
+        match self {
+            Self::Store(Kind::Localfs) | Self::Proxy => Ok(None),
+            Self::Store(kind) => {
+                let (place, client) = store(kind, keys, &briefly(settings), Some(&host))?;
+                let detour = Detour::new(host.name(), Arc::new(place), &host.check, &client);
+                Ok(Some(detour))
+            }
+            Self::Registry => {
+                host.root.push_str("/v2");
+                mirror(&host, &repository(keys)?, settings).map(Some)
+            }
         }
     }
 }
 
-const REGISTRY: &str = "registry";
-
-/// The repository of a configuration.
-fn registry(json: &str, settings: &Settings) -> Result<Arc<dyn BlobSource>, Error> {
-    let keys = Keys::parse(REGISTRY, json)?;
-    let (host, repository) = (keys.needed("host")?, keys.needed("repo")?);
-    let reference: Reference = format!("{host}/{repository}")
-        .parse()
-        .map_err(|_| keys.wrong("repo", "makes no name in the registry with \"host\""))?;
-    let credentials = match keys.text("auth")? {
-        Some(auth) => Credentials::from_auth(auth)
-            .ok_or_else(|| keys.wrong("auth", "is not USER:PASSWORD in base64"))?,
-        None if keys.text("registry_token")?.is_some() => {
-            return Err(keys.wrong("registry_token", "is not supported: give \"auth\""));
-        }
-        None => settings.credentials.clone(),
-    };
-    let client = Client::new(Settings {
-        plain_http: keys.text("scheme")? == Some("http"),
-        credentials,
-        ..keys.settings(settings)?
-    })?;
-    Ok(Arc::new(client.repository(&reference)))
+/// A bucket or files, and the client that a bucket is asked with.
+fn store(
+    kind: Kind,
+    keys: &Keys,
+    settings: &Settings,
+    mirror: Option<&MirrorHost>,
+) -> Result<(Place, Client), Error> {
+    let config = Config::of(kind, keys)?.absolute();
+    let config = config.map_err(Error::io("find", "."))?;
+    let client = Client::new(settings.clone())?;
+    Ok((Place::open(&config, &client, mirror)?, client))
 }
 
+/// The repository of a configuration.
+fn repository(keys: &Keys) -> Result<Origin, Error> {
+    let (host, repository) = (keys.needed("host")?, keys.needed("repo")?);
+    if MirrorHost::new(host, false).is_none() || host.contains("://") {
+        return Err(keys.wrong("host", "is no host with an optional port"));
+    }
+    let reference: Reference = format!("registry.invalid/{repository}")
+        .parse()
+        .map_err(|_| keys.wrong("repo", "is no name of a repository"))?;
+    Ok(Origin {
+        host: hosts::usual_name(host),
+        repository: reference.repository().to_owned(),
+    })
+}
+
+/// A backend that blobs are read from.
+pub struct Blobs {
+    /// The one with the last word.
+    place: Arc<dyn Reading>,
+    /// Those that are asked before.
+    mirrors: Arc<MirrorList>,
+    /// The same as `place`, through a proxy, for where that is the only way.
+    proxy: Option<Arc<dyn Reading>>,
+}
+
+impl Blobs {
+    fn find(&self, id: &str, size: Option<u64>) -> Result<Option<Arc<dyn BlobReader>>, Error> {
+        let found = match (self.place.blob(id, size), &self.proxy) {
+            (Err(error), Some(proxy)) if size.is_none() => {
+                let Ok(Some(blob)) = proxy.blob(id, None) else {
+                    return Err(error);
+                };
+                self.place.blob(id, Some(blob.size()))?
+            }
+            (found, _) => found?,
+        };
+        Ok(found.map(|blob| match self.mirrors.is_empty() {
+            true => blob,
+            false => Arc::new(MirroredBlob::new(id, blob, Arc::clone(&self.mirrors) as _)),
+        }))
+    }
+}
+
+impl BlobSource for Blobs {
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
+        open_by_name(id, &self.place.name(), || self.find(id, None))
+    }
+}
+
+impl Store for Blobs {
+    fn blob(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<Arc<dyn BlobReader>, image::Error> {
+        self.find(&digest.hex(), size)?
+            .ok_or_else(|| image::Error::MissingBlob {
+                digest: *digest,
+                store: self.name(),
+            })
+    }
+
+    fn name(&self) -> String {
+        self.place.name()
+    }
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +244,7 @@ mod tests {
             ("registry", r#"{"host":"h:1","repo":"a/b","auth":"dTpw"}"#),
             ("http-proxy", r#"{"addr":"/run/x.sock"}"#),
         ] {
-            assert!(open_source(kind, json, &settings).is_ok(), "{kind}");
+            assert!(open_source(kind, json, &settings, None).is_ok(), "{kind}");
         }
         for (kind, json, word) in [
             ("ftp", "{}", "ftp"),
@@ -82,10 +255,11 @@ mod tests {
                 r#"{"host":"h","repo":"r","auth":"sesame"}"#,
                 "auth",
             ),
+            ("registry", r#"{"host":"sesame@h","repo":"r"}"#, "host"),
             (
                 "registry",
-                r#"{"host":"h","repo":"r","registry_token":"sesame"}"#,
-                "registry_token",
+                r#"{"host":"h","repo":"r","mirrors":[{"host":"http://sesame@m"}]}"#,
+                "mirror",
             ),
             ("http-proxy", "{}", "addr"),
             (
@@ -94,7 +268,7 @@ mod tests {
                 "ca_cert_files",
             ),
         ] {
-            let error = open_source(kind, json, &settings).err().unwrap();
+            let error = open_source(kind, json, &settings, None).err().unwrap();
             let text = error.to_string();
             assert!(text.contains(word) && !text.contains("sesame"), "{text}");
         }

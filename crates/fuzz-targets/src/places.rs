@@ -11,7 +11,7 @@ use testkit::tar::{Entry, Tar};
 use crate::Target;
 
 /// A kind of text, told by the first byte, and the text: manifests, indexes, image configurations, names of images and
-/// platforms, headers of registries, configurations of backends and daemons, attributes of external files.
+/// platforms, headers of registries, configurations of backends and daemons, lists of mirrors, attributes of external files.
 pub const DOCUMENTS: Target = Target {
     name: "documents",
     run: document,
@@ -41,6 +41,8 @@ pub const DOCUMENTS: Target = Target {
             (7, "version = 2\n[backend]\ntype = \"registry\"\n[backend.registry]\nhost = \"h\"\nrepo = \"r\"\n"),
             (7, r#"{"device":{"backend":{"type":"oss","config":{"bucket_name":"b","endpoint":"e"}}},"mode":"direct"}"#),
             (8, &external),
+            (9, "[host.\"https://m.example:5000/x\"]\nca = [\"a.pem\"]\nskip_verify = true\nping_url = \"http://m/ping\"\n[host.\"https://m.example:5000/x\".header]\na = [\"1\", \"2\"]\n[host.\"http://n\"]\noverride_path = true\ncapabilities = [\"pull\"]\nfailure_limit = 2\nhealth_check_interval = 7\n"),
+            (10, r#"{"timeout":1,"connect_timeout":0,"retry_limit":2,"ca_cert_files":["/a"],"proxy":{"url":"http://p:1","ping_url":"http://p","fallback":false,"use_http":true},"mirrors":[{"host":"http://m","headers":{"a":"b"},"auth_through":true,"failure_limit":3}]}"#),
         ]
         .into_iter()
         .map(|(kind, text)| [&[kind], text.as_bytes()].concat())
@@ -88,6 +90,8 @@ fn document(input: &[u8]) {
         5 => drop(Config::parse(Kind::S3, text)),
         6 => drop(Config::parse(Kind::Localfs, text)),
         7 => drop(DaemonConfig::parse(text)),
+        9 => backend::fuzzing::hosts(text),
+        10 => backend::fuzzing::keys(text),
         _ => {}
     }
 }

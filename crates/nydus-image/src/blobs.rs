@@ -57,8 +57,8 @@ impl BackendArgs {
                 format!("--backend-type {kind} needs --backend-config or --backend-config-file");
             return Err(Usage(reason).into());
         }
-        let opened = backend::open_source(kind, &config, &settings(cancel));
-        Ok(Some(opened.context("cannot use the backend")?))
+        let opened = backend::open_source(kind, &config, &settings(cancel), None);
+        Ok(Some(Arc::new(opened.context("cannot use the backend")?)))
     }
 }
 

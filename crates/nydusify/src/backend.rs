@@ -1,9 +1,10 @@
 //! Options about backends: where blobs lie that an image's manifest does not list.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use backend::{Backend, Config, Kind};
+use backend::{Backend, Blobs, Config, Error, Kind};
 use registry::Secret;
 
 use crate::args::{Usage, any_path, given};
@@ -21,11 +22,11 @@ pub struct Choice<'a> {
 
 /// Options of one backend.
 macro_rules! options {
-    ($name:ident, $doc:literal, $prefix:literal, $what:literal) => {
+    ($name:ident, $doc:literal, $prefix:literal, $what:literal, $types:literal) => {
         #[doc = $doc]
         #[derive(Debug, Clone, clap::Args)]
         pub struct $name {
-            #[arg(help = concat!("Type of the backend with ", $what, ": oss, s3 or localfs"),
+            #[arg(help = concat!("Type of the backend with ", $what, ": ", $types),
                   id = concat!($prefix, "backend-type"), long = concat!($prefix, "backend-type"),
                   env = "BACKEND_TYPE", value_name = "TYPE")]
             kind: Option<String>,
@@ -59,25 +60,29 @@ options!(
     TargetOptions,
     "Where `convert` writes blobs.",
     "",
-    "the blobs, which the image then does not list"
+    "the blobs, which the image then does not list",
+    "oss, s3 or localfs"
 );
 options!(
     MountOptions,
     "Where `mount` finds blobs.",
     "",
-    "the blobs that the image does not list"
+    "the blobs that the image does not list",
+    "oss, s3, localfs, registry or http-proxy"
 );
 options!(
     SourceSide,
     "Where `check`, `copy` and `optimize` find blobs of the source.",
     "source-",
-    "the source's blobs that it does not list"
+    "the source's blobs that it does not list",
+    "oss, s3, localfs, registry or http-proxy"
 );
 options!(
     TargetSide,
     "Where `check` finds blobs of the target.",
     "target-",
-    "the target's blobs that it does not list"
+    "the target's blobs that it does not list",
+    "oss, s3, localfs, registry or http-proxy"
 );
 
 impl Choice<'_> {
@@ -86,16 +91,58 @@ impl Choice<'_> {
         self.kind.is_some()
     }
 
-    /// The backend, if one was chosen.
-    pub fn open(&self, places: &Places) -> Result<Option<Backend>> {
-        let Some(config) = self.config()? else {
+    /// The backend to write to, if one was chosen.
+    pub fn open_target(&self, places: &Places) -> Result<Option<Backend>> {
+        let Some((name, text)) = self.read()? else {
             return Ok(None);
         };
-        let client = places.client(config.skip_verify())?;
-        Ok(Some(Backend::open(&config, client)?))
+        let kind: Kind = name.parse().map_err(|error| self.usage("type", &error))?;
+        let config = Config::parse(kind, &text);
+        let config = config.map_err(|error| self.wrong_config(name, &text, &error))?;
+        let config = config.absolute();
+        let config = config.context("cannot find out the working directory")?;
+        let client = config.client(places.settings())?;
+        Ok(Some(Backend::open(&config, &client)?))
     }
 
-    fn config(&self) -> Result<Option<Config>> {
+    /// The backend to read from, if one was chosen. `mirrors` lists mirrors of registries.
+    pub fn open(&self, places: &Places, mirrors: Option<&Path>) -> Result<Option<Arc<Blobs>>> {
+        let Some((name, text)) = self.read()? else {
+            return Ok(None);
+        };
+        match backend::open_source(name, &text, places.settings(), mirrors) {
+            Ok(blobs) => Ok(Some(Arc::new(blobs))),
+            Err(error @ Error::Source(_)) => Err(self.usage("type", &error).into()),
+            Err(error @ (Error::Json { .. } | Error::Key { .. })) => {
+                Err(self.wrong_config(name, &text, &error).into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A mistake in the value of an option.
+    fn usage(&self, option: &str, error: &Error) -> Usage {
+        let prefix = self.prefix;
+        match std::error::Error::source(error) {
+            Some(source) => Usage(format!("{prefix}backend-{option}: {error}: {source}")),
+            None => Usage(format!("{prefix}backend-{option}: {error}")),
+        }
+    }
+
+    /// A configuration that cannot be used.
+    fn wrong_config(&self, name: &str, text: &str, error: &Error) -> Usage {
+        let prefix = self.prefix;
+        match text.trim().is_empty() {
+            true => Usage(format!(
+                "{prefix}backend-type {name}: its configuration is empty; give it with {prefix}backend-config or \
+                 {prefix}backend-config-file"
+            )),
+            false => self.usage("config", error),
+        }
+    }
+
+    /// The type and the text of the configuration, if a backend was chosen.
+    fn read(&self) -> Result<Option<(&str, String)>> {
         let prefix = self.prefix;
         if self.config.is_some() && self.file.is_some() {
             let reason = format!(
@@ -111,34 +158,13 @@ impl Choice<'_> {
             }
             return Ok(None);
         };
-        let usage = |error: backend::Error| {
-            let text = match std::error::Error::source(&error) {
-                Some(source) => format!("{prefix}backend-config: {error}: {source}"),
-                None => format!("{prefix}backend-config: {error}"),
-            };
-            Usage(text)
-        };
-        let kind: Kind = name
-            .parse()
-            .map_err(|error| Usage(format!("{prefix}backend-type: {error}")))?;
         let text = match (self.config, self.file) {
             (Some(text), _) => text.reveal().to_owned(),
             (None, Some(path)) => backend::read_config(path)
                 .with_context(|| format!("cannot read {}", path.display()))?,
             (None, None) => String::new(),
         };
-        if text.trim().is_empty() {
-            let reason = format!(
-                "{prefix}backend-type {name}: its configuration is empty; give it with {prefix}backend-config or \
-                 {prefix}backend-config-file"
-            );
-            return Err(Usage(reason).into());
-        }
-        // A mount in the background lets go of the directory that it was started in.
-        let config = Config::parse(kind, &text).map_err(usage)?.absolute();
-        Ok(Some(
-            config.context("cannot find out the working directory")?,
-        ))
+        Ok(Some((name, text)))
     }
 }
 
@@ -155,7 +181,12 @@ mod tests {
             file,
         };
         assert!(!format!("{choice:?}").contains("sesame"));
-        choice.config().map(|config| config.is_some())
+        let registry = crate::place::RegistryArgs::default();
+        let places = Places::new(&registry, None, &progress::Cancel::default());
+        let read = choice.open(&places, None)?.is_some();
+        let written = choice.open_target(&places)?.is_some();
+        assert_eq!(read, written);
+        Ok(read)
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ::backend::Backend;
+use ::backend::Blobs;
 use anyhow::{Context as _, Result};
 use convert::IndexStore;
 use image::{Location, Manifest, Platform, PlatformChoice, Source, Store, nydus};
@@ -170,14 +170,14 @@ struct Opened {
 }
 
 fn open(args: &CheckArgs, named: Named<'_>, places: &Places, cancel: &Cancel) -> Result<Opened> {
-    let open_image = |name: &str, insecure, backend: Option<&Backend>| -> Result<Arc<Source>> {
+    let open_image = |name: &str, insecure, backend: Option<&Arc<Blobs>>| -> Result<Arc<Source>> {
         let location: Location = name.parse()?;
-        let backend = backend.map(|backend| Arc::new(backend.clone()) as Arc<dyn Store>);
+        let backend = backend.map(|backend| Arc::clone(backend) as Arc<dyn Store>);
         let source = places.source(&location, insecure)?;
         Ok(Arc::new(source.with_backend(backend)))
     };
-    let source_backend = args.source_backend.choice().open(places)?;
-    let target_backend = args.target_backend.choice().open(places)?;
+    let source_backend = args.source_backend.choice().open(places, None)?;
+    let target_backend = args.target_backend.choice().open(places, None)?;
     let choice = match (args.multi_platform, &*args.platform) {
         (true, _) => PlatformChoice::All,
         (false, []) => PlatformChoice::Host,
@@ -200,7 +200,7 @@ fn open(args: &CheckArgs, named: Named<'_>, places: &Places, cancel: &Cancel) ->
                 Some(backend),
             ) = (&mut side.files, target_backend)
             {
-                *blobs = Some(Arc::new(backend));
+                *blobs = Some(backend);
             }
             (None, vec![(bare_source(named_source, &choice)?, side)])
         }

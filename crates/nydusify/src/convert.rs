@@ -264,7 +264,7 @@ pub fn run(args: &ConvertArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let places = Places::new(&args.registry, Some(&args.push), interrupt.cancel());
     let places = Arc::new(places);
     let cache = args.build_cache.open(&places, &target)?;
-    let backend = args.backend.choice().open(&places)?;
+    let backend = args.backend.choice().open_target(&places)?;
     let backend = backend.map(|backend| backend.target(args.backend_force_push));
     let source = match &source_location {
         Some(location) => places.source(location, args.insecure.source_insecure)?,

@@ -89,8 +89,8 @@ pub fn run(args: &CopyArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let places = Places::new(&args.registry, Some(&args.push), interrupt.cancel());
     let progress = renderer(args.progress, terminal);
-    let backend = args.source_backend.choice().open(&places)?;
-    let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn Store>);
+    let backend = args.source_backend.choice().open(&places, None)?;
+    let backend = backend.map(|backend| backend as Arc<dyn Store>);
     let result = source
         .open(&places, args.insecure.source_insecure, interrupt.cancel())
         .and_then(|source| {

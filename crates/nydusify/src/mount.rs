@@ -92,6 +92,11 @@ pub struct LazyArgs {
     #[arg(long, value_name = "HOST", action = clap::ArgAction::Append)]
     mirror: Vec<String>,
 
+    /// Ask the mirrors that this directory lists for the image's registry, in the way of containerd's certs.d:
+    /// HOST_PORT_/hosts.toml, else HOST:PORT/hosts.toml, else _default/hosts.toml. A list that changes counts at once
+    #[arg(long, value_name = "DIR")]
+    mirrors_dir: Option<PathBuf>,
+
     #[command(flatten)]
     patience: PatienceArgs,
 

@@ -82,8 +82,8 @@ pub fn run(args: &OptimizeArgs, terminal: MultiProgress) -> Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
     let cancel = interrupt.cancel();
     let places = Places::new(&args.registry, Some(&args.push), cancel);
-    let backend = args.source_backend.choice().open(&places)?;
-    let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn Store>);
+    let backend = args.source_backend.choice().open(&places, None)?;
+    let backend = backend.map(|backend| backend as Arc<dyn Store>);
     let progress = renderer(args.progress, terminal);
     let result = places
         .source(&source, args.insecure.source_insecure)

@@ -11,11 +11,8 @@ use registry::{Client, Credentials, Proxy, Reference, Settings};
 
 use crate::args::switch;
 
-/// How long a mirror may be silent.
-const MIRROR_PATIENCE: Duration = Duration::from_secs(5);
-
 /// Options about registries that all commands share.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct RegistryArgs {
     /// Speak HTTP without TLS with registries
     #[arg(long, env = "PLAIN_HTTP", num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -148,16 +145,9 @@ impl Places {
         }
     }
 
-    /// A client for a mirror: it is not waited for as long as for the place that has the last word.
-    pub fn mirror(&self, plain_http: bool) -> Result<Client> {
-        let usual = &self.settings;
-        Ok(Client::new(Settings {
-            plain_http: plain_http || usual.plain_http,
-            retries: usual.retries.min(1),
-            stall_timeout: usual.stall_timeout.min(MIRROR_PATIENCE),
-            connect_timeout: usual.connect_timeout.min(MIRROR_PATIENCE),
-            ..usual.clone()
-        })?)
+    /// How to speak to hosts, if certificates are checked.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// The client for registries.

@@ -102,7 +102,7 @@ impl Core {
             return Ok(found);
         }
         let settings = self.settings.credentials.clone();
-        let name = host.name.clone();
+        let name = host.login().to_owned();
         let lookup = tokio::task::spawn_blocking(move || credentials::find(&settings, &name));
         let found = lookup.await.map_err(|error| Error::Credentials {
             host: host.name.clone(),
@@ -449,7 +449,7 @@ mod tests {
 
     #[test]
     fn a_tokens_life_is_what_its_server_says() {
-        let host = Host::new("h", false);
+        let host = Host::new("h", false, None);
         let subject = Subject {
             host: "h".to_owned(),
             repository: "r".to_owned(),

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use progress::{Cancel, Cancelled};
 use reqwest::header::HeaderMap;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, Url};
 use tokio::runtime::Runtime;
 
 use crate::challenge::Challenge;
 use crate::error::Refusal;
-use crate::host::Host;
+use crate::host::{Host, Scheme};
 use crate::retry::{self, Backoff, Budget, lock};
 use crate::transport::{Answer, Fault, Request, Target, Transport, peer, same_host};
 use crate::{Error, Reference, Repository, Settings, Subject, auth};
@@ -101,8 +101,22 @@ impl Client {
 
     /// The repository of a reference.
     pub fn repository(&self, reference: &Reference) -> Repository {
-        let host = self.inner.core.host(reference.host());
-        Repository::new(self.clone(), host, reference.repository())
+        self.repository_of(reference.host(), reference.repository())
+    }
+
+    /// The repository of this name at `HOST[:PORT]`.
+    pub fn repository_of(&self, host: &str, name: &str) -> Repository {
+        Repository::new(self.clone(), self.inner.core.host(host), name)
+    }
+
+    /// The repository of this name at a host whose scheme and port are known: those of `base`, whose path is of no matter.
+    pub fn repository_at(&self, base: &Url, name: &str) -> Repository {
+        let host = self.inner.core.host(&peer(base));
+        host.set_scheme(match base.scheme() {
+            "http" => Scheme::Http,
+            _ => Scheme::Https,
+        });
+        Repository::new(self.clone(), host, name)
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -236,8 +250,8 @@ impl<'a> Retry<'a> {
 impl Core {
     pub(crate) fn host(&self, name: &str) -> Arc<Host> {
         let mut hosts = lock(&self.hosts);
-        let plain = self.settings.plain_http;
-        let new = || Arc::new(Host::new(name, plain));
+        let (plain, stand_in) = (self.settings.plain_http, &self.settings.stand_in);
+        let new = || Arc::new(Host::new(name, plain, stand_in.clone()));
         Arc::clone(hosts.entry(name.to_owned()).or_insert_with(new))
     }
 
@@ -270,8 +284,17 @@ impl Core {
                 .await
                 .map_err(|fault| Failure::of(fault, subject))?;
             let status = answer.response.status();
-            let refused = status == StatusCode::UNAUTHORIZED && answer.direct;
-            if let Some(token) = token.as_ref().filter(|_| !refused) {
+            let mut refused = status == StatusCode::UNAUTHORIZED && answer.direct;
+            // Some registries say so of a token that has ended; of one that was never good it is the last word.
+            let ended = status == StatusCode::FORBIDDEN && answer.direct && renewals == RENEWALS;
+            refused |= ended
+                && token
+                    .as_ref()
+                    .is_some_and(|token| token.accepted.load(Ordering::Relaxed));
+            if let Some(token) = token
+                .as_ref()
+                .filter(|_| !refused && status != StatusCode::FORBIDDEN)
+            {
                 token.accepted.store(true, Ordering::Relaxed);
             }
             // A new token that nobody got anywhere with is refused for what it permits, not for its age.
@@ -281,7 +304,9 @@ impl Core {
                     .is_some_and(|token| !token.accepted.load(Ordering::Relaxed));
             if refused && renewals > 0 && !in_vain {
                 renewals -= 1;
-                if let Some(challenge) = Challenge::find(answer.response.headers()) {
+                let told = Challenge::find(answer.response.headers());
+                let challenge = told.or_else(|| lock(&host.challenge).clone());
+                if let Some(challenge) = challenge {
                     let new = self.renew(host, scopes, subject, challenge, token.as_ref());
                     if let Some(new) = new.await.map_err(Failure::last)? {
                         // Read to its end, so that the connection can be used again.

@@ -225,7 +225,7 @@ impl Exchange {
         }
         request.body = outgoing.body;
         request.follow = false;
-        let host = Host::new(&self.subject.host, false);
+        let host = Host::new(&self.subject.host, false, None);
         let sent = core
             .transport
             .send(&host, &request, outgoing.authorization.as_ref());

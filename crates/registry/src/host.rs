@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::challenge::Challenge;
 use crate::credentials::Found;
 use crate::retry::lock;
+use crate::settings::StandIn;
 
 /// How a host is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub(crate) struct Host {
     pub(crate) name: String,
     /// Host and port of its API.
     authority: String,
+    /// The registry that it stands in for, if it is none itself.
+    pub(crate) stand_in: Option<StandIn>,
     scheme: Mutex<Option<Scheme>>,
     pub(crate) challenge: Mutex<Option<Challenge>>,
     /// The credentials that were found last.
@@ -55,7 +58,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(name: &str, plain_http: bool) -> Self {
+    pub(crate) fn new(name: &str, plain_http: bool, stand_in: Option<StandIn>) -> Self {
         let authority = match name {
             "docker.io" => "registry-1.docker.io",
             other => other,
@@ -63,6 +66,7 @@ impl Host {
         Self {
             name: name.to_owned(),
             authority: authority.to_owned(),
+            stand_in,
             scheme: Mutex::new(plain_http.then_some(Scheme::Http)),
             challenge: Mutex::default(),
             credential: Mutex::default(),
@@ -90,7 +94,25 @@ impl Host {
             Scheme::Https => "https",
             Scheme::Http => "http",
         };
-        Url::parse(&format!("{scheme}://{}{path}", self.authority)).ok()
+        let mut path = path.to_owned();
+        if let Some(stand_in) = &self.stand_in
+            && let Some(rest) = path.strip_prefix("/v2/")
+        {
+            path = format!("{}/{rest}", stand_in.root);
+        }
+        let mut url = Url::parse(&format!("{scheme}://{}{path}", self.authority)).ok()?;
+        let stand_in = self.stand_in.as_ref();
+        if let Some(namespace) = stand_in.and_then(|stand_in| stand_in.namespace.as_ref()) {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        Some(url)
+    }
+
+    /// The registry whose credentials it is shown.
+    pub(crate) fn login(&self) -> &str {
+        let other = self.stand_in.as_ref();
+        let other = other.and_then(|stand_in| stand_in.login.as_deref());
+        other.unwrap_or(&self.name)
     }
 
     /// The address of its root, as far as it is known how to speak to it.

@@ -24,6 +24,7 @@ mod exchange;
 #[doc(hidden)]
 pub mod fuzzing;
 mod host;
+mod ping;
 mod proxy;
 mod range;
 mod reference;
@@ -45,5 +46,5 @@ pub use error::{Error, Refusal, Subject};
 pub use exchange::{Exchange, Incoming, Make, Outgoing, Pending};
 pub use reference::Reference;
 pub use repository::{Pushed, RawManifest, Repository};
-pub use settings::{Credentials, Proxy, Secret, Settings};
+pub use settings::{Credentials, Proxy, Secret, Settings, StandIn};
 pub use upload::Upload;

@@ -12,6 +12,8 @@ pub(crate) struct Proxies {
     http: Option<Url>,
     https: Option<Url>,
     exceptions: Vec<Exception>,
+    loopback: bool,
+    plain: bool,
 }
 
 /// An entry of `NO_PROXY`.
@@ -55,7 +57,19 @@ impl Proxies {
                 .split([',', ' '])
                 .filter_map(exception)
                 .collect(),
+            loopback: settings.loopback,
+            plain: settings.plain,
         })
+    }
+
+    /// The address to ask a proxy for, where it is not `url` itself.
+    pub(crate) fn plain(&self, url: &Url) -> Option<Url> {
+        if !self.plain || url.scheme() != "https" || self.find(url).is_none() {
+            return None;
+        }
+        let mut plain = url.clone();
+        plain.set_scheme("http").ok()?;
+        Some(plain)
     }
 
     /// The proxy for an address, if any.
@@ -70,7 +84,8 @@ impl Proxies {
             .to_ascii_lowercase();
         let address: Option<IpAddr> = host.parse().ok();
         // Nothing on this machine is reached through a proxy.
-        if host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
+        let near = host == "localhost" || address.is_some_and(|address| address.is_loopback());
+        if near && !self.loopback {
             return None;
         }
         let port = url.port_or_known_default();
@@ -153,6 +168,7 @@ mod tests {
             http: Some("proxy:3128".to_owned()),
             https: Some("http://user:pw@secure:3129".to_owned()),
             exceptions: Some(exceptions.to_owned()),
+            ..settings::Proxy::default()
         })
         .unwrap()
     }

@@ -56,6 +56,7 @@ impl Budget {
 pub(crate) struct Backoff {
     retries: u32,
     longest: Duration,
+    impatient: bool,
     random: Mutex<fastrand::Rng>,
 }
 
@@ -67,13 +68,14 @@ impl Backoff {
         Self {
             retries: settings.retries,
             longest: settings.retry_delay,
+            impatient: settings.impatient,
             random: Mutex::new(random),
         }
     }
 
     /// The pause before attempt `attempt` (counted from 1), or `None` if there is to be none.
     pub(crate) fn pause(&self, attempt: u32, asked: Option<Duration>) -> Option<Duration> {
-        if attempt > self.retries {
+        if attempt > self.retries || (self.impatient && asked.is_some()) {
             return None;
         }
         let most = PAUSE

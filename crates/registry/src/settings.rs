@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use progress::Cancel;
+use reqwest::header::HeaderMap;
 
 /// A password or token: never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub enum Credentials {
         /// The password.
         password: Secret,
     },
+    /// This token, as it is, for every registry.
+    Token(Secret),
 }
 
 impl Credentials {
@@ -81,9 +84,24 @@ pub struct Proxy {
     pub https: Option<String>,
     /// `NO_PROXY`: names, domains, addresses and networks, separated by commas, or `*`.
     pub exceptions: Option<String>,
+    /// Whether hosts on this machine are reached through them as well.
+    pub loopback: bool,
+    /// Whether they are asked in plain HTTP for what is to be had by HTTPS, so that they see it, and speak TLS themselves.
+    pub plain: bool,
 }
 
 impl Proxy {
+    /// One for everything, wherever it lies.
+    pub fn of_all(address: &str, plain: bool) -> Self {
+        Self {
+            http: Some(address.to_owned()),
+            https: Some(address.to_owned()),
+            exceptions: None,
+            loopback: true,
+            plain,
+        }
+    }
+
     /// What the variables say; those in lower case count first, as with most programs.
     pub fn from_environment() -> Self {
         let either = |name: &str| variable(&name.to_ascii_lowercase()).or_else(|| variable(name));
@@ -91,6 +109,7 @@ impl Proxy {
             http: either("HTTP_PROXY"),
             https: either("HTTPS_PROXY"),
             exceptions: either("NO_PROXY"),
+            ..Self::default()
         }
     }
 }
@@ -102,6 +121,43 @@ impl fmt::Debug for Proxy {
             .field("http", &self.http.is_some())
             .field("https", &self.https.is_some())
             .field("exceptions", &self.exceptions)
+            .finish()
+    }
+}
+
+/// How to speak to hosts that stand in for a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StandIn {
+    /// Headers of every request to them, which may hold secrets. They go to no other host.
+    pub headers: HeaderMap,
+    /// Path below which their API lies, without a slash at its end.
+    pub root: String,
+    /// The registry that they stand in for, which they are told as the parameter `ns`.
+    pub namespace: Option<String>,
+    /// The registry whose credentials they are shown, instead of their own.
+    pub login: Option<String>,
+}
+
+impl Default for StandIn {
+    fn default() -> Self {
+        Self {
+            headers: HeaderMap::new(),
+            root: "/v2".to_owned(),
+            namespace: None,
+            login: None,
+        }
+    }
+}
+
+impl fmt::Debug for StandIn {
+    /// Without what the headers say.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.headers.keys().map(|name| name.as_str()).collect();
+        f.debug_struct("StandIn")
+            .field("headers", &names)
+            .field("root", &self.root)
+            .field("namespace", &self.namespace)
+            .field("login", &self.login)
             .finish()
     }
 }
@@ -119,12 +175,16 @@ pub struct Settings {
     pub retries: u32,
     /// The longest pause between two attempts (unless the registry asks for more, up to a minute).
     pub retry_delay: Duration,
+    /// Whether a host that asks for a pause is given up instead: there are others who can do its work.
+    pub impatient: bool,
     /// Where credentials come from.
     pub credentials: Credentials,
     /// Proxies.
     pub proxy: Proxy,
     /// A socket that every request goes through, whatever host it names.
     pub unix_socket: Option<PathBuf>,
+    /// Whether the hosts are registries themselves (`None`), or stand in for one.
+    pub stand_in: Option<StandIn>,
     /// Size of an upload's segments in bytes; a registry may ask for larger ones.
     pub segment_size: usize,
     /// How long a connection may take to come about.
@@ -145,9 +205,11 @@ impl Default for Settings {
             ca_files: Vec::new(),
             retries: 3,
             retry_delay: Duration::from_secs(5),
+            impatient: false,
             credentials: Credentials::default(),
             proxy: Proxy::default(),
             unix_socket: None,
+            stand_in: None,
             segment_size: 8 << 20,
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),

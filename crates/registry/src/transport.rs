@@ -175,14 +175,17 @@ impl Transport {
         request: &Request,
         authorization: Option<&HeaderValue>,
     ) -> Result<Answer, Fault> {
-        let (mut response, mut url) = match &request.target {
+        let stand_in = host.stand_in.as_ref();
+        let (mut response, mut url, mut own) = match &request.target {
             Target::Path(path) => {
-                self.send_to_registry(host, request, path, authorization)
-                    .await?
+                let own = stand_in.map(|stand_in| &stand_in.headers);
+                let sent = self.send_to_registry(host, request, path, authorization);
+                let (response, url) = sent.await?;
+                (response, url, own)
             }
             Target::Url(url) => {
-                let response = self.exchange(request, url, authorization).await?;
-                (response, url.clone())
+                let response = self.exchange(request, url, authorization, None).await?;
+                (response, url.clone(), None)
             }
         };
         let start = url.clone();
@@ -209,14 +212,14 @@ impl Transport {
                 return Err(Fault::answer(peer(&url), "a redirect to nowhere"));
             };
             if !same_host(&start, &next) {
-                authorization = None;
+                (authorization, own) = (None, None);
                 if request.secret {
                     let reason = "the token server sends credentials on to another host";
                     return Err(Fault::answer(peer(&url), reason));
                 }
             }
             url = next;
-            response = self.exchange(request, &url, authorization).await?;
+            response = self.exchange(request, &url, authorization, own).await?;
         }
         Err(Fault::answer(peer(&url), "redirects without end"))
     }
@@ -233,12 +236,14 @@ impl Transport {
             host.url(scheme, path)
                 .ok_or_else(|| Fault::answer(host.name.clone(), "its name makes no address"))
         };
+        let own = host.stand_in.as_ref().map(|stand_in| &stand_in.headers);
         if let Some(scheme) = host.scheme() {
             let url = url(scheme)?;
-            return Ok((self.exchange(request, &url, authorization).await?, url));
+            let response = self.exchange(request, &url, authorization, own).await?;
+            return Ok((response, url));
         }
         let secure = url(Scheme::Https)?;
-        let fault = match self.exchange(request, &secure, authorization).await {
+        let fault = match self.exchange(request, &secure, authorization, own).await {
             Ok(response) => {
                 host.set_scheme(Scheme::Https);
                 return Ok((response, secure));
@@ -260,7 +265,7 @@ impl Transport {
             return Err(fault);
         }
         let plain = url(Scheme::Http)?;
-        match self.exchange(request, &plain, None).await {
+        match self.exchange(request, &plain, None, None).await {
             // A TLS server that was away for a moment answers so to plain HTTP.
             Ok(response) if absent && response.status() == StatusCode::BAD_REQUEST => Err(fault),
             Ok(response) => {
@@ -273,19 +278,25 @@ impl Transport {
         }
     }
 
-    /// One request, one answer.
+    /// One request, one answer. `own` are headers for this host alone.
     async fn exchange(
         &self,
         request: &Request,
         url: &Url,
         authorization: Option<&HeaderValue>,
+        own: Option<&HeaderMap>,
     ) -> Result<Response, Fault> {
         let activity = Arc::new(Activity::new(request));
         let mut headers = request.headers.clone();
+        for (name, value) in own.into_iter().flatten() {
+            headers.append(name, value.clone());
+        }
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        let mut builder = self.http.request(request.method.clone(), url.clone());
+        let asked = self.proxies.plain(url);
+        let asked = asked.as_ref().unwrap_or(url).clone();
+        let mut builder = self.http.request(request.method.clone(), asked);
         if !request.body.is_empty() {
             builder = builder.body(reqwest::Body::wrap(Payload {
                 data: request.body.clone(),

@@ -4,7 +4,7 @@
 //! the origin is not asked again. Nothing depends on what mirrors give: whoever reads verifies, and asks for the origin's
 //! bytes by [`BlobReader::read_again`].
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,10 @@ use crate::{BlobReader, BlobSource};
 
 /// Reads of which it is remembered who answered them.
 const SERVED_MAX: usize = 256;
+/// How long a mirror is not asked again for a blob that it did not have.
+const ABSENCE: Duration = Duration::from_secs(60);
+/// Blobs of which it is remembered that a mirror does not have them.
+const ABSENT_MAX: usize = 4096;
 
 /// A place with copies of blobs.
 pub trait Mirror: Send + Sync {
@@ -104,6 +108,8 @@ struct State {
     /// Somebody asked, and it did not say that it is well.
     ill: bool,
     lied: bool,
+    /// Blobs that it does not have, and until when that counts.
+    absent: HashMap<String, Instant>,
 }
 
 impl Standing {
@@ -126,17 +132,19 @@ impl Standing {
         &self.name
     }
 
-    /// Whether to ask it. When a pause is over, one reader finds out how it is, and all others if that goes well.
-    pub fn is_usable(&self) -> bool {
+    /// Whether to ask it for the blob `id`. When a pause is over, one reader finds out how it is, and all others if that goes
+    /// well.
+    pub fn is_usable(&self, id: &str) -> bool {
         let mut state = self.state();
-        if state.lied || state.ill {
+        let now = Instant::now();
+        if state.lied || state.ill || state.absent.get(id).is_some_and(|&until| now < until) {
             return false;
         }
         match state.until {
             None => true,
-            Some(until) if Instant::now() < until => false,
+            Some(until) if now < until => false,
             Some(_) => {
-                state.until = Some(Instant::now() + self.tolerance.pause);
+                state.until = Some(now + self.tolerance.pause);
                 true
             }
         }
@@ -158,11 +166,17 @@ impl Standing {
         }
     }
 
-    /// It failed to answer a read.
-    pub fn failed(&self, error: &io::Error) {
+    /// It failed to answer a read of the blob `id`.
+    pub fn failed(&self, id: &str, error: &io::Error) {
         if error.kind() == io::ErrorKind::NotFound {
             self.missing.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!("mirror {}: {error}", self.name);
+            tracing::debug!("mirror {}: it does not have blob {id}: {error}", self.name);
+            let mut state = self.state();
+            if state.absent.len() >= ABSENT_MAX {
+                state.absent.clear();
+            }
+            let until = Instant::now() + ABSENCE;
+            state.absent.insert(id.to_owned(), until);
             return;
         }
         self.failures.fetch_add(1, Ordering::Relaxed);
@@ -267,12 +281,12 @@ impl MirroredBlob {
     ) -> Option<(T, Arc<dyn Mirror>)> {
         for mirror in self.mirrors.current() {
             mirror.look_after();
-            if !mirror.standing().is_usable() {
+            if !mirror.standing().is_usable(&self.id) {
                 continue;
             }
             match mirror.open(&self.id, self.size()).and_then(&mut get) {
                 Ok(got) => return Some((got, mirror)),
-                Err(error) => mirror.standing().failed(&error),
+                Err(error) => mirror.standing().failed(&self.id, &error),
             }
         }
         None
@@ -414,7 +428,7 @@ impl Read for MirroredStream {
                 }
             };
             if let Some(mirror) = mirror {
-                mirror.standing().failed(&failure);
+                mirror.standing().failed(&self.blob.id, &failure);
             }
             // Another mirror might fail as well, and so on without end.
             let rest = Arc::clone(&self.blob.origin).stream(self.position)?;
@@ -522,6 +536,17 @@ mod tests {
         second.works(false);
         first.works(false);
         assert_eq!(read(&blob, 0, 10), DATA, "the origin is the last");
+    }
+
+    #[test]
+    fn a_mirror_is_asked_once_for_a_blob_that_it_does_not_have() {
+        let mirror = Fake::new(DATA, Tolerance::default());
+        mirror.standing.failed("b", &io::ErrorKind::NotFound.into());
+        assert_eq!(read(&blob("b", DATA, &[&mirror]), 0, 1), b"0");
+        assert_eq!(mirror.standing.stats().reads, 0);
+        assert_eq!(read(&blob("c", DATA, &[&mirror]), 0, 1), b"0");
+        let stats = mirror.standing.stats();
+        assert_eq!((stats.reads, stats.missing, stats.failures), (1, 1, 0));
     }
 
     #[test]

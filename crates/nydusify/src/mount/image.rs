@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use backend::Backend;
+use backend::Blobs;
 use image::nydus::{self, ImageBlobs};
 use image::{Descriptor, Location, Manifest, PlatformChoice, Source, Store};
 use progress::Cancel;
@@ -98,7 +98,8 @@ fn open_image(
     // A signal ends the mount, not what it has asked a registry for: there may be readers that wait.
     let places =
         Places::new(&args.registry, None, &Cancel::default()).with_patience(&args.patience);
-    let backend = args.backend.choice().open(&places)?;
+    let backend = args.backend.choice();
+    let backend = backend.open(&places, args.mirrors_dir.as_deref())?;
     match named {
         Named::Bare(bootstrap) => {
             let image = bare(bootstrap, args.blob_dir.as_deref(), backend)?;
@@ -114,7 +115,7 @@ fn open_image(
     }
 }
 
-fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Backend>) -> Result<Image> {
+fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Arc<Blobs>>) -> Result<Image> {
     let absolute = std::path::absolute(path).with_context(|| path.display().to_string())?;
     let loaded = load_bootstrap(&absolute)?;
     // An image's bootstrap is covered by the digest of its layer. A bare one by nothing: refuse what contradicts itself.
@@ -126,7 +127,7 @@ fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Backend>) -> Resul
             let dir = std::path::absolute(dir).with_context(|| dir.display().to_string())?;
             Some(Arc::new(DirSource(dir)) as Arc<dyn BlobSource>)
         }
-        None => backend.map(|backend| Arc::new(backend) as Arc<dyn BlobSource>),
+        None => backend.map(|backend| backend as Arc<dyn BlobSource>),
     };
     let blobs = loaded.source(rest)?;
     Ok(Image {
@@ -142,12 +143,12 @@ fn in_image(
     target: &str,
     args: &LazyArgs,
     places: &Places,
-    backend: Option<Backend>,
+    backend: Option<Arc<Blobs>>,
     known: Option<(Option<Found>, &[u8])>,
     with_config: bool,
 ) -> Result<Image> {
     let location = absolute(target.parse()?).with_context(|| target.to_owned())?;
-    let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn Store>);
+    let backend = backend.map(|backend| backend as Arc<dyn Store>);
     let (source, found, bytes) = match known {
         Some((Some(found), bytes)) => {
             let root = found.descriptor.clone();
@@ -172,7 +173,8 @@ fn in_image(
     let record = record(Some(&found), &bytes)?;
     let loaded =
         LoadedBootstrap::from_bytes(bytes).with_context(|| format!("{target}: the bootstrap"))?;
-    let around = |blobs| mirrors::around(Arc::new(blobs), &location, &args.mirror, places);
+    let dir = args.mirrors_dir.as_deref();
+    let around = |blobs| mirrors::around(Arc::new(blobs), &location, &args.mirror, dir, places);
     let blobs = match &found.index {
         Some(index) => index.blobs(args, source, &found.manifest, around)?,
         None => around(ImageBlobs::new(source, &found.manifest))?,

@@ -4,5 +4,7 @@
 mod away;
 mod build_cache;
 mod secured;
+mod servers;
 mod support;
 mod trees;
+mod ways;

@@ -87,6 +87,44 @@ impl Guarded {
     }
 }
 
+/// Some registries answer 403 to a token that was good and has ended.
+#[test]
+fn a_token_that_is_forbidden_all_at_once_is_renewed_and_others_are_not() {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let (until, issued) = (Arc::clone(&ended), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&issued);
+    let server = Server::start(move |request| {
+        if request.path() == "/token" {
+            let n = count.fetch_add(1, Ordering::SeqCst);
+            return Reply::new(200).body(format!(r#"{{"token":"token-{n}","expires_in":300}}"#));
+        }
+        let number = request
+            .header("authorization")
+            .and_then(|text| text.strip_prefix("Bearer token-")?.parse::<usize>().ok());
+        match number {
+            Some(n) if n >= until.load(Ordering::SeqCst) => Reply::new(200).body("{}"),
+            Some(_) => Reply::error(403, "DENIED"),
+            None => {
+                let host = request.header("host").unwrap();
+                let challenge = format!(r#"Bearer realm="http://{host}/token",service="s""#);
+                Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", challenge)
+            }
+        }
+    });
+    let repository = server.repository_with(fixed());
+    repository.manifest("a").unwrap();
+    ended.store(1, Ordering::SeqCst);
+    repository.manifest("a").unwrap();
+    assert_eq!(issued.load(Ordering::SeqCst), 2);
+    // What no token opens is asked for once more, and not again and again.
+    ended.store(usize::MAX, Ordering::SeqCst);
+    for _ in 0..3 {
+        let error = repository.manifest("a").unwrap_err();
+        assert!(matches!(error, Error::Unauthorized { .. }), "{error}");
+    }
+    assert_eq!(issued.load(Ordering::SeqCst), 3);
+}
+
 #[test]
 fn basic_credentials_are_sent_once_the_registry_wants_them() {
     let server = Server::start(|request| match request.header("authorization") {

@@ -214,6 +214,7 @@ fn a_proxy_is_used_with_its_password_except_where_it_is_not_to_be() {
                 http: Some(format!("http://me:pw@{}", proxy.host())),
                 https: None,
                 exceptions: Some(exceptions.to_owned()),
+                ..Proxy::default()
             },
             ..settings()
         });
@@ -269,7 +270,7 @@ fn tls_goes_through_a_tunnel_of_the_proxy() {
             proxy: Proxy {
                 http: None,
                 https: Some(format!("http://me:pw@{proxy}")),
-                exceptions: None,
+                ..Proxy::default()
             },
             ..tls()
         });

@@ -1,0 +1,24 @@
+//! Entry points for fuzz targets; no part of the interface.
+
+use std::path::Path;
+
+use registry::Settings;
+
+use crate::hosts;
+use crate::keys::Keys;
+
+/// Any text as `hosts.toml`.
+pub fn hosts(text: &str) {
+    for host in hosts::parse(text, Path::new("/")).unwrap_or_default() {
+        assert!(!host.name().is_empty() && !host.root.ends_with('/'));
+    }
+}
+
+/// Any text as the keys that all types of backends have.
+pub fn keys(text: &str) {
+    if let Ok(keys) = Keys::parse("registry", text) {
+        let _ = keys.settings(&Settings::default());
+        let _ = keys.proxy();
+        let _ = keys.mirrors("registry.example");
+    }
+}
