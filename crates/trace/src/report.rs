@@ -491,6 +491,8 @@ fn moments(trace: &Trace, first: u64, last: u64) -> Vec<Moment> {
             }
         }
     }
+    // The last read may have taken no time at all.
+    edges.push((last, READ, 0));
     edges.sort_unstable_by_key(|(at, ..)| *at);
     let mut moments: Vec<Moment> = Vec::new();
     let mut under_way = [0_i64; 4];
@@ -621,6 +623,16 @@ mod tests {
             serving: 27,
         };
         assert_eq!(report.phases, expected);
+    }
+
+    #[test]
+    fn a_read_may_take_no_time() {
+        let report = Report::new(
+            &trace(vec![read(10, 0, "/a", 1), read(30, 0, "/b", 2)]),
+            &[],
+        );
+        assert_eq!((report.first_read, report.last_read), (10, 30));
+        assert_eq!(report.phases.running, 20);
     }
 
     #[test]
