@@ -10,6 +10,7 @@
 mod blob;
 mod bootstraps;
 mod cache;
+mod credentials;
 mod layers;
 mod places;
 mod sample;
@@ -29,7 +30,7 @@ pub struct Target {
 }
 
 /// All there is to fuzz.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     bootstraps::V6,
     bootstraps::V5,
     bootstraps::LOAD,
@@ -48,6 +49,7 @@ pub const TARGETS: [Target; 18] = [
     places::DOCUMENTS,
     places::ARCHIVE,
     traces::TRACE,
+    credentials::CREDENTIALS,
 ];
 
 /// Runs the target of this name.

@@ -43,7 +43,7 @@ pub(crate) struct Found {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Config {
+pub(crate) struct Config {
     auths: BTreeMap<String, Entry>,
     creds_store: Option<String>,
     cred_helpers: BTreeMap<String, String>,
@@ -93,18 +93,14 @@ fn docker(path: &Path, host: &str) -> Result<Found, Error> {
             source: format!("no credentials ({why})"),
         })
     };
-    let config: Config = match std::fs::read(path) {
-        // What the parser says could hold a piece of the file: only the place is told.
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-            let (line, column) = (error.line(), error.column());
-            failed(format!("malformed at line {line}, column {column}"))
-        })?,
+    let config = match std::fs::read(path) {
+        Ok(bytes) => Config::parse(&bytes).map_err(failed)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return none(format!("there is no {}", path.display()));
         }
         Err(error) => return Err(failed(error.to_string())),
     };
-    let helper = lookup(&config.cred_helpers, host).or(config.creds_store.as_ref());
+    let helper = config.helper(host);
     if let Some(name) = helper.filter(|name| !name.is_empty()) {
         let source = format!("credential helper docker-credential-{name}");
         let credential = ask(name, server(host)).map_err(|reason| Error::Credentials {
@@ -116,18 +112,39 @@ fn docker(path: &Path, host: &str) -> Result<Found, Error> {
             return Ok(Found { credential, source });
         }
     }
-    let Some(entry) = lookup(&config.auths, host) else {
-        return none(match helper {
+    match config.credential(host).map_err(failed)? {
+        None => none(match helper {
             Some(name) => format!("docker-credential-{name} and {} have none", path.display()),
             None => format!("{} has none for {host}", path.display()),
-        });
-    };
-    match entry.credential().map_err(failed)? {
-        None => none(format!("{} has none for {host}", path.display())),
+        }),
         credential => Ok(Found {
             credential,
             source: format!("auths in {}", path.display()),
         }),
+    }
+}
+
+impl Config {
+    /// Reads the file's content. The reason why not holds no piece of it.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            format!("malformed at line {line}, column {column}")
+        })
+    }
+
+    /// The program that is asked for a registry first, by the end of its name.
+    pub(crate) fn helper(&self, host: &str) -> Option<&str> {
+        let own = lookup(&self.cred_helpers, host);
+        own.or(self.creds_store.as_ref()).map(String::as_str)
+    }
+
+    /// What the file itself has for a registry.
+    pub(crate) fn credential(&self, host: &str) -> Result<Option<Credential>, String> {
+        match lookup(&self.auths, host) {
+            Some(entry) => entry.credential(),
+            None => Ok(None),
+        }
     }
 }
 
@@ -254,13 +271,18 @@ fn ask(name: &str, server: &str) -> Result<Option<Credential>, String> {
             false => format!("it failed ({status}): {}", bounded(&text)),
         });
     }
+    parse_answer(&answer)
+}
+
+/// Reads what a helper has answered; `None` if it has no credentials.
+pub(crate) fn parse_answer(answer: &[u8]) -> Result<Option<Credential>, String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Answer {
         username: String,
         secret: String,
     }
-    let Ok(Answer { username, secret }) = serde_json::from_slice(&answer) else {
+    let Ok(Answer { username, secret }) = serde_json::from_slice(answer) else {
         return Err("its answer is not {\"Username\": ..., \"Secret\": ...}".to_owned());
     };
     let secret = Secret::new(secret);

@@ -3,6 +3,7 @@
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 
 use crate::challenge::Challenge;
+use crate::credentials::{self, Config};
 use crate::{blob, time};
 
 /// Reads a header of an answer in all the ways that there are.
@@ -17,4 +18,16 @@ pub fn headers(value: &[u8]) {
         let _ = time::parse_http(text);
         let _ = time::parse_epoch(text);
     }
+}
+
+/// Reads docker's configuration and looks a registry up in it; asks no helper.
+pub fn docker_config(json: &[u8], host: &str) {
+    if let Ok(config) = Config::parse(json) {
+        let _ = (config.helper(host), config.credential(host));
+    }
+}
+
+/// Reads the answer of a credential helper.
+pub fn helper_answer(json: &[u8]) {
+    let _ = credentials::parse_answer(json);
 }
