@@ -145,12 +145,12 @@ pub struct Create {
     /// Compress chunks below half of N bytes together, 0 for never
     #[arg(long, value_name = "N", default_value = "0", value_parser = batch_size)]
     pub batch_size: u32,
-    /// Compressor of the chunks
-    #[arg(long, default_value = "zstd", value_parser = PossibleValuesParser::new(["none", "lz4_block", "zstd"]))]
-    pub compressor: String,
-    /// Digester of the chunks
-    #[arg(long, default_value = "blake3", value_parser = PossibleValuesParser::new(["blake3", "sha256"]))]
-    pub digester: String,
+    /// Compressor of the chunks [default: zstd; gzip for *-ref, none for tar-tarfs]
+    #[arg(long, value_parser = PossibleValuesParser::new(["none", "lz4_block", "zstd"]))]
+    pub compressor: Option<String>,
+    /// Digester of the chunks [default: blake3; sha256 for *-ref and tar-tarfs]
+    #[arg(long, value_parser = PossibleValuesParser::new(["blake3", "sha256"]))]
+    pub digester: Option<String>,
     /// Configuration of a storage backend
     #[arg(short = 'C', long, value_name = "FILE")]
     pub config: Option<PathBuf>,

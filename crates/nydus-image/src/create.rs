@@ -37,12 +37,22 @@ use crate::targz;
 const MEMORY_PER_THREAD: usize = 32 << 20;
 
 pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
+    let created = create(args, interrupt);
+    if created.is_err() {
+        let outputs = [&args.blob, &args.external_blob].into_iter().flatten();
+        output::let_go(outputs.chain([&args.source]).map(PathBuf::as_path));
+    }
+    created
+}
+
+fn create(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     check_conflicts(args)?;
     check_paths(args)?;
     if let Some(path) = &args.config {
         // Nothing needs a blob to be read, but a configuration has to be one.
         Config::read(path)?;
     }
+    say_overridden(args);
     let start = Instant::now();
     let mut options = options(args, interrupt)?;
     if let Some(image) = parent::load(args.parent_bootstrap.as_deref())? {
@@ -204,6 +214,24 @@ fn refuse(flags: &[(&str, bool)], with: &str) -> Result<(), Usage> {
     }
 }
 
+/// Says what was asked for although the type of the source decides it.
+fn say_overridden(args: &Create) {
+    let (compressor, digester) = match args.source_type {
+        SourceType::TarTarfs => ("none", "sha256"),
+        source if targz::is_ref(source) || estargz::is_toc(source) => ("gzip", "sha256"),
+        _ => return,
+    };
+    let asked = [
+        ("--compressor", &args.compressor, compressor),
+        ("--digester", &args.digester, digester),
+    ];
+    for (flag, value, forced) in asked {
+        if let Some(value) = value.as_deref().filter(|value| *value != forced) {
+            tracing::info!("{flag} {value} has no effect: layers of this type are of {forced}");
+        }
+    }
+}
+
 /// Refuses what could only fail later.
 fn check_paths(args: &Create) -> anyhow::Result<()> {
     let source = &args.source;
@@ -291,10 +319,10 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
         compressor: if args.blob_cache_dir.is_some() {
             Compressor::None
         } else {
-            args.compressor.parse()?
+            args.compressor.as_deref().unwrap_or("zstd").parse()?
         },
         level: args.compression_level,
-        digester: args.digester.parse()?,
+        digester: args.digester.as_deref().unwrap_or("blake3").parse()?,
         chunk_size: chunk_size(args),
         batch_size: args.batch_size,
         encryption: args.encrypt.then_some(Encryption::Random),

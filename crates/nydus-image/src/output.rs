@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, ensure};
+use rustix::fs::{Mode, OFlags};
 
 /// The unfinished files of this process, so that a signal can remove them.
 #[derive(Debug, Clone, Default)]
@@ -154,6 +156,22 @@ pub fn check_place(path: &Path) -> anyhow::Result<()> {
         dir.display()
     );
     Ok(())
+}
+
+/// Lets go whoever waits until the other end of one of these FIFOs is opened: a failure may come before it is. Who opens one
+/// later waits all the same.
+pub fn let_go<'a>(paths: impl IntoIterator<Item = &'a Path>) {
+    for path in paths {
+        let fifo = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
+        if !fifo {
+            continue;
+        }
+        for access in [OFlags::RDONLY, OFlags::WRONLY] {
+            // Neither waits. A FIFO that nobody reads can't be opened for writing: then nobody has to be let go.
+            let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            drop(rustix::fs::open(path, flags, Mode::empty()));
+        }
+    }
 }
 
 /// Removes a file if it is there.

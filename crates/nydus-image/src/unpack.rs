@@ -34,6 +34,14 @@ pub struct Unpack {
 }
 
 pub fn run(args: &Unpack, interrupt: &Interrupt) -> anyhow::Result<()> {
+    let unpacked = unpack(args, interrupt);
+    if unpacked.is_err() {
+        output::let_go([args.output.as_path()]);
+    }
+    unpacked
+}
+
+fn unpack(args: &Unpack, interrupt: &Interrupt) -> anyhow::Result<()> {
     if args.output.as_os_str().is_empty() {
         return Err(Usage("--output needs the name of a file".to_owned()).into());
     }

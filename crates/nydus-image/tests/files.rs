@@ -364,6 +364,41 @@ fn a_layer_that_is_named_again_counts_where_it_comes_last() {
 }
 
 #[test]
+fn a_merge_that_fails_leaves_what_was_there() {
+    let dir = workplace();
+    bootstrap(dir.path(), "good", "1");
+    let bytes = fs::read(dir.path().join("good")).unwrap();
+    fs::write(dir.path().join("cut"), &bytes[..bytes.len() / 2]).unwrap();
+    fs::write(dir.path().join("merged"), "old").unwrap();
+    let before = names(dir.path());
+    for (words, status) in [
+        ("merge -B merged -J report good cut", 1),
+        ("merge -D out good cut", 1),
+        ("merge -B merged good missing", 1),
+        // As a layer of another version, it is inconsistent.
+        ("merge -B merged good five", 2),
+        ("transcode --to 5 -B cut -O merged", 1),
+    ] {
+        if words.ends_with("five") {
+            run(
+                dir.path(),
+                "create -v 5 -t tar-rafs -D out -B five layer.tar",
+            )
+            .ok();
+        }
+        run(dir.path(), words).exits(status);
+        if words.ends_with("five") {
+            fs::remove_file(dir.path().join("five")).unwrap();
+            fs::remove_dir_all(dir.path().join("out")).unwrap();
+            fs::create_dir(dir.path().join("out")).unwrap();
+        }
+        assert_eq!(names(dir.path()), before, "{words}");
+        assert_eq!(names(&dir.path().join("out")), [""; 0], "{words}");
+    }
+    assert_eq!(fs::read(dir.path().join("merged")).unwrap(), b"old");
+}
+
+#[test]
 fn merge_takes_one_item_for_each_source() {
     let dir = workplace();
     bootstrap(dir.path(), "layer", "1");
@@ -404,4 +439,29 @@ fn the_log_goes_to_a_file_on_request() {
         log.starts_with("[20") && log.contains(" +00:00] WARN [") && log.contains("relative"),
         "{log}"
     );
+}
+
+#[test]
+fn what_the_type_decides_is_said_if_something_else_was_asked_for() {
+    let dir = workplace();
+    for (kind, asked, says) in [
+        ("targz-ref", "--compressor none", "of gzip"),
+        ("estargz-ref", "--digester blake3", "of sha256"),
+        ("tar-tarfs", "--compressor zstd", "of none"),
+    ] {
+        let create = |options: &str| {
+            let words = format!("create -t {kind} {options} -D out -B boot layer.tar");
+            run(dir.path(), &words).ok().stderr
+        };
+        let plain = create("");
+        assert!(!plain.contains("has no effect"), "{plain}");
+        let boot = fs::read(dir.path().join("boot")).unwrap();
+        let said = create(asked);
+        let line = said.lines().find(|line| line.contains("INFO"));
+        let line = line.unwrap_or_default();
+        assert!(line.contains(asked) && line.contains(says), "{said}");
+        assert!(boot == fs::read(dir.path().join("boot")).unwrap());
+        // As consumers have it.
+        assert_eq!(create(&format!("{asked} --log-level warn")), "");
+    }
 }

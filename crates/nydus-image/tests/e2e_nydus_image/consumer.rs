@@ -366,3 +366,57 @@ fn a_directory_gives_the_tree_of_its_tar() {
     let ran = nydus_image(["inspect", text(&path), "--request", "stats"]).ok();
     assert!(ran.stdout.contains("5"), "{ran}");
 }
+
+/// Runs a command that fails until whoever waits at the FIFOs is let go. They may be late, so it is run again.
+#[track_caller]
+fn fails_until_let_go(words: &[&str], waiting: Vec<std::thread::JoinHandle<()>>) {
+    for _ in 0..50 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        nydus_image(words).exits(1);
+        if waiting.iter().all(|thread| thread.is_finished()) {
+            waiting
+                .into_iter()
+                .for_each(|thread| thread.join().unwrap());
+            return;
+        }
+    }
+    panic!("somebody still waits: {words:?}");
+}
+
+#[test]
+fn whoever_waits_at_a_fifo_is_let_go_when_a_command_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let [source, blob, boot] =
+        ["source", "blob", "boot"].map(|name| dir.path().join(name).display().to_string());
+    make_fifo(Path::new(&source));
+    make_fifo(Path::new(&blob));
+    let write = |bytes: Vec<u8>| {
+        let path = source.clone();
+        std::thread::spawn(move || {
+            let mut fifo = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+            // Nobody takes all of it.
+            fifo.write_all(&bytes).unwrap_err();
+        })
+    };
+    let read = |path: &str| {
+        let path = path.to_owned();
+        std::thread::spawn(move || assert_eq!(std::fs::read(path).unwrap(), b""))
+    };
+    // Before either end was opened.
+    let create = ["create", "-t", "tar-rafs", "-b", &blob, "-B", &boot];
+    let words = [&create[..], &["--chunk-dict", "nowhere", &source]].concat();
+    fails_until_let_go(&words, vec![write(noise(1, 1 << 20)), read(&blob)]);
+    // In the middle of the source: what is written by then may be read.
+    let words = [&create[..], &[&source]].concat();
+    let path = blob.clone();
+    let reader = std::thread::spawn(move || drop(std::fs::read(path).unwrap()));
+    let writer = write(noise(2, 1 << 20));
+    nydus_image(words).exits(1);
+    writer.join().unwrap();
+    reader.join().unwrap();
+    let unpack = ["unpack", "-B", "nowhere", "--output", &blob];
+    fails_until_let_go(&unpack, vec![read(&blob)]);
+    let mut left = testkit::scan::names(dir.path());
+    left.sort();
+    assert_eq!(left, ["blob", "source"]);
+}
