@@ -1,5 +1,7 @@
 //! `nydusify convert`: arguments, and what becomes of them.
 
+mod reference;
+
 use std::io::Read as _;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use crate::backend::TargetOptions;
 use crate::build_cache::BuildCacheArgs;
 use crate::chunkdict::shelf::Named;
 use crate::interrupt::Interrupt;
-use crate::place::{InsecureArgs, Places, PushArgs, RegistryArgs, reference};
+use crate::place::{self, InsecureArgs, Places, PushArgs, RegistryArgs};
 use crate::progress::{Mode, renderer};
 
 /// Most bytes of prefetch patterns that are read from standard input.
@@ -102,7 +104,7 @@ pub struct ConvertArgs {
     with_referrer: bool,
 
     /// Leave the layers as they are and only describe them, so that they can be mounted lazily (zran): the new image
-    /// refers to the original layers, which are brought to the target. Implies --oci; needs version 6
+    /// refers to the original layers, which are brought to the target. Forces --oci and version 6
     #[arg(long, env = "OCI_REF", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
           value_parser = switch)]
@@ -384,7 +386,7 @@ fn beside(source: Option<&Location>, suffix: &str) -> Result<Location> {
         let reason = "--target-suffix needs a source in a registry; name the target with --target";
         return Err(Usage(reason.to_owned()).into());
     };
-    let reference = reference(name)?;
+    let reference = place::reference(name)?;
     let tag = reference
         .tag()
         .filter(|_| reference.digest().is_none())
@@ -497,7 +499,10 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
     };
     let defaults = ConvertOptions::new(threads);
     if args.oci_ref {
-        check_reference(args)?;
+        reference::check(args)?;
+        for line in reference::overridden(args) {
+            tracing::warn!("{line}");
+        }
     }
     Ok(ConvertOptions {
         platform: match (args.all_platforms, &*args.platform) {
@@ -528,25 +533,6 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
         journal: journal(args),
         ..defaults
     })
-}
-
-/// Refuses what makes no sense where layers stay as they are.
-fn check_reference(args: &ConvertArgs) -> Result<(), Usage> {
-    let wrong = [
-        (
-            args.chunk_dict.as_ref().is_some_and(|d| !d.is_empty()),
-            "--chunk-dict",
-        ),
-        (args.batch_size != 0, "--batch-size"),
-        (args.dedup == Scope::Image, "--dedup image"),
-        (args.backend.choice().is_given(), "--backend-type"),
-    ];
-    match wrong.iter().find(|(given, _)| *given) {
-        Some((_, flag)) => Err(Usage(format!(
-            "{flag} cannot be used with --oci-ref: the layers stay as they are"
-        ))),
-        None => Ok(()),
-    }
 }
 
 /// The directory of the journal; none if nobody says where the user's caches are.

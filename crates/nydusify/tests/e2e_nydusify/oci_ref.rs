@@ -138,6 +138,37 @@ fn what_makes_no_sense_with_it_is_refused() {
 }
 
 #[test]
+fn what_it_overrides_is_said() {
+    let place = Place::new();
+    let source = every_way(&place);
+    let plain = convert(&source, &place.oci("ref", "plain"), &["--oci-ref"]).ok();
+    assert!(!plain.stderr.contains("WARN"), "{plain}");
+    let forced = digest(&place.path("ref"), "plain");
+    for (more, says) in [
+        (&["--fs-version", "5"][..], "forces version 6"),
+        (&["--fs-align-chunk"], "forces version 6"),
+        (&["--docker-v2-format"], "forces OCI's media types"),
+    ] {
+        let options = [&["--oci-ref"], more].concat();
+        let ran = convert(&source, &place.oci("ref", "image"), &options).ok();
+        let line = ran.stderr.lines().find(|line| line.contains("WARN"));
+        let line = line.unwrap_or_default();
+        assert!(line.contains(more[0]) && line.contains(says), "{ran}");
+        // It is the same image for all that.
+        assert_eq!(digest(&place.path("ref"), "image"), forced);
+    }
+    // The zstd layer alone is stored in another way then.
+    let options = ["--oci-ref", "--compressor", "none", "--check"];
+    let ran = convert(&source, &place.oci("ref", "none"), &options).ok();
+    assert!(ran.stderr.contains("cannot be read in pieces"), "{ran}");
+    let [before, after] = ["plain", "none"].map(|tag| manifest(&place.path("ref"), tag));
+    for at in 0..6 {
+        let same = before["layers"][at]["digest"] == after["layers"][at]["digest"];
+        assert_eq!(same, at != 3, "{at}");
+    }
+}
+
+#[test]
 fn the_reference_images_by_reference_equal_their_sources() {
     let name = "the_reference_images_by_reference_equal_their_sources";
     let Some(shared) = shared_or_skip(name) else {
