@@ -2,6 +2,7 @@
 
 mod report;
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -57,7 +58,7 @@ enum CacheCommand {
     /// Remove blobs that nobody uses
     Prune(PruneArgs),
     /// Verify every chunk in the cache; wrong ones of blobs that nobody uses are dropped
-    Verify(Common),
+    Verify(VerifyArgs),
 }
 
 /// What all of them take.
@@ -102,6 +103,17 @@ struct PruneArgs {
     common: Common,
 }
 
+/// Arguments of `nydusify cache verify`.
+#[derive(Debug, clap::Args)]
+struct VerifyArgs {
+    /// Threads that read and digest [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    #[command(flatten)]
+    common: Common,
+}
+
 /// Reads a size in bytes.
 pub fn size(text: &str) -> Result<u64, String> {
     let size = builder::parse_size(text).map_err(|error| error.to_string())?;
@@ -130,7 +142,7 @@ pub fn run(args: &CacheArgs) -> anyhow::Result<ExitCode> {
         CacheCommand::Ls(common) => ls(common),
         CacheCommand::Du(common) => du(common),
         CacheCommand::Prune(args) => prune(args),
-        CacheCommand::Verify(common) => verify(common),
+        CacheCommand::Verify(args) => verify(args),
     }
 }
 
@@ -202,10 +214,16 @@ fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn verify(common: &Common) -> anyhow::Result<ExitCode> {
+fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let common = &args.common;
+    let threads = match args.threads {
+        Some(threads) => NonZeroUsize::new(threads.into()),
+        None => std::thread::available_parallelism().ok(),
+    };
+    let threads = threads.unwrap_or(NonZeroUsize::MIN);
     let mut json = Vec::new();
     let (mut good, mut bad) = (0, 0);
-    for checked in storage::check_cache(&common.dir()?)? {
+    for checked in storage::check_cache(&common.dir()?, threads)? {
         let checked = checked?;
         good += checked.good;
         bad += checked.bad.len();

@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt as _;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
-use rafs_format::{Digest, Digester};
+use rafs_format::Digester;
 
 use super::keep::blob_ids;
 use super::map::{AGREED, RECORD_SIZE, Record};
@@ -15,6 +18,8 @@ use crate::Error;
 
 /// No chunk is longer, in bytes.
 const CHUNK_MAX: u32 = 1 << 28;
+/// Records that each thread gets at a time.
+const RECORDS_PER_THREAD: usize = 1024;
 
 /// What was found of a blob in a cache directory.
 #[derive(Debug, Clone)]
@@ -42,19 +47,22 @@ pub struct BadChunk {
     pub size: u32,
 }
 
-/// Reads and verifies every chunk in the cache directory `dir`, blob by blob, and drops what is wrong of blobs that
-/// nobody uses.
+/// Reads and verifies every chunk in the cache directory `dir`, blob by blob and each on `threads` threads, and drops what
+/// is wrong of blobs that nobody uses.
 ///
 /// # Errors
 /// [`Error::Io`] if a file cannot be read.
-pub fn check_cache(dir: &Path) -> Result<impl Iterator<Item = Result<CheckedBlob, Error>>, Error> {
+pub fn check_cache(
+    dir: &Path,
+    threads: NonZeroUsize,
+) -> Result<impl Iterator<Item = Result<CheckedBlob, Error>>, Error> {
     let dir = dir.to_owned();
     let ids = blob_ids(&dir)?.into_iter();
-    Ok(ids.filter_map(move |id| check_blob(&dir, id).transpose()))
+    Ok(ids.filter_map(move |id| check_blob(&dir, id, threads).transpose()))
 }
 
 /// `None` if the blob was removed meanwhile.
-fn check_blob(dir: &Path, id: String) -> Result<Option<CheckedBlob>, Error> {
+fn check_blob(dir: &Path, id: String, threads: NonZeroUsize) -> Result<Option<CheckedBlob>, Error> {
     let (data_path, map_path) = (cache_file(dir, &id), map_file(dir, &id));
     let map = match File::options().read(true).write(true).open(&map_path) {
         Ok(map) => lease(map, &map_path)?,
@@ -70,7 +78,7 @@ fn check_blob(dir: &Path, id: String) -> Result<Option<CheckedBlob>, Error> {
         data: sys::open_quietly(&data).unwrap_or(data),
         boot: running_boot(),
         digester: Digester::Blake3,
-        bytes: Vec::new(),
+        threads: threads.get(),
         lost: Vec::new(),
         bad: Vec::new(),
         good: 0,
@@ -78,10 +86,17 @@ fn check_blob(dir: &Path, id: String) -> Result<Option<CheckedBlob>, Error> {
     let read = |error| Error::io("read the cache file", &data_path)(error);
     let len = map.metadata().map_err(read)?.len();
     let rows = u32::try_from(len / RECORD_SIZE as u64).unwrap_or(u32::MAX);
-    each_row(&map, rows, |index, row| match Record::decode(row, index) {
-        Some(record) => check.record(record),
-        None => Ok(()),
+    let mut records = Vec::new();
+    each_row(&map, rows, |index, row| {
+        let record = Record::decode(row, index);
+        records.extend(record.filter(|record| record.boot != AGREED));
+        if records.len() >= check.threads.saturating_mul(RECORDS_PER_THREAD) {
+            check.all(&records)?;
+            records.clear();
+        }
+        Ok(())
     })
+    .and_then(|()| check.all(&records))
     .map_err(read)?;
     let dropped = check
         .drop_wrong(&map, &map_path)
@@ -100,47 +115,40 @@ struct Check {
     boot: u64,
     /// The one that the last chunk was right with: the map does not say, and a blob has one.
     digester: Digester,
-    bytes: Vec<u8>,
+    threads: usize,
     lost: Vec<Record>,
     bad: Vec<Record>,
     good: u64,
 }
 
 impl Check {
-    fn record(&mut self, record: Record) -> io::Result<()> {
-        if record.boot == AGREED {
-        } else if self.is_right(&record)? {
-            self.good += 1;
-        } else if record.boot == 0 || record.boot == self.boot {
-            self.bad.push(record);
-        } else {
-            self.lost.push(record);
+    /// Verifies some chunks, a part of them on each thread.
+    fn all(&mut self, records: &[Record]) -> io::Result<()> {
+        let share = records.len().div_ceil(self.threads).max(1);
+        let (data, digester) = (&self.data, self.digester);
+        let parts = thread::scope(|scope| {
+            let parts = records.chunks(share);
+            let workers: Vec<_> = parts
+                .map(|part| scope.spawn(move || Part::verify(data, digester, part)))
+                .collect();
+            let done = workers.into_iter().map(|worker| {
+                let verified = worker.join();
+                verified.unwrap_or_else(|panic| resume_unwind(panic))
+            });
+            done.collect::<io::Result<Vec<Part>>>()
+        })?;
+        self.good += records.len() as u64;
+        for Part { digester, wrong } in parts {
+            self.digester = digester;
+            self.good -= wrong.len() as u64;
+            for record in wrong {
+                match record.boot == 0 || record.boot == self.boot {
+                    true => self.bad.push(record),
+                    false => self.lost.push(record),
+                }
+            }
         }
         Ok(())
-    }
-
-    fn is_right(&mut self, record: &Record) -> io::Result<bool> {
-        if record.size > CHUNK_MAX {
-            return Ok(false);
-        }
-        self.bytes.resize(record.size as usize, 0);
-        match self.data.read_exact_at(&mut self.bytes, record.offset) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            other => other?,
-        }
-        let is = |digester, digest: &Digest| codec::digest(digester, &self.bytes) == *digest;
-        if is(self.digester, &record.digest) {
-            return Ok(true);
-        }
-        let other = match self.digester {
-            Digester::Blake3 => Digester::Sha256,
-            Digester::Sha256 => Digester::Blake3,
-        };
-        let right = is(other, &record.digest);
-        if right {
-            self.digester = other;
-        }
-        Ok(right)
     }
 
     /// Takes the records of wrong chunks back, if nobody else has a lease; says whether it did.
@@ -161,6 +169,48 @@ impl Check {
         map.sync_data()?;
         Ok(true)
     }
+}
+
+/// What one thread found.
+struct Part {
+    digester: Digester,
+    wrong: Vec<Record>,
+}
+
+impl Part {
+    fn verify(data: &File, digester: Digester, records: &[Record]) -> io::Result<Self> {
+        let (mut digester, mut wrong, mut bytes) = (digester, Vec::new(), Vec::new());
+        for record in records {
+            match right_digester(data, &mut bytes, digester, record)? {
+                Some(right) => digester = right,
+                None => wrong.push(*record),
+            }
+        }
+        Ok(Self { digester, wrong })
+    }
+}
+
+/// The digester by which a chunk is what its record says, `first` if that is one; `None` if it is not.
+fn right_digester(
+    data: &File,
+    bytes: &mut Vec<u8>,
+    first: Digester,
+    record: &Record,
+) -> io::Result<Option<Digester>> {
+    if record.size > CHUNK_MAX {
+        return Ok(None);
+    }
+    bytes.resize(record.size as usize, 0);
+    match data.read_exact_at(bytes, record.offset) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let other = match first {
+        Digester::Blake3 => Digester::Sha256,
+        Digester::Sha256 => Digester::Blake3,
+    };
+    let mut both = [first, other].into_iter();
+    Ok(both.find(|digester| codec::digest(*digester, bytes) == record.digest))
 }
 
 impl From<&Record> for BadChunk {

@@ -1,6 +1,7 @@
 //! Listing, pruning and verifying a cache directory.
 
 use std::fs::{self, File};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -161,13 +162,17 @@ fn verifying_finds_what_was_changed_behind_our_back() {
     image
         .check(&open_as(&image, &id(), cached(dir.path())))
         .unwrap();
-    let check = || {
-        let all: Result<Vec<_>, _> = check_cache(dir.path()).unwrap().collect();
+    let check_on = |threads| {
+        let threads = NonZeroUsize::new(threads).unwrap();
+        let all: Result<Vec<_>, _> = check_cache(dir.path(), threads).unwrap().collect();
         let [blob] = all.unwrap().try_into().unwrap();
         blob
     };
-    let blob = check();
-    assert_eq!((blob.good, blob.bad.len(), blob.lost), (20, 0, 0));
+    for threads in [1, 3, 64] {
+        let blob = check_on(threads);
+        assert_eq!((blob.good, blob.bad.len(), blob.lost), (20, 0, 0));
+    }
+    let check = || check_on(3);
     let data = File::options()
         .write(true)
         .open(cache_file(dir.path(), &id()))
@@ -178,9 +183,11 @@ fn verifying_finds_what_was_changed_behind_our_back() {
     };
     spoil();
     let store = open_as(&image, &id(), cached(dir.path()));
-    let blob = check();
-    assert_eq!((blob.good, blob.dropped), (19, false), "it is in use");
-    assert_eq!(blob.bad[0].index, 5);
+    for threads in [1, 3, 64] {
+        let blob = check_on(threads);
+        assert_eq!((blob.good, blob.dropped), (19, false), "it is in use");
+        assert_eq!(blob.bad[0].index, 5);
+    }
     // Whoever mounts may look for himself.
     assert_eq!(store.verify_cached(), 1);
     image.check(&store).unwrap();
