@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Digest};
+use rafs_format::{BlobFeatures, BlobInfo, ChunkRecord, Compressor, Digest};
 
 pub use generate::{GenerateError, Generated, Source, generate};
 pub use index::{ChunkIndex, IndexBuilder, IndexEntry, IndexFull, Parts};
@@ -113,9 +113,13 @@ const UNUSABLE: BlobFeatures = BlobFeatures::ZRAN
     .union(BlobFeatures::SEPARATED_WITH_PREFETCH_FILES)
     .union(BlobFeatures::EXTERNAL);
 
-/// Whether chunks of a blob can be chunks of other images, too.
+/// Whether chunks of a blob can be chunks of other images, too. Those of gzip can't: no build makes any, and what looks
+/// like such a blob may be an eStargz layer, which no image lists among its blobs and whose records only say how far a chunk
+/// may reach.
 pub fn is_usable(blob: &BlobInfo) -> bool {
-    !blob.id.is_placeholder() && !blob.features.intersects(UNUSABLE)
+    !blob.id.is_placeholder()
+        && !blob.features.intersects(UNUSABLE)
+        && blob.compressor != Compressor::Gzip
 }
 
 impl Dictionary {
@@ -237,7 +241,33 @@ impl Dictionary {
 
 #[cfg(test)]
 mod tests {
+    use rafs_format::{BlobId, Digester};
+
     use super::*;
+
+    #[test]
+    fn chunks_of_estargz_layers_and_of_other_kinds_of_files_are_nobody_elses() {
+        let blob = |compressor, features| BlobInfo {
+            features,
+            ..BlobInfo::new(
+                BlobId::new("a").unwrap(),
+                4 << 20,
+                compressor,
+                Digester::Sha256,
+            )
+        };
+        let native = BlobFeatures::ALIGNED | BlobFeatures::CAP_TAR_TOC;
+        assert!(is_usable(&blob(Compressor::Zstd, native)));
+        assert!(!is_usable(&blob(Compressor::Gzip, native)));
+        for feature in UNUSABLE.iter() {
+            assert!(!is_usable(&blob(Compressor::Zstd, native | feature)));
+        }
+        let open = BlobInfo {
+            id: BlobId::placeholder(),
+            ..blob(Compressor::Zstd, native)
+        };
+        assert!(!is_usable(&open));
+    }
 
     #[test]
     fn the_same_digest_with_another_size_is_another_chunk() {

@@ -18,6 +18,7 @@ use progress::Cancel;
 use rafs_format::{BlobId, Compressor, Digester, Version};
 use tree::Image;
 
+use crate::shelf::bare_path;
 use crate::{ConvertOptions, Error, Shelf};
 
 /// Blobs that are asked for at the same time.
@@ -69,6 +70,14 @@ pub enum DictionaryError {
         name: String,
         /// What is wrong.
         source: Box<bootstrap::Error>,
+    },
+    /// A bare bootstrap cannot be read.
+    #[error("cannot read {name}")]
+    Bootstrap {
+        /// Its name in the dictionary.
+        name: String,
+        /// What is wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A dictionary on disk is of no use, or an image cannot be taken up into it.
     #[error(transparent)]
@@ -206,6 +215,10 @@ impl ChunkDictionary {
         let mut known: HashMap<Digest, Vec<usize>> = HashMap::new();
         let mut sizes = HashMap::new();
         for entry in &catalogue.images {
+            if bare_path(&entry.name).is_some() {
+                // A bootstrap does not say where its blobs are: in the target, or nowhere.
+                continue;
+            }
             let place = shelf.place(&entry.name);
             let place = place.map_err(|source| DictionaryError::Image {
                 name: entry.name.clone(),
@@ -550,6 +563,10 @@ impl Kind {
         let usable = image.blobs.iter().filter(|blob| is_usable(blob));
         let mut compressors: Vec<Compressor> = usable.map(|blob| blob.compressor).collect();
         compressors.dedup();
+        if compressors.is_empty() && !image.blobs.is_empty() {
+            // Nothing of it can be used, and how it is stored may be why.
+            compressors.push(image.compressor);
+        }
         Self {
             version: image.version,
             digester: image.digester,

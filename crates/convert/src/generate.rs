@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bootstrap::Parsed;
 use image::nydus::{self, BootstrapLayer};
-use image::{Descriptor, Digest, Manifest, PlatformChoice, Source, Target, media};
+use image::{Descriptor, Digest, Manifest, PlatformChoice, Selected, Source, Target, media};
 use progress::{Cancel, Progress};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::copy::Work;
+use crate::copy::{Work, gather};
 use crate::shelf::no_image;
 use crate::{CopyOptions, DictionaryError, Error, TOTAL};
 
@@ -33,8 +33,18 @@ pub struct GenerateReport {
     pub left_out: usize,
 }
 
+/// Where a blob is copied from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Home {
+    /// Position of the source.
+    at: usize,
+    /// Whether it lies in the source's backend.
+    backend: bool,
+}
+
 /// Makes one dictionary of Nydus images, of the chosen platforms each, and writes it to `target` as an image: the blobs
-/// that hold its chunks, and a bootstrap that names them ([`chunkdict::generate`]). The order of `sources` has no say in it.
+/// that hold its chunks, and a bootstrap that names them ([`chunkdict::generate`]). Blobs that a source does not list are
+/// taken from its backend, if it has one. The order of `sources` has no say in it.
 ///
 /// # Errors
 /// [`Error::Dictionary`] if there is no image, or they are not alike; whatever keeps one from being read or the target
@@ -70,8 +80,13 @@ pub fn generate_dictionary(
             });
             let config = source.config(&image.manifest)?;
             platforms.push((image.descriptor.digest, config));
+            for blob in blobs_at_backend(source, &image)? {
+                let home = Home { at, backend: true };
+                homes.entry(blob.digest).or_insert((home, blob.size));
+            }
             for layer in image.manifest.layers {
-                homes.entry(layer.digest).or_insert((at, layer.size));
+                let home = Home { at, backend: false };
+                homes.entry(layer.digest).or_insert((home, layer.size));
             }
         }
         if images.len() == before {
@@ -82,7 +97,7 @@ pub fn generate_dictionary(
     let bootstrap =
         builder::encode(&made.image).map_err(|error| DictionaryError::Encode(Box::new(error)))?;
     let mut layers = Vec::new();
-    let mut by_home: BTreeMap<usize, Vec<Descriptor>> = BTreeMap::new();
+    let mut by_home: BTreeMap<Home, Vec<Descriptor>> = BTreeMap::new();
     for blob in &made.image.blobs {
         let digest = Digest::from_hex(blob.id.as_str());
         let Some((digest, &(home, size))) =
@@ -96,8 +111,10 @@ pub fn generate_dictionary(
     }
     progress.started(TOTAL, Some(layers.iter().map(|layer| layer.size).sum()));
     for (home, blobs) in &by_home {
+        let source = &sources[home.at].1;
+        let backend = source.at_backend().filter(|_| home.backend);
         let work = Work {
-            source: &sources[*home].1,
+            source: backend.as_ref().unwrap_or(source),
             target: &target,
             progress,
             total: true,
@@ -126,6 +143,12 @@ pub fn generate_dictionary(
         bytes: made.bytes,
         left_out: made.left_out,
     })
+}
+
+/// The blobs of an image that it does not list, for they lie in a backend.
+fn blobs_at_backend(source: &Source, image: &Selected) -> Result<Vec<Descriptor>, Error> {
+    let gathered = gather::gather(source, image)?;
+    Ok(gathered.map_or_else(Vec::new, |gathered| gathered.blobs))
 }
 
 /// Writes bootstrap layer, configuration and manifest, all of Docker's types as the deployed tool has them.

@@ -53,7 +53,9 @@ pub use optimize::{First, OptimizeReport, optimize_image};
 pub use options::{ChunkCache, ConvertOptions, DedupScope};
 pub use report::ConvertReport;
 pub use savings::{Amount, Savings};
-pub use shelf::{Proof, Shelf, read_again, read_all, read_imports, verify_dictionary};
+pub use shelf::{
+    Proof, Shelf, bare_path, read_again, read_all, read_bare, read_imports, verify_dictionary,
+};
 pub use toc::is_pinned as has_pinned_toc;
 
 /// Name of the task that is the sum of all others, in bytes of compressed layers.

@@ -1,12 +1,14 @@
 //! Images that a dictionary is made of: where they are read, and what is taken of them.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chunkdict_store::{Catalogue, Import, Snapshot};
+use chunkdict_store::{Catalogue, Entry, Import, Snapshot};
 use image::{Descriptor, Digest, Manifest, PlatformChoice, Selected, Source, nydus};
 use progress::Cancel;
 use rafs_format::BlobId;
+use storage::load_bootstrap;
 
 use crate::dictionary::each;
 use crate::{DictionaryError, Error};
@@ -46,6 +48,33 @@ pub fn read_imports(
         true => Err(no_image(name)),
         false => Ok(imports),
     }
+}
+
+/// The path in the name of a bare bootstrap, `bootstrap:PATH`: an image without a manifest, whose blobs are wherever they
+/// are. `None` for the names of others.
+pub fn bare_path(name: &str) -> Option<&Path> {
+    name.strip_prefix("bootstrap:").map(Path::new)
+}
+
+/// Reads the bootstrap at `path`, or that in a blob, for a dictionary to take up as `name`. It is known by its digest.
+///
+/// # Errors
+/// [`Error::Dictionary`] if it is of no use, or cannot be read.
+pub fn read_bare(name: &str, path: &Path) -> Result<Import, Error> {
+    type Cause = Box<dyn std::error::Error + Send + Sync>;
+    let unread = |source: Cause| DictionaryError::Bootstrap {
+        name: name.to_owned(),
+        source,
+    };
+    let loaded = load_bootstrap(path).map_err(|error| unread(error.into()))?;
+    loaded.check().map_err(|error| unread(error.into()))?;
+    let image = loaded.image().map_err(|error| unread(error.into()))?;
+    let id = match &loaded.v5 {
+        Some(v5) => Digest::of(v5.data()),
+        None => Digest::of(loaded.bootstrap.data()),
+    };
+    let import = Import::of_image(name, *id.bytes(), image, &HashMap::new());
+    Ok(import.map_err(DictionaryError::Store)?)
 }
 
 pub(crate) fn no_image(name: &str) -> Error {
@@ -116,7 +145,9 @@ pub fn read_again(
 ) -> Result<Vec<Import>, Error> {
     let imports = Mutex::new(Vec::new());
     each(catalogue.images.iter(), cancel, |entry| {
-        if let Some((source, image)) = find(shelf, &entry.name, entry.id.into())? {
+        if let Some(path) = bare_path(&entry.name) {
+            lock(&imports).extend(find_bare(entry, path)?);
+        } else if let Some((source, image)) = find(shelf, &entry.name, entry.id.into())? {
             let mut import = read_import(&entry.name, &source, &image)?;
             import.platform.clone_from(&entry.platform);
             lock(&imports).push(import);
@@ -139,6 +170,15 @@ fn find(shelf: &dyn Shelf, name: &str, id: Digest) -> Result<Option<(Source, Sel
     Ok(image.map(|image| (source, image)))
 }
 
+/// The bootstrap of an entry, if it is still there and the same.
+fn find_bare(entry: &Entry, path: &Path) -> Result<Option<Import>, Error> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let import = read_bare(&entry.name, path)?;
+    Ok(Some(import).filter(|import| import.id == entry.id))
+}
+
 /// What was found out about an image of a dictionary.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proof {
@@ -154,7 +194,8 @@ pub struct Proof {
 
 /// Proves that all that a snapshot knows of its images is still there: the manifest of each, a bootstrap that says of every
 /// chunk what the snapshot says, and every blob, of the size that it had and with room for its chunks. `data`: blobs
-/// are read to their ends, and must be what they are named by. Gives what was found, in the catalogue's order.
+/// are read to their ends, and must be what they are named by. The blobs of bare bootstraps are not looked for: nobody
+/// says where they are. Gives what was found, in the catalogue's order.
 ///
 /// # Errors
 /// Whatever keeps something from being looked at, as far as that does not tell whether it is there.
@@ -172,6 +213,14 @@ pub fn verify_dictionary(
         cancel,
         |(at, entry)| {
             let mut proof = Proof::default();
+            if let Some(path) = bare_path(&entry.name) {
+                match find_bare(entry, path)? {
+                    Some(import) => proof.compare(snapshot, &import),
+                    None => proof.note_absent("the bootstrap is gone".to_owned()),
+                }
+                lock(&proofs)[at] = proof;
+                return Ok(());
+            }
             match find(shelf, &entry.name, entry.id.into())? {
                 Some((source, image)) => {
                     proof.look_at((snapshot, &extents), &entry.name, (&source, &image), data)?;
@@ -192,6 +241,13 @@ impl Proof {
         self.absent = true;
     }
 
+    fn compare(&mut self, snapshot: &Snapshot, import: &Import) {
+        self.chunks = import.chunks();
+        if let Err(error) = snapshot.agrees(import) {
+            self.problems.push(error.to_string());
+        }
+    }
+
     fn look_at(
         &mut self,
         (snapshot, extents): (&Snapshot, &[u64]),
@@ -200,12 +256,7 @@ impl Proof {
         data: bool,
     ) -> Result<(), Error> {
         match read_import(name, source, image) {
-            Ok(import) => {
-                self.chunks = import.chunks();
-                if let Err(error) = snapshot.agrees(&import) {
-                    self.problems.push(error.to_string());
-                }
-            }
+            Ok(import) => self.compare(snapshot, &import),
             Err(Error::Image(image::Error::MissingBlob { digest, .. })) => {
                 self.note_absent(format!("bootstrap layer {digest} is gone"));
                 return Ok(());

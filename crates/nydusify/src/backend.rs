@@ -71,6 +71,12 @@ options!(
     "oss, s3, localfs, registry or http-proxy"
 );
 options!(
+    DictionaryOptions,
+    "Where `chunkdict generate` finds blobs.",
+    "",
+    "the blobs that the sources do not list"
+);
+options!(
     SourceSide,
     "Where `check`, `copy` and `optimize` find blobs of the source.",
     "source-",

@@ -7,23 +7,24 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use chunkdict_store::{Store, Writer};
-use clap::Subcommand;
+use clap::{ArgAction, Subcommand};
 use image::{Location, Platform, PlatformChoice};
 use indicatif::MultiProgress;
 use serde::Serialize;
 
-use crate::args::unsupported::{Flag, Table, Unsupported};
-use crate::args::{Usage, any_path, refuse, switch};
+use crate::args::{Usage, any_path, switch};
+use crate::backend::DictionaryOptions;
 use crate::convert::{check_directory, write_report};
 use crate::interrupt::Interrupt;
 use crate::place::{InsecureArgs, Places, PushArgs, RegistryArgs, duration};
 use crate::progress::{Mode, renderer};
 use report::{Added, Collected, Found, Listed, Output, Rebuilt, Statistics, Verified};
-use shelf::{Named, name};
+use shelf::{Named, bare_name, name};
 
 /// Arguments of `nydusify chunkdict`.
 #[derive(Debug, clap::Args)]
@@ -107,8 +108,13 @@ struct AddArgs {
     dict: DictArgs,
 
     /// Nydus images: names in registries, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-    #[arg(value_name = "IMAGE", required = true)]
+    #[arg(value_name = "IMAGE", required_unless_present = "bootstrap")]
     images: Vec<String>,
+
+    /// A bare bootstrap, or a blob with one inside, of any builder; may be given several times. Its blobs must be in the
+    /// targets of conversions
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    bootstrap: Vec<PathBuf>,
 
     #[command(flatten)]
     platform: PlatformArgs,
@@ -234,19 +240,7 @@ struct GenerateArgs {
     nydus_image: Option<PathBuf>,
 
     #[command(flatten)]
-    unsupported: Unsupported<Unbuilt>,
-}
-
-/// Flags of the deployed tool that are not built.
-#[derive(Debug, Clone, Copy)]
-struct Unbuilt;
-
-impl Table for Unbuilt {
-    const FLAGS: &'static [Flag] = &[
-        Flag::value("backend-type", "BACKEND_TYPE"),
-        Flag::value("backend-config", "BACKEND_CONFIG"),
-        Flag::value("backend-config-file", "BACKEND_CONFIG_FILE"),
-    ];
+    backend: DictionaryOptions,
 }
 
 fn digest(text: &str) -> Result<rafs_format::Digest, String> {
@@ -302,17 +296,21 @@ fn writer(store: &Store, interrupt: &Interrupt) -> Result<Writer> {
 }
 
 fn add(args: &AddArgs, interrupt: &Interrupt) -> Result<ExitCode> {
-    let names: Vec<String> = args
+    let mut names: Vec<String> = args
         .images
         .iter()
         .map(|text| name(text))
         .collect::<Result<_>>()?;
+    names.extend(args.bootstrap.iter().map(|path| bare_name(path)));
     let cancel = interrupt.cancel();
     let places = Places::new(&args.read.registry, None, cancel);
     // A dictionary of something else is better known before the images are read.
     let store = Store::create(&args.dict.dict)?;
     let choice = args.platform.choice();
     let read = |name: &String| -> Result<Vec<_>> {
+        if let Some(path) = convert::bare_path(name) {
+            return Ok(vec![convert::read_bare(name, path)?]);
+        }
         let source = places.source(&name.parse()?, args.read.insecure)?;
         Ok(convert::read_imports(name, &source, &choice)?)
     };
@@ -445,7 +443,6 @@ fn generate(
     interrupt: &Interrupt,
     terminal: MultiProgress,
 ) -> Result<ExitCode> {
-    refuse(args.unsupported.given())?;
     let target: Location = args.target.parse()?;
     if let location @ Location::DockerArchive { .. } = &target {
         let reason = format!(
@@ -459,10 +456,12 @@ fn generate(
     }
     let cancel = interrupt.cancel();
     let places = Places::new(&args.registry, Some(&args.push), cancel);
+    let backend = args.backend.choice().open(&places)?;
+    let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn image::Store>);
     let mut sources = Vec::with_capacity(args.sources.len());
     for text in args.sources.iter().filter(|text| !text.is_empty()) {
         let source = places.source(&text.parse()?, args.insecure.source_insecure)?;
-        sources.push((name(text)?, source));
+        sources.push((name(text)?, source.with_backend(backend.clone())));
     }
     let target = places.target(&target, args.insecure.target_insecure)?;
     let progress = renderer(args.progress, terminal);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use convert::Shelf;
+use convert::{Shelf, bare_path};
 use image::{Descriptor, Digest, Location, Source, media};
 
 use crate::place::{Places, reference};
@@ -18,7 +18,9 @@ pub struct Named<'a> {
 
 /// The name that a dictionary has an image under: the same wherever the program is run.
 pub fn name(text: &str) -> Result<String> {
-    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    if let Some(path) = bare_path(text) {
+        return Ok(bare_name(path));
+    }
     let location = match text.parse()? {
         Location::Registry(name) => Location::Registry(reference(&name)?.to_string()),
         Location::OciLayout { dir, tag } => Location::OciLayout {
@@ -35,6 +37,15 @@ pub fn name(text: &str) -> Result<String> {
         },
     };
     Ok(location.to_string())
+}
+
+/// The name that a dictionary has a bare bootstrap under.
+pub fn bare_name(path: &Path) -> String {
+    format!("bootstrap:{}", absolute(path.to_owned()).display())
+}
+
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 impl Named<'_> {

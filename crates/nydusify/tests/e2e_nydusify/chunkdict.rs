@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use testkit::bucket::Bucket;
 use testkit::layout::{self, Packing};
 use testkit::noise;
 use testkit::run::{Ran, run};
@@ -302,17 +303,165 @@ fn a_generated_dictionary_is_an_image_and_serves_as_one() {
     run(NYDUSIFY, words)
         .exits(1)
         .fails_with(&["holds no Nydus image"]);
-    let words = [
-        "chunkdict",
-        "generate",
-        "--sources",
-        &one,
-        "--target",
-        &target,
-        "--backend-type",
-        "oss",
+}
+
+#[test]
+fn a_dictionary_is_generated_of_images_whose_blobs_lie_in_a_backend() {
+    let place = Place::new();
+    let bucket = Bucket::s3();
+    let (kind, config) = (bucket.kind(), bucket.config("images/"));
+    let backend = ["--backend-type", kind, "--backend-config", &config];
+    let images = [("one", &[1, 2, 3, 4, 5][..]), ("two", &[3, 4, 5, 6])];
+    let outside = images.map(|(tag, parts)| {
+        let target = place.oci("outside", tag);
+        convert(&plain(&place, tag, parts), &target, &backend).ok();
+        target
+    });
+    let generate = |sources: &[String], layout: &str, more: &[&str]| {
+        let (sources, target) = (sources.join(","), place.oci(layout, "d"));
+        let words = ["chunkdict", "generate", "--sources", &sources];
+        let at = ["--target", &target];
+        run(NYDUSIFY, words.iter().chain(&at).chain(more))
+    };
+    generate(&outside, "dictionary", &backend).ok();
+    // The same dictionary as of the images that list their blobs, and a whole image like it.
+    let inside = images.map(|(tag, parts)| nydus(&place, tag, parts));
+    generate(&inside, "same", &[]).ok();
+    let made = digest(&place.path("dictionary"), "d");
+    assert_eq!(made, digest(&place.path("same"), "d"));
+    let layers = manifest(&place.path("dictionary"), "d")["layers"].clone();
+    let blob = layers[0]["digest"].as_str().unwrap().replace(':', "/");
+    let blob = std::fs::read(place.path("dictionary/blobs").join(blob)).unwrap();
+    let name = format!("images/{}", testkit::sha256(&blob));
+    assert!(bucket.objects().contains_key(&name));
+    let source = plain(&place, "three", &[3, 4, 5, 8]);
+    let dictionary = format!("bootstrap:registry:{}", place.oci("dictionary", "d"));
+    let target = place.oci("other", "t");
+    let options = ["--chunk-dict", &dictionary, "--dict-min-run", "1"];
+    convert(&source, &target, &options)
+        .ok()
+        .says(&["786432 against the dictionary"]);
+    check(&source, &target).ok();
+
+    generate(&outside, "nothing", &[])
+        .exits(1)
+        .fails_with(&["is listed by no image"]);
+    let config = bucket.config("elsewhere/");
+    let elsewhere = ["--backend-type", kind, "--backend-config", &config];
+    generate(&outside, "nothing", &elsewhere)
+        .exits(1)
+        .fails_with(&["is missing from"]);
+    assert_clean(&place.path("nothing"), "d");
+}
+
+/// The bootstrap of an image in a layout, as a file.
+fn bootstrap(place: &Place, layout: &str, tag: &str) -> String {
+    let manifest = manifest(&place.path(layout), tag);
+    let layer = manifest["layers"].as_array().unwrap().last().unwrap();
+    let layer = layer["digest"].as_str().unwrap().replace(':', "/");
+    let bytes = std::fs::read(place.path(layout).join("blobs").join(layer)).unwrap();
+    let mut archive = Vec::new();
+    std::io::copy(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut archive).unwrap();
+    // A directory, then the file's header.
+    let size = std::str::from_utf8(&archive[512 + 124..][..11]).unwrap();
+    let size = usize::from_str_radix(size, 8).unwrap();
+    let path = place.path(&format!("{tag}.boot")).display().to_string();
+    std::fs::write(&path, &archive[1024..][..size]).unwrap();
+    path
+}
+
+#[test]
+fn bare_bootstraps_are_taken_up_together() {
+    let place = Place::new();
+    let all: [(&str, &[u64]); 3] = [
+        ("one", &[1, 2, 3]),
+        ("two", &[3, 4]),
+        ("three", &[4, 5, 6, 7]),
     ];
-    run(NYDUSIFY, words)
+    let files = all.map(|(tag, parts)| {
+        nydus(&place, tag, parts);
+        bootstrap(&place, "nydus", tag)
+    });
+    let four = nydus(&place, "four", &[7, 8]);
+    let [one, two, three] = &files;
+    let all = [
+        "--bootstrap",
+        one,
+        "--bootstrap",
+        two,
+        &four,
+        "--bootstrap",
+        three,
+    ];
+    chunkdict(&place, "add", &all)
+        .ok()
+        .says(&["images:    4", "chunks:    11 (0 before)"]);
+    // One snapshot for all of them.
+    let files = std::fs::read_dir(place.path("dict/snapshots")).unwrap();
+    assert_eq!(files.count(), 1);
+    let name = format!("bootstrap:{one}");
+    chunkdict(&place, "ls", &[])
+        .ok()
+        .says(&[&name, "nydus:four"]);
+    let id = snapshot(&place);
+    chunkdict(&place, "add", &all[..2])
+        .ok()
+        .says(&["(11 before)"]);
+    assert_eq!(snapshot(&place), id, "it was there already");
+    chunkdict(&place, "verify", &[])
+        .ok()
+        .says(&["0 blobs, 3 chunks", "all 4 images are there"]);
+    chunkdict(&place, "rebuild", &[])
+        .ok()
+        .says(&["the same as before"]);
+
+    // Their blobs are taken where they are in the target, and only there.
+    let source = plain(&place, "next", &[1, 2, 4, 5, 9]);
+    let dict = dictionary(&place);
+    let options = ["--chunk-dict", &dict, "--dict-min-run", "1", "--check"];
+    convert(&source, &place.oci("nydus", "next"), &options)
+        .ok()
+        .says(&["1048576 against the dictionary"]);
+    check(&source, &place.oci("nydus", "next")).ok();
+    convert(&source, &place.oci("other", "next"), &options)
+        .ok()
+        .says(&["are gone and not used", "0 against the dictionary"]);
+
+    chunkdict(&place, "rm", &[&name]).ok();
+    std::fs::remove_file(two).unwrap();
+    chunkdict(&place, "verify", &[])
+        .exits(1)
+        .says(&["the bootstrap is gone", "1 of 3 images"]);
+    let gone = place.path("no.boot").display().to_string();
+    chunkdict(&place, "add", &["--bootstrap", &gone])
+        .exits(1)
+        .fails_with(&["cannot read", "no.boot"]);
+    chunkdict(&place, "add", &[])
         .exits(2)
-        .fails_with(&["not supported yet: --backend-type"]);
+        .fails_with(&["<IMAGE>..."]);
+}
+
+#[test]
+fn bootstraps_of_the_deployed_builder_are_taken_up() {
+    let test = "bootstraps_of_the_deployed_builder_are_taken_up";
+    let Some(shared) = testkit::shared_or_skip(test) else {
+        return;
+    };
+    for names in [
+        &["v5-separate.boot"][..],
+        &["v6-separate.boot", "v6-upper.blob", "v6-zstd.blob"],
+    ] {
+        let place = Place::new();
+        let golden = |name: &str| shared.join("golden").join(name).display().to_string();
+        let files: Vec<String> = names.iter().map(|name| golden(name)).collect();
+        let words: Vec<&str> = files
+            .iter()
+            .flat_map(|file| ["--bootstrap", file.as_str()])
+            .collect();
+        let count = format!("images:    {}", names.len());
+        chunkdict(&place, "add", &words).ok().says(&[&count]);
+        let stat = json(&chunkdict(&place, "stat", &["--output", "json"]).ok());
+        assert_ne!(stat["places"]["chunks"], 0, "{stat}");
+        chunkdict(&place, "verify", &[]).ok();
+    }
 }
