@@ -12,9 +12,11 @@ use export::{Error, TarSummary, write_tar};
 use progress::Cancel;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use rafs_format::{Bootstrap, Compressor, Digester};
-use storage::{BlobReader, ChunkStore, NamedSource, StoreOptions, extract_bootstrap};
-use testkit::tar::{Entry, Tar, flag};
+use rafs_format::{Bootstrap, Compressor, Digester, Version};
+use storage::{
+    BlobReader, ChunkStore, LoadedBootstrap, NamedSource, StoreOptions, extract_bootstrap,
+};
+use testkit::tar::{Entry, Sparse, Tar, flag};
 use testkit::{noise, prose, shared_or_skip};
 use tree::{Content, Inode, InodeId, mode};
 
@@ -38,30 +40,58 @@ fn build_with(tar: &[u8], options: &BuildOptions) -> Vec<u8> {
     blob
 }
 
-/// All that makes a difference to how chunks are stored.
-fn kinds() -> impl Strategy<Value = BuildOptions> {
+/// Both versions with every compressor and digester.
+fn kinds() -> Vec<BuildOptions> {
+    let mut kinds = Vec::new();
+    for version in [Version::V5, Version::V6] {
+        for compressor in [Compressor::None, Compressor::Lz4Block, Compressor::Zstd] {
+            for digester in [Digester::Blake3, Digester::Sha256] {
+                kinds.push(BuildOptions {
+                    version,
+                    blob_toc: version == Version::V6,
+                    compressor,
+                    digester,
+                    ..options()
+                });
+            }
+        }
+    }
+    kinds
+}
+
+/// One of all kinds, with what else makes a difference to how chunks are stored.
+fn kind() -> impl Strategy<Value = BuildOptions> {
     (
-        0..3_usize,
-        any::<bool>(),
+        0..kinds().len(),
         0..4_usize,
         any::<Option<([u8; 32], [u8; 16])>>(),
+        any::<bool>(),
     )
-        .prop_map(|(compressor, sha256, batch, key)| BuildOptions {
-            compressor: [Compressor::None, Compressor::Lz4Block, Compressor::Zstd][compressor],
-            digester: if sha256 {
-                Digester::Sha256
-            } else {
-                Digester::Blake3
-            },
-            batch_size: [0, 0x1000, 0x4000, 0x1_0000][batch],
-            encryption: key.map(|(key, iv)| Encryption::Key(BlobKey::new(key, iv))),
-            ..options()
+        .prop_map(|(kind, batch, key, aligned_chunk)| {
+            let kind = kinds().swap_remove(kind);
+            if kind.version == Version::V5 {
+                return BuildOptions {
+                    aligned_chunk,
+                    ..kind
+                };
+            }
+            BuildOptions {
+                batch_size: [0, 0x1000, 0x4000, 0x1_0000][batch],
+                encryption: key.map(|(key, iv)| Encryption::Key(BlobKey::new(key, iv))),
+                ..kind
+            }
         })
+}
+
+/// The bootstrap of a native layer of either version, in the form that readers have.
+fn parse(blob: &[u8]) -> Bootstrap<Vec<u8>> {
+    let bytes = extract_bootstrap(&blob.to_vec()).unwrap();
+    LoadedBootstrap::from_bytes(bytes).unwrap().bootstrap
 }
 
 /// The native layer `blob` as a tar stream; `reader` serves its chunks.
 fn unpack(blob: &[u8], reader: Arc<dyn BlobReader>) -> Result<(Vec<u8>, TarSummary), Error> {
-    let mut bootstrap = Bootstrap::parse(extract_bootstrap(&blob.to_vec()).unwrap()).unwrap();
+    let mut bootstrap = parse(blob);
     let image = load_image(&bootstrap).unwrap();
     let mut source = NamedSource::new(None);
     for info in bootstrap.blobs_mut() {
@@ -225,26 +255,64 @@ fn sockets_are_left_out_and_told() {
     assert_eq!(out.len(), 1024);
 }
 
-/// A random entry: a name, what it is, its size or another number, and metadata.
-fn entry() -> impl Strategy<Value = (Vec<u8>, u8, u32, i64, u32)> {
-    let name = vec(
-        prop_oneof![Just(b'a'), Just(0xff), Just(b' '), Just(b'-')],
-        1..130,
-    );
-    (
-        name,
-        0..9_u8,
-        any::<u32>(),
-        -5_000_000_000..5_000_000_000_i64,
-        0..1_000_000_000_u32,
-    )
+/// What a random entry is.
+#[derive(Debug, Clone)]
+struct Random {
+    /// Of 1 to 255 bytes.
+    name: Vec<u8>,
+    /// Which type, and where it lies.
+    kind: u8,
+    /// Its size, owners and more.
+    number: u32,
+    seconds: i64,
+    nanos: u32,
+    /// Whether long names and large numbers are written as GNU tar does it.
+    gnu: bool,
 }
 
-fn random_tar(entries: Vec<(Vec<u8>, u8, u32, i64, u32)>) -> Vec<u8> {
+fn random() -> impl Strategy<Value = Random> {
+    let simple = prop_oneof![Just(b'a'), Just(0xff), Just(b' '), Just(b'-')];
+    let any_byte = any::<u8>().prop_filter("legal in a name", |byte| *byte != 0 && *byte != b'/');
+    let name = prop_oneof![vec(simple, 1..130), vec(any_byte, 1..=255)];
+    let name = name.prop_filter("names something else", |name| {
+        name != b"." && name != b".." && !name.starts_with(b".wh.")
+    });
+    let seconds = prop_oneof![
+        -5_000_000_000..5_000_000_000_i64,
+        // What is as far away as can be written down.
+        -(1 << 62)..1_i64 << 62,
+    ];
+    let numbers = (0..10_u8, any::<u32>(), seconds, 0..1_000_000_000_u32);
+    (name, numbers, any::<bool>()).prop_map(|(name, (kind, number, seconds, nanos), gnu)| Random {
+        name,
+        kind,
+        number,
+        seconds,
+        nanos,
+        gnu,
+    })
+}
+
+/// Pieces of a sparse file, whole blocks and then an end, and its size.
+fn pieces(number: u32) -> (u64, Vec<(u64, Vec<u8>)>) {
+    let count = u64::from(number % 31);
+    let step = 512 * u64::from(number % 97 + 2);
+    let piece = |at: u64| {
+        let size = if at + 1 == count { 300 } else { 512 };
+        (at * step, noise(at + u64::from(number), size))
+    };
+    // Now and then data is the end of it.
+    let hole = u64::from(number % 3) * 40_000;
+    let end = (count.saturating_sub(1) * step) + 300 * count.min(1);
+    (end + hole, (0..count).map(piece).collect())
+}
+
+fn random_tar(entries: Vec<Random>) -> Vec<u8> {
     let mut tar = Tar::new();
     let mut last: Option<Vec<u8>> = None;
-    for (name, kind, number, seconds, nanos) in entries {
-        let below = |dir: &str| [dir.as_bytes(), b"/", &name].concat();
+    for random in entries {
+        let Random { kind, number, .. } = random;
+        let below = |dir: &str| [dir.as_bytes(), b"/", &random.name].concat();
         let small = number % 150_000;
         let mut entry = match kind {
             0 => Entry::directory(below("d")),
@@ -258,36 +326,75 @@ fn random_tar(entries: Vec<(Vec<u8>, u8, u32, i64, u32)>) -> Vec<u8> {
                 prose(u64::from(number % 5), small as usize % 5000),
             ),
             7 => Entry::file(below("f/h"), noise(number.into(), small as usize % 25)),
+            8 => Entry::file(below("s"), b""),
             _ => Entry::file(below("f/g"), noise(number.into(), small as usize)),
         };
         entry = entry
             .mode(number % 0o10000)
             .owner(number.into(), (!number).into());
-        let sign = if seconds < 0 { "-" } else { "" };
-        let mtime = format!("{sign}{}.{nanos:09}", seconds.unsigned_abs());
-        entry = entry.pax("mtime", mtime.as_bytes());
+        entry.gnu = random.gnu;
+        let sign = if random.seconds < 0 { "-" } else { "" };
+        let (seconds, nanos) = (random.seconds.unsigned_abs(), random.nanos);
+        entry = entry.pax("mtime", format!("{sign}{seconds}.{nanos:09}").as_bytes());
         if number % 3 == 0 && kind != 4 {
             entry = entry.xattr("user.a", noise(number.into(), small as usize % 99));
             entry = entry.xattr("security.b", b"");
         }
+        if number % 7 == 0 && kind != 4 {
+            // As much as there is room for.
+            let longest = format!("user.{}", "n".repeat(250));
+            entry = entry.xattr(&longest, noise(number.into(), usize::from(u16::MAX)));
+        }
         if kind != 0 && kind != 4 {
             last = Some(entry.path.clone());
         }
-        tar.add(entry);
+        if kind == 8 {
+            let (size, pieces) = pieces(number);
+            let dialects = [Sparse::Gnu, Sparse::Pax00, Sparse::Pax01, Sparse::Pax10];
+            tar.sparse(entry, dialects[number as usize % 4], size, &pieces);
+        } else {
+            tar.add(entry);
+        }
     }
     tar.finish()
+}
+
+/// Builds the layer in this way and compares what comes out.
+fn assert_comes_out(tar: &[u8], options: &BuildOptions) -> Result<(), TestCaseError> {
+    let blob = build_with(tar, options);
+    let loaded = LoadedBootstrap::from_bytes(extract_bootstrap(&blob).unwrap()).unwrap();
+    loaded.check().unwrap();
+    prop_assert_eq!(loaded.v5.is_some(), options.version == Version::V5);
+    let out = unpack_whole(&blob);
+    let [before, after] = trees([tar, &out]);
+    prop_assert_eq!(before, after);
+    Ok(())
+}
+
+/// Whether there is such a layer: a name over another may make a link's target a directory.
+fn is_a_layer(tar: &[u8]) -> bool {
+    let mut contents = Contents::default();
+    layer::read_tree(tar, &mut contents, &layer::Options::default()).is_ok()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn random_layers_come_out_as_they_went_in(entries in vec(entry(), 0..25), options in kinds()) {
+    fn random_layers_come_out_as_they_went_in(entries in vec(random(), 0..25), options in kind()) {
         let tar = random_tar(entries);
-        // A name over another may make a link's target a directory: then there is no such layer.
-        let mut contents = Contents::default();
-        prop_assume!(layer::read_tree(&tar[..], &mut contents, &layer::Options::default()).is_ok());
-        let out = unpack_whole(&build_with(&tar, &options));
-        let [before, after] = trees([&tar, &out]);
-        prop_assert_eq!(before, after);
+        prop_assume!(is_a_layer(&tar));
+        assert_comes_out(&tar, &options)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4))]
+    #[test]
+    fn each_version_compressor_and_digester_gives_random_layers_back(entries in vec(random(), 25..40)) {
+        let tar = random_tar(entries);
+        prop_assume!(is_a_layer(&tar));
+        for options in kinds() {
+            assert_comes_out(&tar, &options)?;
+        }
     }
 }

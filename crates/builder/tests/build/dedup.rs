@@ -1,10 +1,14 @@
-//! Chunks shared by the layers of an image.
+//! Chunks shared by the layers of an image, and with other images.
 
-use builder::{Dedup, Error, Turn, build_tar, encode_v6, merge};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use builder::{BuildOptions, Dedup, Error, Turn, build_tar, encode_v6, merge};
+use chunkdict::Dictionary;
 use rafs_format::Bootstrap;
 use testkit::tar::{Entry, Tar};
 
-use crate::{bytes, content, options_with};
+use crate::{build, bytes, content, options, options_with};
 
 fn layers() -> Vec<Vec<u8>> {
     let mut base = Tar::new();
@@ -115,4 +119,41 @@ fn a_layer_that_is_not_built_passes_its_turn_on() {
     )
     .unwrap();
     assert_eq!(layer.stats.chunks, 3);
+}
+
+/// Small files, all of one job; the same number is the same content.
+fn small_files(numbers: &[u64]) -> Vec<u8> {
+    let mut tar = Tar::new();
+    for (at, number) in numbers.iter().enumerate() {
+        tar.add(Entry::file(format!("{at:03}"), bytes(*number, 900)));
+    }
+    tar.finish()
+}
+
+#[test]
+fn chunks_of_a_dictionary_may_come_again_within_a_job() {
+    let (lower, lower_blob) = build(&small_files(&[1, 2, 3, 4, 5]), &options());
+    let dictionary = Arc::new(Dictionary::new(lower.image.blobs, lower.image.chunks));
+    // Runs: 1 2 3 with repetitions in between, 5 alone, 4 alone; 8 and 9 are new.
+    let numbers = [1, 1, 2, 1, 3, 2, 8, 8, 5, 5, 9, 5, 4, 8, 4, 1, 9];
+    for (run, own) in [(None, 2), (Some(1), 2), (Some(2), 4), (Some(4), 7)] {
+        let options = BuildOptions {
+            dictionary: Some(Arc::clone(&dictionary)),
+            dictionary_run: run.and_then(NonZeroU32::new),
+            ..options()
+        };
+        let (layer, blob) = build(&small_files(&numbers), &options);
+        assert_eq!(layer.stats.chunks, own, "{run:?}");
+        let image = &layer.image;
+        // Each content once, wherever it lies.
+        assert_eq!(image.chunks.len(), 7, "{run:?}");
+        let mut blobs = vec![&lower_blob[..]; image.blobs.len()];
+        blobs[layer.own_blob.unwrap()] = &blob;
+        for (at, number) in numbers.iter().enumerate() {
+            let found = content(image, &blobs, &format!("/{at:03}"));
+            assert!(found == bytes(*number, 900), "{run:?} {at}");
+        }
+        let bootstrap = Bootstrap::parse(encode_v6(image).unwrap()).unwrap();
+        bootstrap.check().unwrap();
+    }
 }

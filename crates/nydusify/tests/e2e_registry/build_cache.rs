@@ -1,6 +1,9 @@
 //! `convert --build-cache`: layers that somebody else converted are not converted again, and a cache that is wrong makes
 //! no image wrong.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use testkit::registry::Registry;
 use testkit::run::Ran;
@@ -415,4 +418,54 @@ fn layers_with_chunks_of_a_dictionary_are_for_those_who_have_it() {
     ran.says(&["chunks of other blobs than these options make"]);
     assert_eq!(report["CachedLayers"], 0);
     assert_eq!(setup.registry.digest("forged", "1").unwrap(), plain);
+}
+
+#[test]
+fn a_cache_whose_writer_is_killed_is_whole_and_complete_the_next_time() {
+    let setup = Setup::new();
+    setup.registry.forget_requests();
+    setup.fill();
+    let all = setup.registry.requests().len();
+    let layers = setup.read("image", "nydus")["layers"].clone();
+    let records = setup.cache("image")["layers"].clone();
+    // From the last blobs of the image to the tag, which comes after the cache.
+    let mut unfinished = 0;
+    for (number, requests) in (all / 2..=all).step_by(2).enumerate() {
+        let setup = Setup::new();
+        setup.registry.forget_requests();
+        let (home, target) = (Home::new(), setup.name("image:nydus"));
+        let more = ["--build-cache-tag", "cache"];
+        let mut args = home.convert_args(&setup.source, &target);
+        args.extend(more.map(str::to_owned));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut command = home.command(&args);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        while setup.registry.requests().len() < requests && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        unfinished += u32::from(setup.registry.digest("image", "cache").is_none());
+        // What a name leads to is all there.
+        for tag in ["cache", "nydus"] {
+            if setup.registry.digest("image", tag).is_some() {
+                assert_eq!(setup.registry.missing_from("image", tag), [""; 0]);
+            }
+        }
+        // Whether it is the same user or another one who comes next.
+        let next = if number % 2 == 0 { home } else { Home::new() };
+        next.convert(&setup.source, &target, &more).ok();
+        assert_eq!(setup.registry.missing_from("image", "nydus"), [""; 0]);
+        assert_eq!(setup.registry.missing_from("image", "cache"), [""; 0]);
+        assert_eq!(setup.read("image", "nydus")["layers"], layers);
+        assert_eq!(setup.cache("image")["layers"], records, "{requests}");
+        let cache = setup.name("image:cache");
+        let (_, report) = setup.convert("other:1", &["--build-cache", &cache, "--check"]);
+        assert_eq!(report["CachedLayers"], 3);
+        assert_eq!(setup.read("other", "1")["layers"], layers);
+    }
+    assert!(
+        unfinished != 0,
+        "none was killed before the cache was there"
+    );
 }
