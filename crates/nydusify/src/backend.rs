@@ -74,7 +74,8 @@ options!(
     DictionaryOptions,
     "Where `chunkdict generate` finds blobs.",
     "",
-    "the blobs that the sources do not list"
+    "the blobs that the sources do not list",
+    "oss, s3, localfs, registry or http-proxy"
 );
 options!(
     SourceSide,

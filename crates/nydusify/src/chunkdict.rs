@@ -456,8 +456,8 @@ fn generate(
     }
     let cancel = interrupt.cancel();
     let places = Places::new(&args.registry, Some(&args.push), cancel);
-    let backend = args.backend.choice().open(&places)?;
-    let backend = backend.map(|backend| Arc::new(backend) as Arc<dyn image::Store>);
+    let backend = args.backend.choice().open(&places, None)?;
+    let backend = backend.map(|backend| backend as Arc<dyn image::Store>);
     let mut sources = Vec::with_capacity(args.sources.len());
     for text in args.sources.iter().filter(|text| !text.is_empty()) {
         let source = places.source(&text.parse()?, args.insecure.source_insecure)?;
