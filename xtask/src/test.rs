@@ -17,13 +17,15 @@ const PRIVILEGED: &str = "privileged";
 const NO_DATA: &str = "SKIPPED (no ../shared)";
 
 /// What the privileged tests run, and the Debian packages of it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("docker-registry", "docker-registry"),
+    ("fio", "fio"),
     ("fsck.erofs", "erofs-utils"),
     ("fusermount3", "fuse3"),
     ("getfattr", "attr"),
     ("getcap", "libcap2-bin"),
     ("losetup", "mount"),
+    ("mkfs.ext4", "e2fsprogs"),
     ("tar", "tar"),
     ("veritysetup", "cryptsetup-bin"),
 ];

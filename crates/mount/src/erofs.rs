@@ -200,15 +200,15 @@ fn serve(
     let filler = Filler::start(&store, blobs, &counters, &options.trace, socket, alive)?;
     let filler = filler.holding(lock);
     let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
-    let _metrics = options.export("erofs", &mountpoint, &counters, &store)?;
+    let metrics = options.export("erofs", &mountpoint, &counters, &store)?;
     Ok(Mounted {
-        _metrics,
+        metrics,
         mountpoint,
         counters,
         store,
         prefetcher,
         leaver: Some(filler.socket()),
-        session: Some(Front::Kernel(filler)),
+        front: Front::Kernel(filler),
         link: None,
     })
 }

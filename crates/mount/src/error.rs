@@ -185,6 +185,9 @@ pub(crate) enum Fault {
     /// No entry of that name.
     #[error("no such entry")]
     NoEntry,
+    /// No entry could have that name.
+    #[error("name too long")]
+    NameTooLong,
     /// A directory operation on something else.
     #[error("not a directory")]
     NotDirectory,
@@ -213,6 +216,7 @@ impl Fault {
     pub(crate) fn errno(&self) -> Errno {
         match self {
             Self::NoEntry => Errno::ENOENT,
+            Self::NameTooLong => Errno::ENAMETOOLONG,
             Self::NotDirectory => Errno::ENOTDIR,
             Self::IsDirectory => Errno::EISDIR,
             Self::WrongType => Errno::EINVAL,

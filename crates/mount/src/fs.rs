@@ -119,6 +119,10 @@ impl RafsFs {
 
     fn find(&self, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Fault> {
         let directory = self.directory(parent)?;
+        // The kernel lets names of a page through.
+        if name.len() > NAME_MAX {
+            return Err(Fault::NameTooLong);
+        }
         let entry = self
             .bootstrap
             .lookup(&directory, name)?

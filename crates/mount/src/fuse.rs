@@ -26,6 +26,6 @@ mod wire;
 pub(crate) use flight::Flights;
 pub use keep::{Kept, ToKeep, keep, keep_beside, keep_on};
 pub(crate) use kit::Kit;
-pub(crate) use seat::Link;
+pub(crate) use seat::{Link, Word};
 pub use seat::{Orphan, Seat};
 pub(crate) use server::begin;

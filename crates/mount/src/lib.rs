@@ -17,6 +17,7 @@ mod channel;
 mod device;
 mod erofs;
 mod error;
+mod events;
 mod fs;
 mod fscontext;
 mod fuse;
@@ -42,7 +43,7 @@ pub use erofs::{
 };
 pub use error::Error;
 pub use fuse::{Kept, Orphan, Seat, ToKeep, keep, keep_beside, keep_on};
-pub use metrics::{Sample, Samples};
+pub use metrics::{Sample, Samples, Upstream};
 pub use mountinfo::{MountEntry, find_mount};
 pub use program::Program;
 pub use replace::replace;

@@ -1,6 +1,7 @@
 //! Figures of a mount over a unix socket, for monitoring and for `nydusify stat`.
 //!
-//! One thread answers `GET /metrics` with the text that Prometheus reads, one request after the other. The figures come
+//! `GET /metrics` is answered with the text that Prometheus reads, one request after the other, by the thread that waits
+//! for whatever else happens to the process. The figures come
 //! from counters that are kept anyway, so nothing is done for them as long as nobody asks. The socket is made by the
 //! process that serves the mount, and again by the one that takes its place.
 
@@ -8,15 +9,17 @@ mod http;
 mod samples;
 mod text;
 
+use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use storage::ChunkStore;
+use storage::{ChunkStore, MirrorStats};
 
 use crate::stats::Counters;
 use crate::{Error, runtime_dir};
@@ -35,6 +38,16 @@ pub(crate) struct Subject {
     pub(crate) mountpoint: PathBuf,
     /// Device number of the mount.
     pub(crate) device: Option<String>,
+    pub(crate) upstream: Option<Arc<dyn Upstream>>,
+}
+
+/// The places that the blobs of a mount come from.
+pub trait Upstream: fmt::Debug + Send + Sync {
+    /// How often this process has tried again what a place failed to do.
+    fn retries(&self) -> u64;
+
+    /// What each mirror has done for this process.
+    fn mirrors(&self) -> Vec<MirrorStats>;
 }
 
 /// Where `stat` looks for the socket of the mount with that device number, which no other mount has meanwhile.
@@ -42,16 +55,17 @@ pub(crate) fn place(device: &str) -> io::Result<PathBuf> {
     Ok(runtime_dir()?.join(MOUNTS).join(format!("{device}.sock")))
 }
 
-/// Answers as long as it lives.
+/// Whoever asks finds it as long as it lives.
 pub(crate) struct Exporter {
     listener: Arc<UnixListener>,
+    render: Arc<dyn Fn() -> String + Send + Sync>,
     thread: Option<JoinHandle<()>>,
     /// What was made, with device and inode number of each.
     made: Vec<(PathBuf, (u64, u64))>,
 }
 
 impl Exporter {
-    /// Starts to answer at `socket`, or else where `stat` looks for it anyway. What `stat` needs fails silently, and so does
+    /// Can be asked at `socket`, or else where `stat` looks for it anyway. What `stat` needs fails silently, and so does
     /// everything for a process that takes the place of another one.
     pub(crate) fn start(
         socket: Option<&Path>,
@@ -106,16 +120,38 @@ impl Exporter {
             }
         }
         let identify = |path: PathBuf| Some((path.clone(), identity(&path)?));
-        let listener = Arc::new(listener);
-        let answering = Arc::clone(&listener);
-        let thread = thread::Builder::new().name("metrics".to_owned());
-        let thread = thread.spawn(move || http::serve(&answering, render));
         Ok(Some(Self {
-            listener,
-            // Without it nobody gets an answer, and the mount goes on.
-            thread: thread.ok(),
+            listener: Arc::new(listener),
+            render: Arc::new(render),
+            thread: None,
             made: made.into_iter().filter_map(identify).collect(),
         }))
+    }
+}
+
+impl Exporter {
+    /// Answers one who asks, if somebody does.
+    pub(crate) fn answer(&self) {
+        // Who does not listen misses the answer.
+        let _ = http::serve_one(&self.listener, &*self.render);
+    }
+
+    /// Answers from a thread of its own, where no other has the time.
+    pub(crate) fn answer_beside(&mut self) {
+        let (listener, render) = (Arc::clone(&self.listener), Arc::clone(&self.render));
+        // A shut down socket is an error to a thread that waits in it, but merely silent to one that does not.
+        if listener.set_nonblocking(false).is_err() {
+            return;
+        }
+        let thread = thread::Builder::new().name("metrics".to_owned());
+        // Without it nobody gets an answer, and the mount goes on.
+        self.thread = thread.spawn(move || http::serve(&listener, &*render)).ok();
+    }
+}
+
+impl AsFd for Exporter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
@@ -155,6 +191,8 @@ fn bind(path: &Path, replace: bool) -> io::Result<UnixListener> {
     let temporary = temporary(path);
     let _ = fs::remove_file(&temporary);
     let listener = UnixListener::bind(&temporary)?;
+    // Who asks may have gone again by the time that it is looked at.
+    listener.set_nonblocking(true)?;
     fs::rename(&temporary, path).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     Ok(listener)
 }

@@ -1,22 +1,27 @@
-//! The life of a program that serves a mount: until a signal or an unmount, then an orderly end.
+//! The life of a program that serves a mount: until a signal or an unmount, then an orderly end. One thread waits for all
+//! that may happen meanwhile.
 
 use std::io;
-use std::sync::mpsc;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 
-use crate::{Error, Mounted, Stats};
+use crate::fuse::Word;
+use crate::metrics::Exporter;
+use crate::{Error, Mounted, Stats, events};
 
 /// The signals a serving program listens to, from the moment this is made: SIGINT, SIGTERM and SIGHUP end it,
 /// SIGUSR1 asks for statistics, and SIGUSR2 is a program that wants to take over. Make it before mounting, so that none
 /// is lost.
 #[derive(Debug)]
-pub struct Signals(SignalsInfo<WithOrigin>);
+pub struct Signals(SignalDelivery<UnixStream, WithOrigin>);
 
 /// A signal, and the process that sent it, if it was one of root or of this process's own user.
+#[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) signal: i32,
     pub(crate) sender: Option<u32>,
@@ -37,28 +42,35 @@ impl Signals {
     }
 
     fn of(numbers: &[i32]) -> Result<Self, Error> {
-        let signals = SignalsInfo::new(numbers);
-        Ok(Self(signals.map_err(|source| Error::System {
+        let listen = || {
+            let (read, write) = UnixStream::pair()?;
+            SignalDelivery::with_pipe(read, write, WithOrigin::default(), numbers)
+        };
+        Ok(Self(listen().map_err(|source| Error::System {
             what: "signal handlers",
             source,
         })?))
     }
 
-    /// Passes each signal on until `pass` says that it is enough.
-    pub(crate) fn each(mut self, mut pass: impl FnMut(Sent) -> bool) {
+    /// Those that have come since it was asked last.
+    pub(crate) fn take(&mut self) -> Vec<Sent> {
         let own = rustix::process::geteuid().as_raw();
-        for origin in self.0.forever() {
+        let sent = self.0.pending().map(|origin| {
             let process = origin
                 .process
                 .filter(|process| [0, own].contains(&process.uid));
-            let sent = Sent {
+            Sent {
                 signal: origin.signal,
                 sender: process.and_then(|process| process.pid.try_into().ok()),
-            };
-            if !pass(sent) {
-                return;
             }
-        }
+        });
+        sent.collect()
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_read().as_fd()
     }
 }
 
@@ -69,11 +81,6 @@ pub struct Ending {
     pub signal: Option<i32>,
     /// What was done in all.
     pub stats: Stats,
-}
-
-enum Event {
-    Signal(i32),
-    Over(io::Result<Outcome>),
 }
 
 /// Why there is nothing left to serve.
@@ -93,30 +100,11 @@ impl Mounted {
     /// When the session broke, or the mount can't be taken away.
     pub fn serve(
         mut self,
-        signals: Signals,
+        mut signals: Signals,
         mut report: impl FnMut(&Stats),
     ) -> Result<Ending, Error> {
-        let (sender, events) = mpsc::channel();
-        let handle = signals.0.handle();
-        let relay = sender.clone();
-        spawn("signals", move || {
-            signals.each(|sent| relay.send(Event::Signal(sent.signal)).is_ok());
-        })?;
-        if let Some(link) = &self.link {
-            let relay = sender.clone();
-            link.on_retire(move || {
-                // If nobody listens any more, the process ends anyway.
-                let _ = relay.send(Event::Over(Ok(Outcome::Replaced)));
-            });
-        }
-        if let Some(session) = self.session.take() {
-            spawn("session", move || {
-                // If nobody listens any more, nobody wants to know.
-                let _ = sender.send(Event::Over(session.join()));
-            })?;
-        }
-        let ended = self.wait(&events, &mut report);
-        handle.close();
+        let ended = self.wait(&mut signals, &mut report);
+        drop(signals);
         self.settle();
         let signal = ended?;
         if let Some(link) = &self.link {
@@ -141,47 +129,75 @@ impl Mounted {
     pub fn close(mut self) -> Result<Stats, Error> {
         self.detach()?;
         self.abandon();
-        if let Some(session) = self.session.take() {
-            let path = self.mountpoint().to_owned();
-            let joined = session.join();
-            joined.map_err(|source| Error::Session { path, source })?;
-        }
+        let ended = self.front.join();
+        ended.map_err(|source| self.broken(source))?;
         self.settle();
         Ok(self.stats())
+    }
+
+    fn broken(&self, source: io::Error) -> Error {
+        Error::Session {
+            path: self.mountpoint().to_owned(),
+            source,
+        }
     }
 
     /// The signal that ended it, if one did.
     fn wait(
         &mut self,
-        events: &mpsc::Receiver<Event>,
+        signals: &mut Signals,
         report: &mut impl FnMut(&Stats),
     ) -> Result<Option<i32>, Error> {
         let mut ending = None;
-        while let Ok(event) = events.recv() {
-            match event {
-                Event::Signal(SIGUSR1) => report(&self.stats()),
-                // For the process that keeps the mount.
-                Event::Signal(SIGUSR2) => {}
-                Event::Signal(signal) => {
-                    let second = ending.replace(signal).is_some();
-                    let idle = self.detach()?;
-                    if second || !idle {
-                        // Somebody holds files: they get errors once the process is gone.
-                        self.abandon();
-                        break;
+        loop {
+            let link = self.link.clone();
+            let keeper = link.as_ref().map(|link| link.socket());
+            let heard = [
+                Some(signals.as_fd()),
+                Some(self.front.as_fd()),
+                keeper.as_ref().map(AsFd::as_fd),
+                self.metrics.as_ref().map(Exporter::as_fd),
+            ];
+            let heard = events::wait(heard, None).map_err(|source| self.broken(source))?;
+            let [_, over, from_keeper, asked] = heard;
+            let mut came: Vec<i32> = signals.take().into_iter().map(|sent| sent.signal).collect();
+            if let Some(metrics) = self.metrics.as_ref().filter(|_| asked) {
+                metrics.answer();
+            }
+            if let Some(link) = link.filter(|_| from_keeper) {
+                match link.hear() {
+                    Word::Signal(signal) => came.push(signal),
+                    Word::Retire => {
+                        self.leave_mounted();
+                        return Ok(ending);
                     }
-                }
-                Event::Over(result) => {
-                    let path = self.mountpoint().to_owned();
-                    match result.map_err(|source| Error::Session { path, source })? {
-                        Outcome::Over => {}
-                        Outcome::Replaced => self.leave_mounted(),
-                    }
-                    break;
+                    Word::Nothing => {}
                 }
             }
+            for signal in came {
+                match signal {
+                    SIGUSR1 => report(&self.stats()),
+                    // For the process that keeps the mount.
+                    SIGUSR2 => {}
+                    _ => {
+                        let second = ending.replace(signal).is_some();
+                        let idle = self.detach()?;
+                        if second || !idle {
+                            // Somebody holds files: they get errors once the process is gone.
+                            self.abandon();
+                            return Ok(ending);
+                        }
+                    }
+                }
+            }
+            if let Some(outcome) = over.then(|| self.front.take()).flatten() {
+                match outcome.map_err(|source| self.broken(source))? {
+                    Outcome::Over => {}
+                    Outcome::Replaced => self.leave_mounted(),
+                }
+                return Ok(ending);
+            }
         }
-        Ok(ending)
     }
 }
 

@@ -1,24 +1,23 @@
 //! Mounting: from an image in memory to a directory that is served.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fuser::BackgroundSession;
 use rafs_format::Bootstrap;
 use storage::ChunkStore;
 use trace::Recorder;
 
 use crate::erofs::filler::{self, Filler};
 use crate::fuse::{self, Kit, Link};
-use crate::metrics::{Exporter, Subject};
+use crate::metrics::{Exporter, Subject, Upstream};
 use crate::mountpoint::Mountpoint;
 use crate::prefetch::Prefetcher;
 use crate::program::Program;
 use crate::serve::Outcome;
 use crate::stats::Counters;
-use crate::{Error, Stats, record};
+use crate::{Error, Stats, events, record};
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -31,6 +30,8 @@ pub struct Options {
     pub upper: Option<PathBuf>,
     /// What the figures of the mount call the image.
     pub image: String,
+    /// What to ask about the places that the blobs come from.
+    pub upstream: Option<Arc<dyn Upstream>>,
     /// Unix socket to give the figures at. Without it [`crate::stat()`] finds them all the same.
     pub metrics: Option<PathBuf>,
     /// Who records what is read. To record what is fetched as well, it has to be the store's observer, too.
@@ -51,6 +52,7 @@ impl Options {
             mode,
             mountpoint: mountpoint.place.path.clone(),
             device: mountpoint.place.device.clone(),
+            upstream: self.upstream.clone(),
         };
         Exporter::start(
             self.metrics.as_deref(),
@@ -76,6 +78,7 @@ impl Default for Options {
             prefetch: Prefetch::Listed,
             upper: None,
             image: String::new(),
+            upstream: None,
             metrics: None,
             trace: None,
         }
@@ -101,8 +104,8 @@ pub struct Mounted {
     pub(crate) store: Arc<ChunkStore>,
     pub(crate) prefetcher: Prefetcher,
     /// Gives the figures, if it could be started. It goes before the store does.
-    pub(crate) _metrics: Option<Exporter>,
-    pub(crate) session: Option<Front>,
+    pub(crate) metrics: Option<Exporter>,
+    pub(crate) front: Front,
     /// Over which to tell guardians that this process goes; FUSE has none.
     pub(crate) leaver: Option<Arc<OwnedFd>>,
     /// To the process that keeps the mount, if one does.
@@ -112,17 +115,36 @@ pub struct Mounted {
 /// What serves a mount.
 pub(crate) enum Front {
     /// This process, through FUSE.
-    Fuse(BackgroundSession),
+    Fuse(events::Receiver<io::Result<Outcome>>),
     /// The kernel, which this process fills the cache for.
     Kernel(Filler),
 }
 
 impl Front {
-    /// Waits until the mount is gone, or another process goes on with it.
-    pub(crate) fn join(self) -> io::Result<Outcome> {
+    /// How it ended, if it has.
+    pub(crate) fn take(&mut self) -> Option<io::Result<Outcome>> {
         match self {
-            Self::Fuse(session) => session.join().map(|()| Outcome::Over),
-            Self::Kernel(filler) => filler.join(),
+            Self::Fuse(ended) => ended.take(),
+            Self::Kernel(filler) => filler.take(),
+        }
+    }
+
+    /// Waits until the mount is gone, or another process goes on with it.
+    pub(crate) fn join(&mut self) -> io::Result<Outcome> {
+        loop {
+            if let Some(outcome) = self.take() {
+                return outcome;
+            }
+            events::wait([Some(self.as_fd())], None)?;
+        }
+    }
+}
+
+impl AsFd for Front {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Fuse(ended) => ended.as_fd(),
+            Self::Kernel(filler) => filler.as_fd(),
         }
     }
 }
@@ -154,6 +176,13 @@ impl Mounted {
     /// Where it is mounted, as an absolute path without symlinks.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint.place.path
+    }
+
+    /// Has a thread answer whoever asks for figures, where nothing calls [`Mounted::serve`].
+    pub fn answer_beside(&mut self) {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.answer_beside();
+        }
     }
 
     /// What was done so far.

@@ -132,6 +132,15 @@ pub struct LazyArgs {
     #[arg(long)]
     push_index: bool,
 
+    /// Most memory that data on its way from the blobs to the cache takes, and data that can't be kept there, such as 32MiB;
+    /// the program itself comes on top
+    #[arg(long, value_name = "SIZE", default_value = "96MiB", value_parser = memory)]
+    memory: u64,
+
+    /// Most requests for data that wait for an answer at once; prefetching has half of them
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_requests: u16,
+
     /// Verify what the cache holds of the image before mounting it
     #[arg(long)]
     verify_cache: bool,
@@ -197,7 +206,7 @@ impl LazyArgs {
     }
 
     /// How it is served.
-    pub fn options(&self, named: Named<'_>) -> Options {
+    pub fn options(&self, named: Named<'_>, image: &image::Image) -> Options {
         let threads = self.fuse_threads.map(usize::from);
         Options {
             threads: threads.unwrap_or_else(Options::threads_for_this_machine),
@@ -207,6 +216,7 @@ impl LazyArgs {
                 Named::Image(name) => name.to_owned(),
                 Named::Bare(bootstrap) => bootstrap.display().to_string(),
             },
+            upstream: Some(image.upstream.clone()),
             metrics: self.metrics.clone(),
             trace: None,
         }
@@ -258,6 +268,9 @@ impl LazyArgs {
             observer: observer.map(|recorder| recorder as Arc<dyn Observer>),
             cache_dir,
             cache_limit: self.cache_size,
+            memory: self.memory - self.memory / NOT_KEPT,
+            recent: usize::try_from(self.memory / NOT_KEPT).unwrap_or(usize::MAX),
+            requests: self.max_requests.into(),
             ..StoreOptions::default()
         }
     }
@@ -268,6 +281,20 @@ impl LazyArgs {
             (false, true) => Prefetch::Everything,
             (false, false) => Prefetch::Listed,
         }
+    }
+}
+
+/// Which part of the memory data that can't be kept has.
+const NOT_KEPT: u64 = 3;
+/// Least memory of a mount, in bytes: a chunk of usual size in all stages.
+const MEMORY_MIN: u64 = 4 << 20;
+
+/// Reads how much memory a mount may take.
+fn memory(text: &str) -> Result<u64, String> {
+    let size = crate::cache::size(text)?;
+    match size {
+        MEMORY_MIN.. => Ok(size),
+        _ => Err("it must be 4MiB at least".to_owned()),
     }
 }
 
@@ -307,7 +334,7 @@ pub fn run(args: &MountArgs, log_file: Option<&Path>) -> Result<ExitCode> {
         return fuse::keep(args, None, signals, log_file);
     }
     let image = image::open(named, lazy, None)?;
-    let mut options = lazy.options(named);
+    let mut options = lazy.options(named, &image);
     lazy.record(&mut options, &image, Begin::Anew)?;
     let (store, cache) = open_store(lazy, &image, true, new_words()?, &options)?;
     if !lazy.by_kernel(&image, &store, &cache)? {
@@ -346,7 +373,8 @@ impl ForRun {
             args.record(&mut options, &image, Begin::Anew)?;
             let (store, cache) = open_store(args, &image, true, new_words()?, &options)?;
             if args.by_kernel(&image, &store, &cache)? {
-                let mounted = kernel::mount(&options, image, store, at, &cache, None)?;
+                let mut mounted = kernel::mount(&options, image, store, at, &cache, None)?;
+                mounted.answer_beside();
                 return Ok(Some(Self::Kernel(Box::new(mounted))));
             }
         }
@@ -406,7 +434,7 @@ fn resume(named: Named<'_>, args: &LazyArgs, mount_path: &Path) -> Result<ExitCo
     let (handed, socket) = resumed.split();
     let signals = Signals::listen()?;
     let image = image::open(named, args, Some(&record))?;
-    let mut options = args.options(named);
+    let mut options = args.options(named, &image);
     args.record(&mut options, &image, Begin::GoOn)?;
     let of_store = args.store_options(args.cache_dir.clone(), words, &options);
     let store = ChunkStore::take_over(&image.bootstrap, image.blobs, of_store, handed)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use image::{Descriptor, Location, Source, Target};
 use progress::Cancel;
-use registry::{Client, Credentials, Proxy, Reference, Settings};
+use registry::{Client, Credentials, Proxy, Reference, Retried, Settings};
 
 use crate::args::switch;
 
@@ -99,14 +99,20 @@ impl Places {
         }
     }
 
-    /// With another idea of how long to wait.
+    /// For a mount: with another idea of how long to wait, and few threads, for mounts may be many.
     #[must_use]
     pub fn with_patience(mut self, patience: &PatienceArgs) -> Self {
         let settings = &mut self.settings;
+        settings.threads = 1;
         settings.retries = patience.registry_retry_count;
         settings.stall_timeout = patience.registry_timeout;
         settings.connect_timeout = settings.connect_timeout.min(patience.registry_timeout);
         self
+    }
+
+    /// Counts what is tried again.
+    pub fn retried(&self) -> &Retried {
+        &self.settings.retried
     }
 
     /// The image at `location`, for reading. `insecure`: no certificate is checked.

@@ -73,7 +73,7 @@ fn run_image(args: &RunArgs, named: Named<'_>) -> Result<u8> {
     let space = Space::enter(&over)?;
     let image = image::open_to_run(named, &args.lazy)?;
     let program = args.program(image.config.as_ref())?;
-    let mut options = args.lazy.options(named);
+    let mut options = args.lazy.options(named, &image);
     let upper = || space.directory().join("changes");
     options.upper.get_or_insert_with(upper);
     let root = space.directory().join("root");

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use indicatif::HumanBytes;
-use mount::Stat;
+use mount::{Sample, Samples, Stat};
 use serde_json::{Value, json};
 
 /// Arguments of `nydusify stat`.
@@ -123,8 +123,10 @@ fn report(stat: &Stat) -> Value {
             "count": store("fetches"),
             "bytes": store("fetched_bytes"),
             "in_flight": sum("fetches_in_flight"),
+            "retries": sum("retries_total"),
             "time": times("fetch_seconds"),
         },
+        "mirrors": mirrors(samples),
         "prefetch": {
             "asked": store("prefetch_asked"),
             "fetched": store("prefetch_fetched"),
@@ -134,6 +136,30 @@ fn report(stat: &Stat) -> Value {
         "cache_errors": store("cache_errors"),
         "verify_failures": store("verify_failures"),
     })
+}
+
+/// What each mirror has done.
+fn mirrors(samples: &Samples) -> Vec<Value> {
+    let names = samples.of("mirror_reads_total");
+    let mirror = |sample: &Sample| {
+        let name = sample.label("mirror");
+        let value = |figure: &str| {
+            let figure = format!("mirror_{figure}");
+            let mut of_all = samples.of(&figure);
+            let own = of_all.find(|other| other.label("mirror") == name);
+            own.map_or(0, |own| own.value as u64)
+        };
+        json!({
+            "name": name,
+            "in_use": value("in_use") != 0,
+            "reads": value("reads_total"),
+            "bytes": value("read_bytes_total"),
+            "failures": value("failures_total"),
+            "missing": value("missing_total"),
+            "lies": value("lies_total"),
+        })
+    };
+    names.map(mirror).collect()
 }
 
 /// The report for people.
@@ -191,13 +217,18 @@ fn table(report: &Value) -> String {
     row(
         "fetches",
         format!(
-            "{} ({} now), {}, {}",
+            "{} ({} now, {} tried again), {}, {}",
             number("/fetches/count"),
             number("/fetches/in_flight"),
+            number("/fetches/retries"),
             bytes("/fetches/bytes"),
             times(report, "/fetches/time")
         ),
     );
+    let mirrors = report.pointer("/mirrors").and_then(Value::as_array);
+    for mirror in mirrors.into_iter().flatten() {
+        row("mirror", of_mirror(mirror));
+    }
     row(
         "prefetch",
         format!(
@@ -224,6 +255,24 @@ fn table(report: &Value) -> String {
         );
     }
     out
+}
+
+fn of_mirror(mirror: &Value) -> String {
+    let number = |name: &str| mirror.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let text = |name: &str| mirror.get(name).and_then(Value::as_str).unwrap_or("");
+    let passed_over = match mirror.get("in_use").and_then(Value::as_bool) {
+        Some(false) => ", passed over now",
+        _ => "",
+    };
+    format!(
+        "{}: {} reads, {}, {} failed, {} of blobs it lacks, {} wrong{passed_over}",
+        text("name"),
+        number("reads"),
+        HumanBytes(number("bytes")),
+        number("failures"),
+        number("missing"),
+        number("lies")
+    )
 }
 
 fn errors(report: &Value) -> String {

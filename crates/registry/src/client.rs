@@ -74,11 +74,12 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// A client with its connections and a small runtime of two threads.
+    /// A client with its connections and a small runtime.
     ///
     /// # Errors
     /// [`Error::CaFile`] and [`Error::Setup`].
     pub fn new(settings: Settings) -> Result<Self, Error> {
+        let threads = settings.threads.max(1);
         let core = Arc::new(Core {
             transport: Transport::new(&settings)?,
             backoff: Backoff::new(&settings),
@@ -87,7 +88,7 @@ impl Client {
             settings,
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(threads)
             .thread_name("registry")
             .enable_all()
             .build()
@@ -235,6 +236,7 @@ impl<'a> Retry<'a> {
             return Err(failure.error);
         };
         self.attempt += 1;
+        self.core.settings.retried.add();
         tracing::debug!(
             host = failure.peer,
             attempt = self.attempt,

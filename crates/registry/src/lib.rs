@@ -46,5 +46,5 @@ pub use error::{Error, Refusal, Subject};
 pub use exchange::{Exchange, Incoming, Make, Outgoing, Pending};
 pub use reference::Reference;
 pub use repository::{Pushed, RawManifest, Repository};
-pub use settings::{Credentials, Proxy, Secret, Settings, StandIn};
+pub use settings::{Credentials, Proxy, Retried, Secret, Settings, StandIn};
 pub use upload::Upload;

@@ -1,5 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use progress::Cancel;
@@ -162,6 +164,21 @@ impl fmt::Debug for StandIn {
     }
 }
 
+/// Counts how often something was tried again; clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Retried(Arc<AtomicU64>);
+
+impl Retried {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was so far.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// How a [`Client`](crate::Client) works.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -195,6 +212,10 @@ pub struct Settings {
     pub cancel: Cancel,
     /// Makes the jitter of pauses repeatable.
     pub seed: Option<u64>,
+    /// Threads that do the network's work; at least one.
+    pub threads: usize,
+    /// Where to count what is tried again.
+    pub retried: Retried,
 }
 
 impl Default for Settings {
@@ -215,6 +236,8 @@ impl Default for Settings {
             stall_timeout: Duration::from_secs(30),
             cancel: Cancel::default(),
             seed: None,
+            threads: 2,
+            retried: Retried::default(),
         }
     }
 }

@@ -18,6 +18,7 @@ mod mirror;
 mod reader;
 mod store;
 mod words;
+mod workers;
 
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
 pub use cache::{

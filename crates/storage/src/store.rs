@@ -18,13 +18,14 @@ mod limit;
 mod observer;
 mod prefetch;
 mod recent;
+mod refusal;
 mod sequence;
 mod stats;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -37,19 +38,21 @@ pub use stats::{BlobDetails, Details, Stats};
 
 use crate::cache::{BlobCache, CacheDir, State, boot_tag, running_boot};
 use crate::decode::require_supported;
+use crate::workers::Workers;
 use crate::{
     BlobSource, Error, KnownChunk, KnownChunks, ReadCause, ReadError, VerifiedChunk, Words,
     cache_file,
 };
 use barrier::Barrier;
-use blob::Blob;
+use blob::{Blob, Remote};
 use budget::Budget;
-use elsewhere::Elsewhere;
+use elsewhere::{Elsewhere, Look};
 use flight::Flights;
 use limit::Limit;
 use observer::Watch;
 use prefetch::Prefetch;
 use recent::Recent;
+use refusal::Refusal;
 use stats::{Counters, add};
 
 /// Blobs that are opened side by side ahead of the first read.
@@ -68,6 +71,8 @@ pub struct StoreOptions {
     pub memory: u64,
     /// Most bytes of chunks to keep in memory where they cannot be kept in a cache directory.
     pub recent: usize,
+    /// Most requests to blobs that wait for an answer at once; work in the background has half of them. At least one.
+    pub requests: u64,
     /// Longest range to ask a blob for, in bytes, unless one chunk alone is longer.
     pub request_max: u64,
     /// Longest run of unwanted bytes between two wanted ones that may be fetched along, in bytes.
@@ -95,6 +100,7 @@ impl Default for StoreOptions {
             cache_limit: None,
             memory: 64 << 20,
             recent: 32 << 20,
+            requests: 16,
             request_max: 2 << 20,
             gap_max: 128 << 10,
             threads: 0,
@@ -114,8 +120,7 @@ impl Default for StoreOptions {
 /// the cache durable.
 pub struct ChunkStore {
     inner: Arc<Inner>,
-    barrier: Option<JoinHandle<()>>,
-    looker: Option<JoinHandle<()>>,
+    keeper: Option<JoinHandle<()>>,
     /// Given up last, when nothing writes any more.
     _cache_dir: Option<CacheDir>,
 }
@@ -127,15 +132,15 @@ struct Inner {
     blobs: Vec<Blob>,
     flights: Arc<Flights>,
     budget: Arc<Budget>,
+    requests: Arc<Budget>,
     recent: Recent,
     counters: Counters,
     watch: Watch,
     words: Arc<Words>,
     barrier: Barrier,
     prefetch: Prefetch,
-    pool: OnceLock<Option<rayon::ThreadPool>>,
-    /// The disk refused a chunk: no more are written to the cache.
-    cache_closed: AtomicBool,
+    decoders: Arc<Workers>,
+    refusal: Refusal,
     limit: Limit,
     elsewhere: Elsewhere,
 }
@@ -215,42 +220,36 @@ impl ChunkStore {
             blobs,
             flights: Arc::default(),
             budget: Budget::new(options.memory),
+            requests: Budget::new(options.requests),
             recent: Recent::new(options.recent),
             counters,
             watch: Watch::new(options.observer.clone()),
             words,
             barrier: Barrier::new(options.barrier_interval, options.barrier_bytes),
             prefetch: Prefetch::default(),
-            pool: OnceLock::new(),
-            cache_closed: AtomicBool::new(false),
+            decoders: Workers::new("chunk-decode", options.threads),
+            refusal: Refusal::default(),
             limit: Limit::default(),
             elsewhere,
             options,
         });
-        let barrier = match &cache_dir {
+        let keeper = match &cache_dir {
             Some(dir) => {
-                let inner = Arc::clone(&inner);
-                let thread = thread::Builder::new()
-                    .name("cache-barrier".into())
-                    .spawn(move || inner.run_barriers());
-                Some(thread.map_err(Error::io("start the barrier thread for", dir.path()))?)
+                let dir_of_cache = dir.path();
+                let (keeping, dir) = (Arc::clone(&inner), dir_of_cache.to_owned());
+                if inner.has_others(&dir) {
+                    inner.elsewhere.announce();
+                }
+                let thread = thread::Builder::new().name("cache-keeper".into());
+                let thread = thread.spawn(move || keeping.keep_cache(&dir));
+                let failed = Error::io("start the thread that looks after", dir_of_cache);
+                Some(thread.map_err(failed)?)
             }
             None => None,
         };
-        let looker = cache_dir.as_ref().and_then(|dir| {
-            let (looking, dir) = (Arc::clone(&inner), dir.path().to_owned());
-            if inner.has_others(&dir) {
-                inner.elsewhere.announce();
-            }
-            let thread = thread::Builder::new().name("find-chunks".into());
-            let thread = thread.spawn(move || looking.look_around(&dir));
-            // Without it more is fetched.
-            thread.inspect_err(|_| inner.elsewhere.stop()).ok()
-        });
         Ok(Self {
             inner,
-            looker,
-            barrier,
+            keeper,
             _cache_dir: cache_dir,
         })
     }
@@ -330,7 +329,7 @@ impl ChunkStore {
                 while let Some(blob) = inner.blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let complete = blob.cache.as_ref().is_some_and(|c| c.missing() == 0);
                     if !complete && !blob.known.is_empty() {
-                        let _ = blob.remote(&*inner.source);
+                        let _ = inner.remote(blob, true);
                     }
                 }
             };
@@ -367,22 +366,26 @@ impl ChunkStore {
     /// Reads every chunk that the cache has of the image and verifies it; those that are wrong are fetched again when
     /// they are needed. How many were.
     pub fn verify_cached(&self) -> u64 {
-        use rayon::prelude::*;
         let keys = self.inner.blobs.iter().enumerate();
         let keys =
             keys.flat_map(|(blob, of)| (0..of.known.len()).map(move |slot| Key { blob, slot }));
         let there = keys.filter(|key| !self.inner.is_absent(*key));
         let there: Vec<Key> = there.collect();
+        let (next, wrong) = (AtomicUsize::new(0), AtomicU64::new(0));
         let verify = || {
-            let wrong = there.par_iter();
-            wrong
-                .filter(|key| self.inner.reverify(**key).is_none())
-                .count() as u64
+            while let Some(key) = there.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let is_wrong = self.inner.reverify(*key).is_none();
+                wrong.fetch_add(u64::from(is_wrong), Ordering::Relaxed);
+            }
         };
-        match self.inner.pool() {
-            Some(pool) => pool.install(verify),
-            None => verify(),
-        }
+        thread::scope(|scope| {
+            for _ in 1..self.inner.decoders.most() {
+                // Without it the others do its part.
+                let _ = thread::Builder::new().spawn_scoped(scope, verify);
+            }
+            verify();
+        });
+        wrong.into_inner()
     }
 
     /// What the store has done so far.
@@ -439,10 +442,7 @@ impl Drop for ChunkStore {
         self.inner.flights.wait_empty();
         self.inner.barrier.stop();
         self.inner.elsewhere.stop();
-        if let Some(thread) = self.looker.take() {
-            let _ = thread.join();
-        }
-        if let Some(thread) = self.barrier.take() {
+        if let Some(thread) = self.keeper.take() {
             // The thread makes a last barrier. There is no one left to tell if it panicked.
             let _ = thread.join();
         }
@@ -580,6 +580,7 @@ impl Inner {
         let chunk = match self.recent.get(key) {
             Some(chunk) => {
                 add(&self.counters.hits, 1);
+                self.keep_after_all(key, &chunk);
                 chunk
             }
             None => {
@@ -597,6 +598,19 @@ impl Inner {
             ),
         );
         Ok(())
+    }
+
+    /// Puts a chunk into the cache that the disk has refused, if it takes any by now.
+    fn keep_after_all(&self, key: Key, chunk: &Arc<VerifiedChunk>) {
+        let refused = |(blob, _): &(&Blob, &KnownChunk)| {
+            blob.cache.is_some() && blob.state(key.slot) == State::Absent
+        };
+        let takes_any = || !self.refusal.holds() && !self.limit.is_reached();
+        if let Some((blob, _)) = self.known(key).filter(refused)
+            && takes_any()
+        {
+            self.keep(blob, key, chunk);
+        }
     }
 
     /// Counts a chunk that was read, once.
@@ -652,16 +666,25 @@ impl Inner {
             .collect()
     }
 
-    fn pool(&self) -> Option<&rayon::ThreadPool> {
-        let build = || {
-            let name = |at| format!("chunk-decode-{at}");
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(self.options.threads)
-                .thread_name(name)
-                .build()
-                .ok()
-        };
-        self.pool.get_or_init(build).as_ref()
+    /// Looks after the cache in `dir` until the store is dropped: barriers, the last of which covers everything, and now and
+    /// then a look at what other caches there hold.
+    fn keep_cache(&self, dir: &Path) {
+        let mut look = Some(Look::default());
+        loop {
+            look = look.take().and_then(|look| self.look_around(dir, look));
+            let next = look.as_ref().map(|_| elsewhere::INTERVAL);
+            let more = self.barrier.wait(next);
+            // A failed barrier is counted; the cache then no longer trusts what it holds.
+            let _ = self.sync();
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// The blob itself, opened if it is not yet.
+    fn remote(&self, blob: &Blob, background: bool) -> Result<Arc<Remote>, ReadCause> {
+        blob.remote(&*self.source, || self.requests.take(1, background))
     }
 }
 

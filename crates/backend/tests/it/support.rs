@@ -6,8 +6,8 @@ use std::str::FromStr as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backend::{Backend, Config, Kind};
 use backend::Blobs;
+use backend::{Backend, Config, Kind};
 use image::{Digest, Error, Target};
 use registry::{Client, Settings};
 use storage::{BlobReader, BlobSource as _};

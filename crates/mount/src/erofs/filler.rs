@@ -2,10 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,12 +13,15 @@ use trace::Recorder;
 
 use super::channel::{ALL_BLOBS, Message};
 use crate::Error;
+use crate::events::{self, Receiver, Sender};
 use crate::log::chain;
 use crate::serve::{Outcome, spawn};
 use crate::stats::{Counters, add};
 
 /// Requests that are served at once; further ones wait in the socket.
 const WORKERS: usize = 8;
+/// A worker that had nothing to do for so long ends, unless it is the last.
+const IDLE: Duration = Duration::from_secs(1);
 /// How often it looks whether a blob has become complete.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -27,7 +29,7 @@ const TICK: Duration = Duration::from_millis(500);
 pub(crate) struct Filler {
     socket: Arc<OwnedFd>,
     /// Closed when this process ends, however it does.
-    _alive: OwnedFd,
+    alive: Option<OwnedFd>,
     /// The lock of the mount, held as long as this process serves it.
     _lock: Option<File>,
     ended: Receiver<io::Result<Outcome>>,
@@ -46,22 +48,20 @@ impl Filler {
     ) -> Result<Self, Error> {
         let socket = Arc::new(socket);
         let stop = Arc::new(AtomicBool::new(false));
-        let (sender, ended) = mpsc::channel();
-        for at in 0..WORKERS {
-            let worker = Worker {
-                socket: socket.clone(),
-                store: store.clone(),
-                counters: counters.clone(),
-                trace: trace.clone(),
-                blobs,
-            };
-            let sender = sender.clone();
-            spawn(&format!("fill-{at}"), move || {
-                let outcome = worker.run();
-                // Only the first one counts, and nobody may listen any more.
-                let _ = sender.send(outcome);
-            })?;
-        }
+        let (sender, ended) = events::channel().map_err(|source| Error::System {
+            what: "memory",
+            source,
+        })?;
+        let crew = Arc::new(Crew {
+            socket: socket.clone(),
+            store: store.clone(),
+            counters: counters.clone(),
+            trace: trace.clone(),
+            blobs,
+            ended: sender,
+            hands: Mutex::default(),
+        });
+        crew.hire()?;
         let keeper = Keeper {
             socket: socket.clone(),
             store: store.clone(),
@@ -71,7 +71,7 @@ impl Filler {
         spawn("complete-blobs", move || keeper.run())?;
         Ok(Self {
             socket,
-            _alive: alive,
+            alive: Some(alive),
             _lock: None,
             ended,
             stop,
@@ -84,28 +84,36 @@ impl Filler {
         self
     }
 
-    /// Waits until nobody has the image mounted any more, or another process goes on.
-    pub(crate) fn join(self) -> io::Result<Outcome> {
-        let ended = self.ended.recv();
+    /// Whether nobody has the image mounted any more, or another process goes on, if either is so.
+    pub(crate) fn take(&mut self) -> Option<io::Result<Outcome>> {
+        let ended = self.ended.take()?;
         self.stop.store(true, Ordering::Relaxed);
-        if matches!(ended, Ok(Ok(Outcome::Over))) {
+        if matches!(ended, Ok(Outcome::Over)) {
             // The other workers wait for what won't come.
             let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
-        } else {
+        } else if let Some(alive) = self.alive.take() {
             // The socket is the next filler's, too. The other workers take requests out of it until this process is gone,
             // so nobody may believe that it is before the kernel says so.
-            std::mem::forget(self._alive);
+            std::mem::forget(alive);
         }
-        match ended.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())) {
+        Some(match ended {
             // The word that it is over reached one worker, and another one saw the guardians' end before that spoke.
-            Err(error) => self.ended.iter().find_map(Result::ok).ok_or(error),
+            Err(error) => std::iter::from_fn(|| self.ended.recv())
+                .find_map(Result::ok)
+                .ok_or(error),
             outcome => outcome,
-        }
+        })
     }
 
     /// A descriptor over which to say [`leave`].
     pub(crate) fn socket(&self) -> Arc<OwnedFd> {
         self.socket.clone()
+    }
+}
+
+impl AsFd for Filler {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
     }
 }
 
@@ -115,31 +123,96 @@ pub(crate) fn leave(socket: &OwnedFd) {
     let _ = Message::Leave.send(socket, true);
 }
 
-struct Worker {
+/// Workers that take requests out of the socket. One of them always waits there, unless all are busy; those that found
+/// nothing to do for a while end.
+struct Crew {
     socket: Arc<OwnedFd>,
     store: Arc<ChunkStore>,
     counters: Arc<Counters>,
     trace: Option<Arc<Recorder>>,
     blobs: u32,
+    ended: Sender<io::Result<Outcome>>,
+    hands: Mutex<Hands>,
 }
 
-impl Worker {
-    fn run(&self) -> io::Result<Outcome> {
+/// How many workers there are.
+#[derive(Default)]
+struct Hands {
+    present: usize,
+    waiting: usize,
+}
+
+impl Crew {
+    /// Starts a worker, who waits.
+    fn hire(self: &Arc<Self>) -> Result<(), Error> {
+        let mut hands = self.hands();
+        let worker = self.clone();
+        spawn(&format!("fill-{}", hands.present), move || {
+            match worker.work() {
+                Ok(None) => {}
+                // Only the first one counts.
+                Ok(Some(outcome)) => worker.ended.send(Ok(outcome)),
+                Err(error) => worker.ended.send(Err(error)),
+            }
+        })?;
+        hands.present += 1;
+        hands.waiting += 1;
+        Ok(())
+    }
+
+    fn hands(&self) -> MutexGuard<'_, Hands> {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why there is nothing left to do; `None` if that is for this worker alone.
+    fn work(self: &Arc<Self>) -> io::Result<Option<Outcome>> {
         loop {
-            match Message::receive(&*self.socket, true)? {
-                Some(Message::Fill {
+            // The last one waits as long as it takes.
+            let most = (self.hands().waiting > 1).then_some(IDLE);
+            let [there] = events::wait([Some(self.socket.as_fd())], most)?;
+            if !there {
+                let mut hands = self.hands();
+                if hands.waiting > 1 {
+                    hands.waiting -= 1;
+                    hands.present -= 1;
+                    return Ok(None);
+                }
+                continue;
+            }
+            match Message::receive(&*self.socket, false) {
+                // Another worker was faster.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+                Ok(Some(Message::Fill {
                     id,
                     blob,
                     start,
                     end,
-                }) => self.fill(id, blob, start, end)?,
-                Some(Message::Over) => return Ok(Outcome::Over),
-                Some(Message::Retire) => return Ok(Outcome::Replaced),
-                Some(_) => {}
-                None => {
+                })) => {
+                    self.leave_post();
+                    let answered = self.fill(id, blob, start, end);
+                    self.hands().waiting += 1;
+                    answered?;
+                }
+                Ok(Some(Message::Over)) => return Ok(Some(Outcome::Over)),
+                Ok(Some(Message::Retire)) => return Ok(Some(Outcome::Replaced)),
+                Ok(Some(_)) => {}
+                Ok(None) => {
                     return Err(io::Error::other("all guardians of the mount are gone"));
                 }
             }
+        }
+    }
+
+    /// A worker that waited is busy from now on; another one takes its place.
+    fn leave_post(self: &Arc<Self>) {
+        let mut hands = self.hands();
+        hands.waiting -= 1;
+        let hire = hands.waiting == 0 && hands.present < WORKERS;
+        drop(hands);
+        if hire {
+            // Without another one, what comes waits for those that are busy.
+            let _ = self.hire();
         }
     }
 

@@ -37,7 +37,7 @@ use super::kit::{Kit, Role};
 use super::table::{ROWS, Table, Waiting};
 use crate::Error;
 use crate::program::PROGRAM;
-use crate::serve::{Signals, spawn};
+use crate::serve::Signals;
 
 /// How long a reader waits at most while there is no filler that could serve it.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -61,7 +61,7 @@ pub fn guard(socket: OwnedFd) -> Result<(), Error> {
         source,
     };
     prepare().map_err(failed)?;
-    let successors = hear_of_successors()?;
+    let successors = Signals::of_successors()?;
     let kit = Kit::receive(&socket).map_err(failed)?;
     if kit.role != Role::Duty {
         Message::Ready.send(&socket, true).map_err(failed)?;
@@ -92,27 +92,8 @@ fn prepare() -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
-/// A pipe from which to read the process ids of those that sent SIGUSR2.
-fn hear_of_successors() -> Result<OwnedFd, Error> {
-    let signals = Signals::of_successors()?;
-    let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
-    let (read, write) = rustix::pipe::pipe_with(flags).map_err(|errno| Error::System {
-        what: "guarding a mount",
-        source: errno.into(),
-    })?;
-    spawn("successors", move || {
-        signals.each(|sent| {
-            let sender = sent.sender.unwrap_or_default();
-            // If there are too many, one of them will do.
-            let _ = rustix::io::write(&write, &sender.to_ne_bytes());
-            true
-        });
-    })?;
-    Ok(read)
-}
-
 /// Waits until the guardian on duty dies, or says that there is nothing left to guard.
-fn stand_by(mut kit: Kit, socket: &OwnedFd, successors: OwnedFd) -> io::Result<()> {
+fn stand_by(mut kit: Kit, socket: &OwnedFd, successors: Signals) -> io::Result<()> {
     loop {
         match channel::receive_all(socket) {
             Ok((text, mut descriptors)) if text == NEW_ALIVE && !descriptors.is_empty() => {
@@ -159,7 +140,7 @@ struct Duty {
     /// Whether to look each [`TICK`] whether the image is still mounted anywhere.
     watch: bool,
     over: bool,
-    successors: OwnedFd,
+    successors: Signals,
     /// The filler makes room for one of another program.
     renewing: bool,
     /// A guardian of another program takes over.
@@ -177,7 +158,7 @@ struct Note {
 }
 
 impl Duty {
-    fn begin(kit: Kit, successors: OwnedFd, take_over: bool) -> io::Result<Self> {
+    fn begin(kit: Kit, successors: Signals, take_over: bool) -> io::Result<Self> {
         let table = Table::map(&kit.table)?;
         let mut blobs = HashMap::new();
         let mut bits = Vec::new();
@@ -236,6 +217,8 @@ impl Duty {
         while !self.over {
             self.wait()?;
             if self.filler_alive && is_broken(&self.kit.alive) {
+                // Its last words count: that it leaves for good may be among them.
+                self.take_answers()?;
                 self.filler_died();
             }
             self.take_answers()?;
@@ -589,12 +572,12 @@ impl Duty {
 
     /// Has the program of a process that asked for it take over.
     fn make_room(&mut self) {
-        let mut sender = [0; 4];
-        let read = rustix::io::read(&self.successors, &mut sender);
-        let sender = u32::from_ne_bytes(sender);
-        if read != Ok(4) || sender == 0 || !self.kit.mounted {
+        let sent = self.successors.take();
+        // If there are too many, one of them will do.
+        let sender = sent.iter().find_map(|sent| sent.sender);
+        let Some(sender) = sender.filter(|_| self.kit.mounted) else {
             return;
-        }
+        };
         let start = || {
             let program = File::open(format!("/proc/{sender}/exe"))?;
             let path = format!("/proc/self/fd/{}", program.as_raw_fd());

@@ -2,15 +2,16 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use signal_hook::consts::SIGTERM;
 
-use super::keeper::{Event, Keeper, Server, failed};
+use super::keeper::{Keeper, Orders, Server, failed};
 use super::kit::Letter;
+use crate::events::{self, Sender};
 use crate::program::Program;
-use crate::serve::{Sent, Signals, spawn};
+use crate::serve::{Sent, Signals};
 use crate::{Error, channel};
 
 /// What is to be mounted and kept.
@@ -40,18 +41,16 @@ pub fn keep(
     signals: Signals,
     ready: impl FnOnce(&Path, &Path) -> io::Result<()> + Send + 'static,
 ) -> Result<u8, Error> {
-    let (sender, events) = mpsc::channel();
-    relay(signals, &sender)?;
-    Keeper::begin(what, sender, Box::new(ready))
+    Keeper::begin(what, Box::new(ready))
         .map_err(failed)?
-        .run(&events)
+        .run(Orders::Signals(signals))
 }
 
 /// A mount that this process keeps while it does something else. It does not outlive the process: servers of it are to
 /// be [`crate::Orphan`]s that end.
 #[derive(Debug)]
 pub struct Kept {
-    sender: Sender<Event>,
+    sender: Sender<Sent>,
     thread: JoinHandle<Result<u8, Error>>,
 }
 
@@ -61,12 +60,13 @@ pub struct Kept {
 /// # Errors
 /// When the image can't be mounted; nothing stays mounted then.
 pub fn keep_beside(what: ToKeep<'_>) -> Result<Option<Kept>, Error> {
-    let (sender, events) = mpsc::channel();
+    let (sender, orders) = events::channel().map_err(failed)?;
     let (mounted, ready) = mpsc::channel();
     let tell = move |_: &Path, _: &Path| mounted.send(()).map_err(io::Error::other);
-    let keeper = Keeper::begin(what, sender.clone(), Box::new(tell)).map_err(failed)?;
+    let keeper = Keeper::begin(what, Box::new(tell)).map_err(failed)?;
     let thread = thread::Builder::new().name("keeper".to_owned());
-    let thread = thread.spawn(move || keeper.run(&events)).map_err(failed)?;
+    let thread = thread.spawn(move || keeper.run(Orders::Owner(orders)));
+    let thread = thread.map_err(failed)?;
     let kept = Kept { sender, thread };
     match ready.recv() {
         Ok(()) => Ok(Some(kept)),
@@ -86,7 +86,7 @@ impl Kept {
             sender: None,
         };
         // If nobody listens, the mount has ended.
-        let _ = self.sender.send(Event::Signal(end));
+        self.sender.send(end);
         self.join().map(drop)
     }
 
@@ -112,18 +112,9 @@ pub fn keep_on() -> Result<u8, Error> {
         Letter::Succeed(kit, socket, child) => (kit, Server::new(socket, child), true),
         _ => return Err(failed(io::ErrorKind::InvalidData.into())),
     };
-    let (sender, events) = mpsc::channel();
-    relay(signals, &sender)?;
-    let mut keeper = Keeper::succeeding(kit, server, sender).map_err(failed)?;
+    let mut keeper = Keeper::succeeding(kit, server).map_err(failed)?;
     if renew {
-        keeper.retire()?;
+        keeper.retire();
     }
-    keeper.run(&events)
-}
-
-fn relay(signals: Signals, sender: &Sender<Event>) -> Result<(), Error> {
-    let sender = sender.clone();
-    spawn("signals", move || {
-        signals.each(|sent| sender.send(Event::Signal(sent)).is_ok());
-    })
+    keeper.run(Orders::Signals(signals))
 }

@@ -6,12 +6,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,8 +22,8 @@ use super::kit::{Kit, Letter};
 use super::wire;
 use crate::mountpoint::Mountpoint;
 use crate::program::Program;
-use crate::serve::{Sent, spawn};
-use crate::{Error, channel, record};
+use crate::serve::{Sent, Signals};
+use crate::{Error, channel, events, record};
 
 /// The hidden command that is a keeper.
 pub(super) const KEEP: &str = "keep";
@@ -47,14 +46,30 @@ pub(super) fn failed(source: io::Error) -> Error {
     }
 }
 
-pub(super) enum Event {
-    Signal(Sent),
-    /// From the server of this number.
-    Letter(u64, Box<Letter>),
-    /// The server of this number is gone.
-    Gone(u64),
-    /// The server of this number has had its time to go.
-    Late(u64),
+/// Who tells a keeper what to do.
+pub(super) enum Orders {
+    /// Whoever sends signals to its process.
+    Signals(Signals),
+    /// The rest of its process.
+    Owner(events::Receiver<Sent>),
+}
+
+impl Orders {
+    fn take(&mut self) -> Vec<Sent> {
+        match self {
+            Self::Signals(signals) => signals.take(),
+            Self::Owner(orders) => orders.take().into_iter().collect(),
+        }
+    }
+}
+
+impl AsFd for Orders {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Signals(signals) => signals.as_fd(),
+            Self::Owner(orders) => orders.as_fd(),
+        }
+    }
 }
 
 /// A process that serves.
@@ -110,9 +125,6 @@ pub(super) struct Keeper {
     /// Keeps others from mounting there until users see the mount.
     turn: Option<File>,
     server: Server,
-    /// Counts servers.
-    number: u64,
-    sender: Sender<Event>,
     ready: Option<Ready>,
     cache: PathBuf,
     was_ready: bool,
@@ -120,6 +132,8 @@ pub(super) struct Keeper {
     over: bool,
     /// The server was asked to make room for another.
     retiring: bool,
+    /// When it is killed if it has not.
+    late: Option<Instant>,
     /// Signals that asked for the end.
     endings: u32,
     /// Servers that died one soon after the other.
@@ -128,7 +142,7 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    fn new(path: PathBuf, program: Program, sender: Sender<Event>) -> Self {
+    fn new(path: PathBuf, program: Program) -> Self {
         Self {
             path,
             upper: None,
@@ -137,13 +151,12 @@ impl Keeper {
             kit: None,
             turn: None,
             server: Server::default(),
-            number: 0,
-            sender,
             ready: None,
             cache: PathBuf::new(),
             was_ready: false,
             over: false,
             retiring: false,
+            late: None,
             endings: 0,
             deaths: 0,
             started: Instant::now(),
@@ -151,9 +164,9 @@ impl Keeper {
     }
 
     /// One that is to mount what is asked for; it starts the first server.
-    pub(super) fn begin(what: ToKeep<'_>, sender: Sender<Event>, ready: Ready) -> io::Result<Self> {
+    pub(super) fn begin(what: ToKeep<'_>, ready: Ready) -> io::Result<Self> {
         let record = what.record.map(record::create_new).transpose()?;
-        let mut keeper = Self::new(what.mountpoint.to_owned(), what.program, sender);
+        let mut keeper = Self::new(what.mountpoint.to_owned(), what.program);
         keeper.upper = what.upper.map(Path::to_owned);
         keeper.record = record;
         keeper.ready = Some(ready);
@@ -162,26 +175,21 @@ impl Keeper {
     }
 
     /// One for a mount that another process kept.
-    pub(super) fn succeeding(kit: Kit, server: Server, sender: Sender<Event>) -> io::Result<Self> {
+    pub(super) fn succeeding(kit: Kit, server: Server) -> io::Result<Self> {
         let (path, program) = (kit.place.path.clone(), kit.program.clone());
         if let Some(upper) = &kit.upper {
             upper.sign()?;
         }
-        let mut keeper = Self::new(path, program, sender);
+        let mut keeper = Self::new(path, program);
         keeper.server = server;
         keeper.kit = Some(kit);
         keeper.was_ready = true;
-        keeper.listen()?;
         Ok(keeper)
     }
 
-    pub(super) fn run(mut self, events: &Receiver<Event>) -> Result<u8, Error> {
+    pub(super) fn run(mut self, mut orders: Orders) -> Result<u8, Error> {
         let outcome = loop {
-            // This holds a sender, so there is always one.
-            let Ok(event) = events.recv() else {
-                break Ok(0);
-            };
-            match self.handle(event) {
+            match self.attend(&mut orders) {
                 Ok(None) => {}
                 Ok(Some(code)) => break Ok(code),
                 Err(error) => break Err(error),
@@ -195,18 +203,34 @@ impl Keeper {
         outcome
     }
 
-    /// The exit code, if that was the end.
-    fn handle(&mut self, event: Event) -> Result<Option<u8>, Error> {
-        match event {
-            Event::Signal(Sent { signal, sender }) => match signal {
+    /// Waits for what happens next, and does what is to be done; the exit code, if that was the end.
+    fn attend(&mut self, orders: &mut Orders) -> Result<Option<u8>, Error> {
+        let socket = self.server.socket.clone();
+        let heard = [Some(orders.as_fd()), socket.as_ref().map(AsFd::as_fd)];
+        let left = self
+            .late
+            .map(|late| late.saturating_duration_since(Instant::now()));
+        let [_, spoke] = events::wait(heard, left).map_err(failed)?;
+        if self.late.is_some_and(|late| late <= Instant::now()) {
+            self.late = None;
+            self.server.kill();
+        }
+        for Sent { signal, sender } in orders.take() {
+            match signal {
                 SIGUSR1 => self.server.say(&Letter::Signal(signal)),
                 SIGUSR2 => self.succeed(sender),
-                _ => return Ok(self.end(signal)),
-            },
-            Event::Letter(number, letter) if number == self.number => self.read(*letter)?,
-            Event::Gone(number) if number == self.number => return self.gone(),
-            Event::Late(number) if number == self.number => self.server.kill(),
-            Event::Letter(..) | Event::Gone(_) | Event::Late(_) => {}
+                _ => {
+                    if let Some(code) = self.end(signal) {
+                        return Ok(Some(code));
+                    }
+                }
+            }
+        }
+        if let Some(socket) = socket.filter(|_| spoke) {
+            match Letter::receive(&*socket) {
+                Ok(letter) => self.read(letter)?,
+                Err(_) => return self.gone(),
+            }
         }
         Ok(None)
     }
@@ -265,6 +289,7 @@ impl Keeper {
 
     fn gone(&mut self) -> Result<Option<u8>, Error> {
         let code = self.server.reap();
+        self.late = None;
         let Some(kit) = &self.kit else {
             let path = self.path.clone();
             return code.map(Some).ok_or(Error::ServerDied { path });
@@ -324,39 +349,14 @@ impl Keeper {
         letter.send(&ours)?;
         let child = self.program.start(theirs)?;
         self.server = Server::new(ours, Some(child.id()));
-        self.listen()
-    }
-
-    /// Listens to the server.
-    fn listen(&mut self) -> io::Result<()> {
-        self.number += 1;
-        let (number, sender) = (self.number, self.sender.clone());
-        let Some(socket) = self.server.socket.clone() else {
-            return Ok(());
-        };
-        let listen = move || {
-            while let Ok(letter) = Letter::receive(&*socket) {
-                if sender
-                    .send(Event::Letter(number, Box::new(letter)))
-                    .is_err()
-                {
-                    return;
-                }
-            }
-            let _ = sender.send(Event::Gone(number));
-        };
-        spawn("server", listen).map_err(io::Error::other)
+        Ok(())
     }
 
     /// Has the server make room for another.
-    pub(super) fn retire(&mut self) -> Result<(), Error> {
+    pub(super) fn retire(&mut self) {
         self.retiring = true;
         self.server.say(&Letter::Retire);
-        let (number, sender) = (self.number, self.sender.clone());
-        spawn("retirement", move || {
-            thread::sleep(RETIREMENT);
-            let _ = sender.send(Event::Late(number));
-        })
+        self.late = Some(Instant::now() + RETIREMENT);
     }
 
     /// Executes the program of the process `sender`, a process id, in place of this one.

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,6 @@ use super::kit::{Kit, Letter};
 use super::{begin, keeper};
 use crate::mountpoint::Place;
 use crate::program::PROGRAM;
-use crate::serve::spawn;
 use crate::session::{Mounted, Options};
 use crate::{Error, channel, record};
 
@@ -59,7 +58,7 @@ impl Seat {
                 Letter::Begin(record) => (record, None),
                 Letter::Kit(kit) => {
                     let record = kit.record.try_clone()?;
-                    let link = Link::start(kit, socket.try_clone()?, orphan)?;
+                    let link = Link::new(kit, socket.try_clone()?, orphan);
                     (Some(record), Some(link))
                 }
                 _ => return Err(io::ErrorKind::InvalidData.into()),
@@ -144,7 +143,7 @@ fn first(
 ) -> io::Result<Arc<Link>> {
     Letter::Prepared(cache.to_owned(), record::create(words, record)?).send(&socket)?;
     match Letter::receive(&socket)? {
-        Letter::Kit(kit) => Link::start(kit, socket, orphan),
+        Letter::Kit(kit) => Ok(Link::new(kit, socket, orphan)),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
@@ -157,25 +156,23 @@ pub(crate) struct Link {
     orphan: Orphan,
     /// Process id of the keeper.
     keeper: Arc<AtomicU32>,
-    /// The mount has ended, or another server takes over: no keeper is needed any more.
-    leaving: AtomicBool,
-    retire: Mutex<Retire>,
 }
 
 /// What changes: a keeper knows either all of it or is told.
 struct Now {
     socket: Arc<OwnedFd>,
     place: Place,
+    /// The keeper, if this process has started it.
+    child: Option<Child>,
 }
 
-/// What to do when another program takes the place of this one.
-#[derive(Default)]
-enum Retire {
-    #[default]
-    Unasked,
-    /// It did before anybody asked.
-    Due,
-    Asked(Box<dyn FnOnce() + Send>),
+/// What the keeper has to say.
+pub(crate) enum Word {
+    /// It got this signal.
+    Signal(i32),
+    /// Another program takes the place of this one.
+    Retire,
+    Nothing,
 }
 
 impl std::fmt::Debug for Link {
@@ -185,26 +182,27 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    fn start(kit: Kit, socket: OwnedFd, orphan: Orphan) -> io::Result<Arc<Self>> {
-        let link = Arc::new(Self {
+    fn new(kit: Kit, socket: OwnedFd, orphan: Orphan) -> Arc<Self> {
+        Arc::new(Self {
             keeper: Arc::new(kit.keeper.into()),
             now: Mutex::new(Now {
                 socket: Arc::new(socket),
                 place: kit.place.clone(),
+                child: None,
             }),
             kit,
             orphan,
-            leaving: AtomicBool::new(false),
-            retire: Mutex::default(),
-        });
-        let watch = link.clone();
-        spawn("keeper", move || watch.watch()).map_err(io::Error::other)?;
-        Ok(link)
+        })
+    }
+
+    /// Where the keeper speaks; it changes with the keeper.
+    pub(crate) fn socket(&self) -> Arc<OwnedFd> {
+        lock(&self.now).socket.clone()
     }
 
     fn say(&self, letter: &Letter) {
-        let socket = lock(&self.now).socket.clone();
-        // A keeper that is dead is replaced by the thread that listens.
+        let socket = self.socket();
+        // A keeper that is dead is replaced by whoever listens.
         let _ = letter.send(&*socket);
     }
 
@@ -218,53 +216,29 @@ impl Link {
 
     /// Tells the keeper that the mount has ended.
     pub(crate) fn end(&self) {
-        self.leaving.store(true, Ordering::SeqCst);
         self.say(&Letter::Over);
     }
 
-    /// Calls `work` once another program is to take the place of this one.
-    pub(crate) fn on_retire(&self, work: impl FnOnce() + Send + 'static) {
-        let mut retire = lock(&self.retire);
-        match &*retire {
-            Retire::Due => work(),
-            _ => *retire = Retire::Asked(Box::new(work)),
-        }
-    }
-
-    /// Listens to the keeper, and starts another one if it dies.
-    fn watch(&self) {
-        let mut child: Option<Child> = None;
-        loop {
-            let socket = lock(&self.now).socket.clone();
-            match Letter::receive(&*socket) {
-                Ok(Letter::Signal(signal)) => {
-                    // There is nobody to tell if it can't be raised.
-                    let _ = signal_hook::low_level::raise(signal);
+    /// Listens to the keeper, who has something to say or is dead: then another one is started.
+    pub(crate) fn hear(&self) -> Word {
+        match Letter::receive(&*self.socket()) {
+            Ok(Letter::Signal(signal)) => return Word::Signal(signal),
+            Ok(Letter::Retire) => return Word::Retire,
+            Ok(_) => {}
+            Err(_) if self.orphan == Orphan::Ends => std::process::exit(ORPHAN),
+            Err(_) => {
+                let before = lock(&self.now).child.take();
+                if let Some(mut before) = before {
+                    let _ = before.wait();
                 }
-                Ok(Letter::Retire) => {
-                    self.leaving.store(true, Ordering::SeqCst);
-                    let asked = std::mem::replace(&mut *lock(&self.retire), Retire::Due);
-                    if let Retire::Asked(work) = asked {
-                        work();
-                    }
-                }
-                Ok(_) => {}
-                Err(_) if self.leaving.load(Ordering::SeqCst) => return,
-                Err(_) if self.orphan == Orphan::Ends => std::process::exit(ORPHAN),
-                Err(_) => {
-                    if let Some(mut child) = child.take() {
-                        let _ = child.wait();
-                    }
-                    tracing::warn!(
-                        "the process that keeps a mount died: another one takes its place"
-                    );
-                    child = Some(self.start_keeper());
-                }
+                tracing::warn!("the process that keeps a mount died: another one takes its place");
+                self.start_keeper();
             }
         }
+        Word::Nothing
     }
 
-    fn start_keeper(&self) -> Child {
+    fn start_keeper(&self) {
         let start = || {
             let mut now = lock(&self.now);
             let (ours, theirs) = channel::pair()?;
@@ -278,22 +252,19 @@ impl Link {
                 .stdin(theirs)
                 .stdout(Stdio::null())
                 .spawn()?;
+            self.keeper.store(child.id(), Ordering::Relaxed);
             now.socket = Arc::new(ours);
-            io::Result::Ok(child)
+            now.child = Some(child);
+            io::Result::Ok(())
         };
-        loop {
-            match start() {
-                Ok(child) => {
-                    self.keeper.store(child.id(), Ordering::Relaxed);
-                    return child;
-                }
-                Err(error) => tracing::error!("cannot start a process that keeps a mount: {error}"),
-            }
+        if let Err(error) = start() {
+            // It is tried again as soon as somebody listens.
+            tracing::error!("cannot start a process that keeps a mount: {error}");
             thread::sleep(AGAIN);
         }
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

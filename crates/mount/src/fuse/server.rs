@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, SessionACL};
 use rafs_format::Bootstrap;
 use storage::ChunkStore;
 
@@ -13,9 +13,10 @@ use super::wire;
 use crate::fs::RafsFs;
 use crate::mountpoint::{Mountpoint, Place};
 use crate::prefetch::Prefetcher;
+use crate::serve::{Outcome, spawn};
 use crate::session::{Front, Mounted, Options};
 use crate::stats::Counters;
-use crate::{Error, device};
+use crate::{Error, device, events};
 
 /// Serves a mount, which may have been served before: stacks overlayfs if that is still to be done, and calls `ready`.
 /// `keeper` is the process id of who keeps the mount, 0 if nobody does.
@@ -45,9 +46,12 @@ pub(crate) fn begin(
     let upper = upper.transpose().map_err(failed)?;
     let lost = flights()?;
     let (acl, config) = settings(options);
-    let session = wire::session(fs, &kit.device, &kit.init, &lost, acl, config)
-        .and_then(Session::spawn)
-        .map_err(failed)?;
+    let session = wire::session(fs, &kit.device, &kit.init, &lost, acl, config).map_err(failed)?;
+    let (sender, ended) = events::channel().map_err(failed)?;
+    // It starts those that answer, and waits for them.
+    spawn("session", move || {
+        sender.send(session.run().map(|()| Outcome::Over));
+    })?;
     if let Some(trace) = &options.trace {
         trace.serving("fuse");
     }
@@ -56,14 +60,14 @@ pub(crate) fn begin(
     mountpoint.stack()?;
     ready(&mountpoint.place);
     let prefetcher = Prefetcher::start(bootstrap, store.clone(), options.prefetch)?;
-    let _metrics = options.export("fuse", &mountpoint, &counters, &store)?;
+    let metrics = options.export("fuse", &mountpoint, &counters, &store)?;
     Ok(Mounted {
-        _metrics,
+        metrics,
         mountpoint,
         counters,
         store,
         prefetcher,
-        session: Some(Front::Fuse(session)),
+        front: Front::Fuse(ended),
         leaver: None,
         link: None,
     })

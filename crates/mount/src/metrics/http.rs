@@ -6,26 +6,48 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long a client may take to ask, and to take the answer: the others wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Longest head of a request in bytes.
 const HEAD_MAX: usize = 8 << 10;
 /// Longest answer that is read, in bytes.
 const ANSWER_MAX: u64 = 64 << 20;
 
-/// Answers until the socket is shut down.
-pub(super) fn serve(listener: &UnixListener, render: impl Fn() -> String) {
+/// Answers until the socket, which blocks, is shut down.
+pub(super) fn serve(listener: &UnixListener, render: &dyn Fn() -> String) {
     loop {
-        match listener.accept() {
-            // Who does not listen misses the answer.
-            Ok((stream, _)) => drop(answer(stream, &render)),
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
-            // Such as too many open files.
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        if let Err(error) = serve_one(listener, render)
+            && error.kind() == io::ErrorKind::InvalidInput
+        {
+            return;
         }
     }
 }
 
-fn answer(mut stream: UnixStream, render: &impl Fn() -> String) -> io::Result<()> {
+/// Answers one who asks.
+///
+/// # Errors
+/// When nobody does, or does not listen; `InvalidInput` if the socket was shut down.
+pub(super) fn serve_one(listener: &UnixListener, render: &dyn Fn() -> String) -> io::Result<()> {
+    match listener.accept() {
+        Ok((stream, _)) => {
+            // What comes of this one is no error of the socket's.
+            let _ = answer(stream, render);
+            Ok(())
+        }
+        Err(error) => {
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::InvalidInput
+            ) {
+                // Such as too many open files: it would be tried again at once.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(error)
+        }
+    }
+}
+
+fn answer(mut stream: UnixStream, render: &dyn Fn() -> String) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut head = Vec::new();
@@ -129,7 +151,7 @@ mod tests {
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         std::thread::scope(|scope| {
-            scope.spawn(|| serve(&listener, || "x 1\n".to_owned()));
+            scope.spawn(|| serve(&listener, &|| "x 1\n".to_owned()));
             let silent = UnixStream::connect(&path).unwrap();
             let (body, peer) = ask(&path, Duration::from_secs(20)).unwrap();
             assert_eq!(body, "x 1\n");

@@ -23,26 +23,31 @@ pub(super) fn render(subject: &Subject, counters: &Counters, store: &ChunkStore)
         "When the mount began, in seconds since 1970.",
         counters.began.value(),
     );
-    text.counter(
-        "servers_total",
-        "Processes that have served the mount, one after the other.",
-        counters.servers.value(),
-    );
-    text.counter(
-        "lookups_total",
-        "Names that the kernel looked up.",
-        counters.lookups.value(),
-    );
-    text.counter(
-        "reads_total",
-        "Reads that were not answered by the kernel alone.",
-        counters.reads.value(),
-    );
-    text.counter(
-        "read_bytes_total",
-        "Bytes that these reads got.",
-        counters.bytes.value(),
-    );
+    let own = [
+        (
+            "servers_total",
+            "Processes that have served the mount, one after the other.",
+            &counters.servers,
+        ),
+        (
+            "lookups_total",
+            "Names that the kernel looked up.",
+            &counters.lookups,
+        ),
+        (
+            "reads_total",
+            "Reads that were not answered by the kernel alone.",
+            &counters.reads,
+        ),
+        (
+            "read_bytes_total",
+            "Bytes that these reads got.",
+            &counters.bytes,
+        ),
+    ];
+    for (name, help, counter) in own {
+        text.counter(name, help, counter.value());
+    }
     text.histogram(
         "read_seconds",
         "How long these reads took.",
@@ -72,51 +77,94 @@ pub(super) fn render(subject: &Subject, counters: &Counters, store: &ChunkStore)
         "Requests to blobs that wait for an answer now.",
         details.fetches_in_flight,
     );
-    blobs(&mut text, &details.blobs);
+    text.each(BLOBS, "blob", &details.blobs, |blob| &blob.id);
+    if let Some(upstream) = &subject.upstream {
+        text.counter(
+            "retries_total",
+            "Requests to the places of blobs that were sent again, by this process.",
+            upstream.retries(),
+        );
+        let mirrors = upstream.mirrors();
+        text.each(MIRRORS, "mirror", &mirrors, |mirror| &mirror.name);
+    }
     text.0
 }
 
-fn blobs(text: &mut Text, blobs: &[storage::BlobDetails]) {
-    type Value = fn(&storage::BlobDetails) -> u64;
-    let families: [(&str, &str, &str, Value); 5] = [
-        (
-            "blob_size_bytes",
-            "gauge",
-            "Bytes of the blob's chunks that the image uses.",
-            |blob| blob.size,
-        ),
-        (
-            "blob_cached_bytes",
-            "gauge",
-            "How many of them are in the cache.",
-            |blob| blob.cached,
-        ),
-        (
-            "blob_fetches_total",
-            "counter",
-            "Requests to the blob, for chunks.",
-            |blob| blob.fetches,
-        ),
-        (
-            "blob_fetched_bytes_total",
-            "counter",
-            "Stored bytes that came of them.",
-            |blob| blob.fetched_bytes,
-        ),
-        (
-            "blob_fetch_errors_total",
-            "counter",
-            "Requests that failed, after all tries.",
-            |blob| blob.fetch_errors,
-        ),
-    ];
-    for (name, kind, help, value) in families {
-        text.family(name, kind, help);
-        for blob in blobs {
-            text.sample(name, &[("blob", &blob.id)], value(blob));
-        }
-    }
-}
+/// Figures that each of several things has: name, kind, help, and the value.
+type Families<'a, T> = &'a [(&'a str, &'a str, &'a str, fn(&T) -> u64)];
+
+const BLOBS: Families<'static, storage::BlobDetails> = &[
+    (
+        "blob_size_bytes",
+        "gauge",
+        "Bytes of the blob's chunks that the image uses.",
+        |blob| blob.size,
+    ),
+    (
+        "blob_cached_bytes",
+        "gauge",
+        "How many of them are in the cache.",
+        |blob| blob.cached,
+    ),
+    (
+        "blob_fetches_total",
+        "counter",
+        "Requests to the blob, for chunks.",
+        |blob| blob.fetches,
+    ),
+    (
+        "blob_fetched_bytes_total",
+        "counter",
+        "Stored bytes that came of them.",
+        |blob| blob.fetched_bytes,
+    ),
+    (
+        "blob_fetch_errors_total",
+        "counter",
+        "Requests that failed, after all tries.",
+        |blob| blob.fetch_errors,
+    ),
+];
+
+/// These are of one process: which mirrors there are may change from one to the next.
+const MIRRORS: Families<'static, storage::MirrorStats> = &[
+    (
+        "mirror_reads_total",
+        "counter",
+        "Reads that the mirror answered.",
+        |mirror| mirror.reads,
+    ),
+    (
+        "mirror_read_bytes_total",
+        "counter",
+        "Their bytes.",
+        |mirror| mirror.bytes,
+    ),
+    (
+        "mirror_failures_total",
+        "counter",
+        "Reads that it failed to answer.",
+        |mirror| mirror.failures,
+    ),
+    (
+        "mirror_missing_total",
+        "counter",
+        "Reads of blobs that it does not have.",
+        |mirror| mirror.missing,
+    ),
+    (
+        "mirror_lies_total",
+        "counter",
+        "Reads that it answered with wrong bytes.",
+        |mirror| mirror.lies,
+    ),
+    (
+        "mirror_in_use",
+        "gauge",
+        "Whether it is asked at the moment.",
+        |mirror| u64::from(mirror.in_use),
+    ),
+];
 
 /// The text, and the label that every sample has.
 struct Text(String, String);
@@ -139,6 +187,22 @@ impl Text {
             let _ = write!(self.0, ",{label}=\"{}\"", escape(text));
         }
         let _ = writeln!(self.0, "}} {value}");
+    }
+
+    /// Figures of each of several things, which a label tells apart.
+    fn each<T>(
+        &mut self,
+        families: Families<'_, T>,
+        label: &str,
+        things: &[T],
+        name_of: fn(&T) -> &str,
+    ) {
+        for (name, kind, help, value) in families.iter().filter(|_| !things.is_empty()) {
+            self.family(name, kind, help);
+            for thing in things {
+                self.sample(name, &[(label, name_of(thing))], value(thing));
+            }
+        }
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) {

@@ -72,7 +72,7 @@ pub(super) fn serve(named: Named<'_>, lazy: &LazyArgs, orphan: Orphan) -> Result
         image.warn_of_missing_blobs();
     }
     let words = seat.words().context("the counters of the mount")?;
-    let mut options = lazy.options(named);
+    let mut options = lazy.options(named, &image);
     let begin = match seat.is_first() {
         true => Begin::Anew,
         false => Begin::GoOn,

@@ -13,8 +13,9 @@ use rafs_format::Bootstrap;
 use serde::{Deserialize, Serialize};
 use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
+use super::mirrors::{self, Upstream};
 use super::unconverted::Index;
-use super::{LazyArgs, Mode, mirrors};
+use super::{LazyArgs, Mode};
 use crate::args::Named;
 use crate::place::Places;
 
@@ -22,6 +23,8 @@ use crate::place::Places;
 pub struct Image {
     pub(super) bootstrap: Arc<Bootstrap<Vec<u8>>>,
     pub(super) blobs: Arc<dyn BlobSource>,
+    /// What is known of the places that the blobs come from.
+    pub(super) upstream: Arc<Upstream>,
     /// What a process needs to know to serve this very image, whatever its name leads to by then.
     pub(super) record: Vec<u8>,
     /// Its configuration, where that was asked for and there is one.
@@ -102,7 +105,8 @@ fn open_image(
     let backend = backend.open(&places, args.mirrors_dir.as_deref())?;
     match named {
         Named::Bare(bootstrap) => {
-            let image = bare(bootstrap, args.blob_dir.as_deref(), backend)?;
+            let upstream = Upstream::new(&places, None);
+            let image = bare(bootstrap, args.blob_dir.as_deref(), backend, upstream)?;
             let same = known.is_none_or(|(_, mounted)| mounted == image.bootstrap.data());
             let path = bootstrap.display();
             ensure!(
@@ -115,7 +119,12 @@ fn open_image(
     }
 }
 
-fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Arc<Blobs>>) -> Result<Image> {
+fn bare(
+    path: &Path,
+    blob_dir: Option<&Path>,
+    backend: Option<Arc<Blobs>>,
+    upstream: Arc<Upstream>,
+) -> Result<Image> {
     let absolute = std::path::absolute(path).with_context(|| path.display().to_string())?;
     let loaded = load_bootstrap(&absolute)?;
     // An image's bootstrap is covered by the digest of its layer. A bare one by nothing: refuse what contradicts itself.
@@ -133,6 +142,7 @@ fn bare(path: &Path, blob_dir: Option<&Path>, backend: Option<Arc<Blobs>>) -> Re
     Ok(Image {
         record: record(None, loaded.bootstrap.data())?,
         config: None,
+        upstream,
         not_for_kernel: not_for_kernel(&loaded),
         bootstrap: Arc::new(loaded.bootstrap),
         blobs,
@@ -174,7 +184,10 @@ fn in_image(
     let loaded =
         LoadedBootstrap::from_bytes(bytes).with_context(|| format!("{target}: the bootstrap"))?;
     let dir = args.mirrors_dir.as_deref();
-    let around = |blobs| mirrors::around(Arc::new(blobs), &location, &args.mirror, dir, places);
+    let mirrors = mirrors::of_image(&location, &args.mirror, dir, places)?;
+    let around = |blobs: ImageBlobs| -> Result<Arc<dyn BlobSource>> {
+        Ok(mirrors::around(Arc::new(blobs), mirrors.as_ref()))
+    };
     let blobs = match &found.index {
         Some(index) => index.blobs(args, source, &found.manifest, around)?,
         None => around(ImageBlobs::new(source, &found.manifest))?,
@@ -188,6 +201,7 @@ fn in_image(
         },
         bootstrap: Arc::new(loaded.bootstrap),
         blobs,
+        upstream: Upstream::new(places, mirrors),
     })
 }
 

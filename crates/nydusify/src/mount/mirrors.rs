@@ -6,23 +6,53 @@ use std::sync::Arc;
 use anyhow::Result;
 use backend::{Error, MirrorList};
 use image::{Location, Origin};
-use storage::{BlobSource, MirroredSource};
+use registry::Retried;
+use storage::{BlobSource, MirrorStats, MirroredSource, Mirrors as _};
 
 use crate::args::Usage;
 use crate::place::{Places, reference};
 
-/// The blobs of the image at `location`, by way of the mirrors that are `named`, and those that the directory `dir` lists.
-pub(super) fn around(
-    blobs: Arc<dyn BlobSource>,
+/// What is asked about the registries that an image comes from.
+pub(super) struct Upstream {
+    retried: Retried,
+    mirrors: Option<Arc<MirrorList>>,
+}
+
+impl Upstream {
+    pub(super) fn new(places: &Places, mirrors: Option<Arc<MirrorList>>) -> Arc<Self> {
+        let retried = places.retried().clone();
+        Arc::new(Self { retried, mirrors })
+    }
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+impl mount::Upstream for Upstream {
+    fn retries(&self) -> u64 {
+        self.retried.count()
+    }
+
+    fn mirrors(&self) -> Vec<MirrorStats> {
+        let all = self.mirrors.iter().flat_map(|list| list.current());
+        all.map(|mirror| mirror.standing().stats()).collect()
+    }
+}
+
+/// The mirrors of the image at `location`: those that are `named`, and those that the directory `dir` lists.
+pub(super) fn of_image(
     location: &Location,
     named: &[String],
     dir: Option<&Path>,
     places: &Places,
-) -> Result<Arc<dyn BlobSource>> {
+) -> Result<Option<Arc<MirrorList>>> {
     let Location::Registry(name) = location else {
         // Those of a backend have the directory's mirrors already.
         return match named {
-            [] => Ok(blobs),
+            [] => Ok(None),
             _ => Err(Usage("--mirror is for images in registries".to_owned()).into()),
         };
     };
@@ -35,8 +65,16 @@ pub(super) fn around(
         Err(error @ Error::Mirror) => Err(Usage(format!("--mirror: {error}")).into()),
         found => found.map_err(anyhow::Error::from),
     }?;
-    Ok(match mirrors.is_empty() {
-        true => blobs,
-        false => Arc::new(MirroredSource::new(blobs, Arc::new(mirrors))),
-    })
+    Ok((!mirrors.is_empty()).then(|| Arc::new(mirrors)))
+}
+
+/// Blobs by way of their mirrors, if there are any.
+pub(super) fn around(
+    blobs: Arc<dyn BlobSource>,
+    mirrors: Option<&Arc<MirrorList>>,
+) -> Arc<dyn BlobSource> {
+    match mirrors {
+        Some(mirrors) => Arc::new(MirroredSource::new(blobs, mirrors.clone())),
+        None => blobs,
+    }
 }

@@ -50,13 +50,13 @@ fn umount(place: &Place) {
 
 /// Who serves the mount of a cache.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Processes {
-    guardians: Vec<i32>,
-    fillers: Vec<i32>,
+pub struct Processes {
+    pub guardians: Vec<i32>,
+    pub fillers: Vec<i32>,
 }
 
 /// The processes that hold the locks of the kernel's mounts in a cache directory.
-fn holders(cache: &Path) -> Processes {
+pub fn holders(cache: &Path) -> Processes {
     let mounts = cache.join("mounts");
     let mut found = Processes::default();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -89,7 +89,7 @@ fn holders(cache: &Path) -> Processes {
 
 /// Waits until all three are there again.
 #[track_caller]
-fn complete(cache: &Path) -> Processes {
+pub fn complete(cache: &Path) -> Processes {
     let mut found = Processes::default();
     wait_until("two guardians and a filler", || {
         found = holders(cache);

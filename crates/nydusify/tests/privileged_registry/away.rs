@@ -37,9 +37,15 @@ fn privileged_a_mount_outlives_its_registrys_absence() {
     let Some(place) = Place::new("privileged_a_mount_outlives_its_registrys_absence") else {
         return;
     };
+    for mode in modes("privileged_a_mount_outlives_its_registrys_absence", &place) {
+        outlives_absence(&place, mode);
+    }
+}
+
+fn outlives_absence(place: &Place, mode: &str) {
     let registry = Registry::new();
-    let to = converted(&place, &registry);
-    let mount = place.mount(&to, &[]);
+    let to = converted(place, &registry);
+    let mount = place.mount(&to, &["--mode", mode]);
     let path = |name: &str| mount.path().join(name);
     let words = read(&path("usr/share/words/alpha")).unwrap();
 
@@ -77,12 +83,17 @@ fn privileged_a_read_waits_no_longer_than_told_for_a_silent_registry() {
     else {
         return;
     };
+    let name = "privileged_a_read_waits_no_longer_than_told_for_a_silent_registry";
+    for mode in modes(name, &place) {
+        waits_no_longer_than_told(&place, mode);
+    }
+}
+
+fn waits_no_longer_than_told(place: &Place, mode: &str) {
     let registry = Registry::new();
-    let to = converted(&place, &registry);
-    let mount = place.mount(
-        &to,
-        &["--registry-timeout", "500ms", "--registry-retry-count", "1"],
-    );
+    let to = converted(place, &registry);
+    let patience = ["--registry-timeout", "500ms", "--registry-retry-count", "1"];
+    let mount = place.mount(&to, &[&patience[..], &["--mode", mode]].concat());
     let silent = Faults::of(1, 1.0, &[Fault::Latency]).latency(Duration::from_secs(8));
     registry.set_faults(silent);
     let begun = Instant::now();
@@ -184,6 +195,20 @@ fn privileged_mirrors_that_lie_or_fail_cost_nothing_but_time() {
         assert_equal(&fixture::busybox_expect().compare(mount.path()));
         assert!(ranges(&mirror) > 0);
         assert_eq!(ranges(&registry) == 0, healthy);
+        let root = mount.path().to_str().unwrap();
+        let stat = place.run(&["stat", root, "--output", "json"], &[]).ok();
+        let stat: serde_json::Value = serde_json::from_str(&stat.stdout).unwrap();
+        let of_mirror = &stat["mirrors"][0];
+        assert_eq!(of_mirror["name"], mirror.host(), "{stat}");
+        assert_eq!(of_mirror["lies"] != 0, lies, "{stat}");
+        let figure = |name: &str| of_mirror[name].as_u64().unwrap();
+        let passed_on = figure("failures") + figure("missing");
+        assert_eq!(passed_on == 0, healthy || lies, "{stat}");
+        if healthy || lies {
+            assert_eq!(of_mirror["in_use"], healthy, "{stat}");
+            let text = place.run(&["stat", root], &[]).ok();
+            assert_eq!(text.stdout.contains("passed over now"), lies, "{text}");
+        }
         let said = mount.stop().ok().stderr;
         assert_eq!(said.contains("wrong bytes"), lies, "{said}");
         assert_eq!(said.contains("fetched_again=0"), !lies, "{said}");

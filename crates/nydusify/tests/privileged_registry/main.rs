@@ -3,6 +3,7 @@
 
 mod away;
 mod build_cache;
+mod limits;
 mod secured;
 mod servers;
 mod support;

@@ -92,6 +92,19 @@ impl Place {
     }
 }
 
+/// The modes of mounts that work here; says so where the kernel's does not.
+pub fn modes(name: &str, place: &Place) -> Vec<&'static str> {
+    let cache = place.path("cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    let doctor = ["doctor", "--output", "json", "--cache-dir"];
+    let doctor = place.run(&doctor, &[cache.to_str().unwrap()]);
+    if doctor.stdout.contains(r#""erofs":true"#) {
+        return vec!["fuse", "erofs"];
+    }
+    skip(name, "the kernel can't fill EROFS mounts on demand here");
+    vec!["fuse"]
+}
+
 /// A repository of a registry on loopback.
 pub fn repository(host: &str, name: &str, ca: Option<&Ca>) -> Repository {
     let client = Client::new(Settings {

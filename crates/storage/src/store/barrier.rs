@@ -48,14 +48,23 @@ impl Barrier {
         self.changed.notify_all();
     }
 
-    /// Waits until a barrier is due; says whether more will follow.
-    fn wait(&self) -> bool {
+    /// Waits until a barrier is due, or as long as `most` if nothing comes; says whether more will follow.
+    pub fn wait(&self, most: Option<Duration>) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = |state: &mut Pending| state.bytes == 0 && !state.stop;
-        let state = self
-            .changed
-            .wait_while(state, idle)
-            .unwrap_or_else(PoisonError::into_inner);
+        let state = match most {
+            None => self
+                .changed
+                .wait_while(state, idle)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(most) => {
+                let waited = self.changed.wait_timeout_while(state, most, idle);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        if state.bytes == 0 {
+            return !state.stop;
+        }
         let early = |state: &mut Pending| state.bytes < self.bytes && !state.stop;
         let waited = self.changed.wait_timeout_while(state, self.interval, early);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -65,18 +74,6 @@ impl Barrier {
 }
 
 impl Inner {
-    /// Makes barriers until the store is dropped. The last one covers everything.
-    pub fn run_barriers(&self) {
-        loop {
-            let more = self.barrier.wait();
-            // A failed barrier is counted; the cache then no longer trusts what it holds.
-            let _ = self.sync();
-            if !more {
-                return;
-            }
-        }
-    }
-
     /// One barrier for each blob; the first error after all were tried.
     pub fn sync(&self) -> io::Result<()> {
         let mut result = Ok(());

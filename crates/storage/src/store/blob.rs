@@ -108,12 +108,17 @@ impl Blob {
             .is_some_and(|cache| cache.missing() == 0)
     }
 
-    /// Opens the blob and reads its chunk table, the first time.
-    pub fn remote(&self, source: &dyn BlobSource) -> Result<Arc<Remote>, ReadCause> {
+    /// Opens the blob and reads its chunk table, the first time; `permit` lets that be done.
+    pub fn remote<P>(
+        &self,
+        source: &dyn BlobSource,
+        permit: impl FnOnce() -> P,
+    ) -> Result<Arc<Remote>, ReadCause> {
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(remote) = &*remote {
             return Ok(Arc::clone(remote));
         }
+        let _permit = permit();
         let reader = source.open(&self.id).map_err(ReadCause::Open)?;
         let meta = |error: Error| ReadCause::Meta(Arc::new(error));
         let decoder = ChunkDecoder::new(&self.info).map_err(meta)?;

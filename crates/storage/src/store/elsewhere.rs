@@ -21,7 +21,7 @@ use crate::{KnownChunk, VerifiedChunk, cache_file};
 /// How long the first reads wait for the first look around: less than a fetch takes.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How often to look around.
-const INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 /// Cache files of other blobs to keep open.
 const FILES_MAX: usize = 64;
 
@@ -44,6 +44,10 @@ struct Found {
     stop: bool,
 }
 
+/// Which maps were read, and when they had changed last.
+#[derive(Default)]
+pub(super) struct Look(HashMap<String, SystemTime>);
+
 impl Elsewhere {
     pub fn new(blobs: &[Blob]) -> Self {
         let mut own = Vec::new();
@@ -63,7 +67,7 @@ impl Elsewhere {
         self.lock().first_look = true;
     }
 
-    /// Ends the thread.
+    /// Ends a look.
     pub fn stop(&self) {
         self.lock().stop = true;
         self.changed.notify_all();
@@ -100,35 +104,29 @@ impl Inner {
         !ids.iter().all(is_mine)
     }
 
-    /// Looks around in the cache directory until there is nothing left to find, or the store is dropped.
-    pub fn look_around(&self, dir: &Path) {
+    /// Looks around in the cache directory, after `before`. `None` if there is nothing left to find, or the store is dropped.
+    pub fn look_around(&self, dir: &Path, before: Look) -> Option<Look> {
+        let Look(mut seen) = before;
         let mine: HashSet<&str> = self.blobs.iter().map(|blob| &*blob.id).collect();
-        let mut seen: HashMap<String, SystemTime> = HashMap::new();
-        loop {
-            for id in blob_ids(dir).unwrap_or_default() {
-                let changed = last_change(dir, &id);
-                if mine.contains(&*id) || changed.is_none() || changed.as_ref() == seen.get(&id) {
-                    continue;
-                }
-                self.look_into(dir, &id);
-                seen.extend(changed.map(|changed| (id, changed)));
-                if self.elsewhere.lock().stop {
-                    return;
-                }
+        for id in blob_ids(dir).unwrap_or_default() {
+            let changed = last_change(dir, &id);
+            if mine.contains(&*id) || changed.is_none() || changed.as_ref() == seen.get(&id) {
+                continue;
             }
-            let mut state = self.elsewhere.lock();
-            state.first_look = false;
-            self.elsewhere.changed.notify_all();
-            if self.blobs.iter().all(|blob| blob.is_complete()) {
-                state.places.clear();
-                return;
-            }
-            let changed = &self.elsewhere.changed;
-            let waited = changed.wait_timeout_while(state, INTERVAL, |state| !state.stop);
-            if waited.unwrap_or_else(PoisonError::into_inner).0.stop {
-                return;
+            self.look_into(dir, &id);
+            seen.extend(changed.map(|changed| (id, changed)));
+            if self.elsewhere.lock().stop {
+                return None;
             }
         }
+        let mut state = self.elsewhere.lock();
+        state.first_look = false;
+        self.elsewhere.changed.notify_all();
+        if self.blobs.iter().all(|blob| blob.is_complete()) {
+            state.places.clear();
+            return None;
+        }
+        Some(Look(seen))
     }
 
     /// Remembers what the cache of another blob holds that the image lacks.

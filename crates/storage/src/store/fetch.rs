@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,8 @@ use crate::{ChunkError, KnownChunk, OpenSlice, ReadCause, ReadError, VerifiedChu
 /// Neighbours that are looked at for one request.
 pub(super) const NEIGHBOURS_MAX: usize = 512;
 
+/// Which part of the budget the stored bytes of one request may take, and which its decoded neighbours.
+const BUDGET_SHARE: u64 = 4;
 /// Longest range to ask a blob for in the background while reads wait now and again.
 const CONTENDED_REQUEST_MAX: u64 = 256 << 10;
 /// How long to wait for another process that fetches a chunk, and for one that writes it.
@@ -164,12 +165,13 @@ impl Inner {
     }
 
     fn fetch(self: &Arc<Self>, claim: Claim, want: &[Key], purpose: Purpose) -> Landing {
+        let background = purpose != Purpose::Read;
         let key = claim.key;
         let Some((blob, known)) = self.known(key) else {
             unreachable!("a claim is for a known chunk")
         };
         let start = || {
-            let remote = blob.remote(&*self.source)?;
+            let remote = self.remote(blob, background)?;
             let record = remote.record(known)?;
             let extent = remote.extent(&record)?;
             Ok((remote, record, extent))
@@ -178,23 +180,24 @@ impl Inner {
             Ok(start) => start,
             Err(cause) => return self.land(blob, claim, Err(cause)),
         };
-        let request_max = if purpose == Purpose::Prefetch && self.prefetch.is_contended() {
-            self.options.request_max.min(CONTENDED_REQUEST_MAX)
-        } else {
-            self.options.request_max
-        };
+        let mut request_max = self
+            .options
+            .request_max
+            .min(self.options.memory / BUDGET_SHARE);
+        if purpose == Purpose::Prefetch && self.prefetch.is_contended() {
+            request_max = request_max.min(CONTENDED_REQUEST_MAX);
+        }
         let first = Member { claim, record };
         let mut plan = self.plan(blob, &remote, first, extent, want, request_max);
-        let background = purpose != Purpose::Read;
         let request = self.watch.begin(purpose);
         let share = self.budget.take(plan.cost(self), background);
-        let mut stored = self.read_range(key.blob, &remote, &plan.range, request);
+        let mut stored = self.read_range(key.blob, &remote, &plan.range, (request, background));
         if stored.is_err() && !plan.others.is_empty() {
             // The neighbours may be to blame. Whoever wants them asks again.
             plan.others.clear();
             plan.range = plan.first.extent.range();
             let request = self.watch.begin(purpose);
-            stored = self.read_range(key.blob, &remote, &plan.range, request);
+            stored = self.read_range(key.blob, &remote, &plan.range, (request, background));
         }
         let stored = match stored {
             Ok(stored) => Arc::new(stored),
@@ -245,7 +248,7 @@ impl Inner {
         near.dedup_by_key(|(extent, _)| (extent.offset, extent.group));
 
         let mut range = extent.range();
-        let mut others = Vec::new();
+        let (mut others, mut room) = (Vec::new(), self.options.memory / BUDGET_SHARE);
         let split = near.partition_point(|(other, _)| other.offset < extent.offset);
         let (before, after) = near.split_at(split);
         for (other, key) in after.iter().chain(before.iter().rev()) {
@@ -253,12 +256,15 @@ impl Inner {
             let gap = (joined.end - joined.start)
                 .saturating_sub(range.end - range.start)
                 .saturating_sub(other.size);
-            if gap <= self.options.gap_max
+            let size = blob.known.get(key.slot).map_or(0, |known| known.size);
+            let left = room.checked_sub(size.into());
+            if let Some(left) = left
+                && gap <= self.options.gap_max
                 && joined.end - joined.start <= request_max
                 // What is on its way already would come twice.
                 && let Some(unit) = self.claim_unit(blob, remote, *other, *key)
             {
-                range = joined;
+                (range, room) = (joined, left);
                 others.push(unit);
             }
         }
@@ -323,7 +329,7 @@ impl Inner {
         blob: usize,
         remote: &Remote,
         range: &Range<u64>,
-        mut request: Watched,
+        (mut request, background): (Watched, bool),
     ) -> Result<Stored, ReadCause> {
         let (offset, size) = (range.start, range.end - range.start);
         let failed = |source| ReadCause::Fetch {
@@ -339,6 +345,7 @@ impl Inner {
             usize::try_from(size)
                 .map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?
         ];
+        let _permit = self.requests.take(1, background);
         add(&self.counters.fetches, 1);
         self.watch.ask(&mut request);
         let read = || remote.reader.read_exact_at(&mut bytes, offset);
@@ -371,10 +378,7 @@ impl Inner {
             let _ = this.decode(&remote, unit, &stored);
             drop(share);
         };
-        match self.pool() {
-            Some(pool) => pool.spawn(task),
-            None => task(),
-        }
+        self.decoders.spawn(task);
     }
 
     /// Decodes a unit of the stored bytes, and lands all its chunks; says how the first did.
@@ -445,7 +449,10 @@ impl Inner {
     ) -> Result<T, ChunkError> {
         decode(stored).or_else(|error| {
             let mut again = stored.to_vec();
-            match remote.reader.read_again(&mut again, extent.offset) {
+            let permit = self.requests.take(1, false);
+            let asked = remote.reader.read_again(&mut again, extent.offset);
+            drop(permit);
+            match asked {
                 Ok(true) => {
                     add(&self.counters.verify_failures, 1);
                     add(&self.counters.fetched_again, 1);
@@ -544,7 +551,7 @@ impl Inner {
 
     pub(super) fn keep(&self, blob: &Blob, key: Key, chunk: &Arc<VerifiedChunk>) {
         if let (Some(cache), Some(known)) = (&blob.cache, blob.known.get(key.slot))
-            && !self.cache_closed.load(Ordering::Relaxed)
+            && (!self.refusal.holds() || self.limit.keeps_all())
             && self.has_room(chunk.len() as u64)
         {
             match cache.store(key.slot, known, chunk) {
@@ -552,7 +559,7 @@ impl Inner {
                 Err(_) => {
                     // A full or failing disk must not keep anyone from reading.
                     add(&self.counters.cache_errors, 1);
-                    self.cache_closed.store(true, Ordering::Relaxed);
+                    self.refusal.note();
                 }
             }
         }

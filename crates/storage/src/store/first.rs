@@ -65,7 +65,7 @@ impl Inner {
         let stored = |key: Key| {
             let blob = self.blobs.get(key.blob)?;
             // If it cannot be had now, whoever asks for the chunk says so.
-            let remote = blob.remote(&*self.source).ok()?;
+            let remote = self.remote(blob, true).ok()?;
             let record = remote.record(blob.known.get(key.slot)?).ok()?;
             Some(u64::from(record.compressed_size))
         };

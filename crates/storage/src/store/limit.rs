@@ -31,10 +31,15 @@ impl Limit {
         self.keep_all.store(true, Ordering::Relaxed);
     }
 
+    /// Whether a reader needs what is fetched to be in the cache file.
+    pub fn keeps_all(&self) -> bool {
+        self.keep_all.load(Ordering::Relaxed)
+    }
+
     /// Whether chunks were refused when somebody last looked.
     pub fn is_reached(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.over && !self.keep_all.load(Ordering::Relaxed)
+        state.over && !self.keeps_all()
     }
 }
 
@@ -60,7 +65,7 @@ impl Inner {
                 }),
             };
         }
-        let room = !state.over || self.limit.keep_all.load(Ordering::Relaxed);
+        let room = !state.over || self.limit.keeps_all();
         add(&self.counters.cache_refused, u64::from(!room));
         room
     }

@@ -1,5 +1,4 @@
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -242,7 +241,7 @@ impl Inner {
     pub fn absent_around(&self, place: Key, bytes: u64) -> Vec<Key> {
         let kept = self.known(place).filter(|(blob, _)| {
             // What is not kept would be absent for ever.
-            let open = !self.cache_closed.load(Ordering::Relaxed) && !self.limit.is_reached();
+            let open = !self.refusal.holds() && !self.limit.is_reached();
             blob.cache.is_some() && open
         });
         let Some((blob, known)) = kept else {

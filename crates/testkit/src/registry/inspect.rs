@@ -16,9 +16,10 @@ impl Registry {
         lock(&self.state.log).clone()
     }
 
-    /// Forgets the requests so far; figures stay.
+    /// Forgets the requests so far, and how many there were at once; other figures stay.
     pub fn forget_requests(&self) {
         lock(&self.state.log).clear();
+        self.state.requests.forget();
     }
 
     /// The figures.

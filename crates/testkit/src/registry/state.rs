@@ -99,6 +99,11 @@ impl Level {
         self.now.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Forgets how high it was before.
+    pub fn forget(&self) {
+        self.most.store(self.now(), Ordering::SeqCst);
+    }
+
     pub fn now(&self) -> u64 {
         self.now.load(Ordering::SeqCst)
     }
