@@ -1,7 +1,7 @@
 //! One source, one blob, one image.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, Write};
 
 use rafs_format::{BLOBS_MAX, BlobFeatures, BlobId, BlobInfo, ChunkRecord, Digest, Version};
 use tree::{Content, Image, InodeId, Tree};
@@ -52,7 +52,7 @@ pub struct Stats {
 /// # Errors
 /// [`Error`]; `out` then holds a useless part of a blob.
 pub fn build_tar(
-    source: impl Read,
+    source: impl BufRead,
     out: impl Write + Send,
     options: &BuildOptions,
     dedup: Dedup,

@@ -27,7 +27,6 @@ mod manifest;
 mod merged;
 mod optimize;
 mod options;
-mod piece;
 mod reference;
 mod report;
 mod reuse;

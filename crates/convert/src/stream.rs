@@ -1,14 +1,15 @@
 //! A layer's bytes from the source to whoever reads its tar: fetched and verified by one thread, inflated by a second,
 //! digested by a third.
 
-use std::io::Read;
+use std::io::{self, BufRead as _, Read};
+use std::sync::mpsc::channel;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use image::{Digest, Hasher};
+use layer::piece::{Message, Pipe, pipe, pump, take_all};
 use progress::Cancel;
 
 use crate::error::LayerError;
-use crate::piece::{Message, Pipe, pipe, pump};
 
 /// Compressed bytes that go from thread to thread at a time.
 const FETCHED: usize = 256 << 10;
@@ -24,12 +25,13 @@ pub(crate) struct LayerStream<'scope> {
 }
 
 /// The digest of a stream that is read elsewhere.
-pub(crate) struct DiffId<'scope>(ScopedJoinHandle<'scope, Option<Digest>>);
+pub(crate) struct DiffId<'scope>(ScopedJoinHandle<'scope, Option<io::Result<Digest>>>);
 
 impl DiffId<'_> {
-    /// The digest, once the stream has been read to its end.
+    /// The digest, once the stream has been read to its end; an error if the stream turns out to be damaged.
     pub(crate) fn wait(self) -> Result<Digest, LayerError> {
-        self.0.join().ok().flatten().ok_or(LayerError::Stopped)
+        let digest = self.0.join().ok().flatten().ok_or(LayerError::Stopped)?;
+        Ok(digest.map_err(builder::Error::Cut)?)
     }
 }
 
@@ -42,13 +44,20 @@ pub(crate) fn open<'scope>(
     let (fetched, stored_pieces) = pipe();
     let (to_reader, tar) = pipe();
     let (to_hasher, hashed) = pipe();
+    let (give_checksums, checksums) = channel();
     let cancel_fetching = cancel.clone();
     scope.spawn(move || pump(stored, FETCHED, &[fetched], &cancel_fetching));
     let cancel = cancel.clone();
     scope.spawn(move || {
-        let stored = Pipe::new(stored_pieces);
-        match layer::detecting(stored).and_then(|(kind, stored)| layer::decompress(stored, kind)) {
-            Ok(tar) => pump(tar, INFLATED, &[to_reader, to_hasher], &cancel),
+        let mut stored = Pipe::new(stored_pieces);
+        // The first piece is a full one: it has all the bytes that tell.
+        let kind = stored.fill_buf().map(layer::detect);
+        match kind.and_then(|kind| layer::decompress_apart(stored, kind)) {
+            Ok((tar, checksums)) => {
+                // If the hasher is gone, so is the reader.
+                let _ = give_checksums.send(checksums);
+                pump(tar, INFLATED, &[to_reader, to_hasher], &cancel);
+            }
             Err(error) => {
                 // A reader that is gone needs no error.
                 let _ = to_reader.send(Message::Failed(error));
@@ -56,14 +65,12 @@ pub(crate) fn open<'scope>(
         }
     });
     let digest = scope.spawn(move || {
-        let mut hasher = Hasher::new();
-        loop {
-            match hashed.recv().ok()? {
-                Message::Piece(piece) => hasher.update((*piece).as_ref()),
-                Message::End => return Some(hasher.finish()),
-                Message::Failed(_) => return None,
-            }
-        }
+        let (mut hasher, mut checksums) = (Hasher::new(), checksums.recv().ok()?);
+        let whole = take_all(&hashed, |bytes| {
+            hasher.update(bytes);
+            checksums.update(bytes);
+        });
+        whole.then(|| checksums.finish().map(|()| hasher.finish()))
     });
     LayerStream {
         tar: Pipe::new(tar),

@@ -1,6 +1,6 @@
 //! Layers: tars, how they are compressed, eStargz.
 
-use std::io::{self, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 
 use codec::{SliceDecoder, SliceStart};
 use layer::estargz::{Footer, read_toc, read_toc_member};
@@ -18,6 +18,8 @@ use crate::{Target, sample};
 const READ_MAX: u64 = 1 << 20;
 /// Bytes of a stream that is indexed: more than lie between two places.
 const INDEXED_MAX: u64 = 8 << 20;
+/// Bytes of it that come at a time.
+const PIECE: usize = 256 << 10;
 
 /// Any tar becomes a tree, and a tarfs image, which passes the check. Checksums are set right first: to guess them is
 /// no use. The lowest bits of the first byte are options.
@@ -132,14 +134,15 @@ pub const GZIP_INDEX: Target = Target {
 };
 
 fn index(stream: &[u8]) {
-    let mut reader = IndexingReader::new(stream);
+    let mut reader = IndexingReader::new(BufReader::with_capacity(PIECE, stream));
     let mut data = Vec::new();
     let _ = (&mut reader).take(INDEXED_MAX).read_to_end(&mut data);
-    for place in reader.into_index().places {
+    let index = reader.into_index();
+    for place in index.places {
         let start = SliceStart {
             byte: place.byte,
             bits: place.bits,
-            window: &place.window,
+            window: &index.windows[place.window],
         };
         let input = &stream[place.in_offset as usize..];
         let mut decoder = SliceDecoder::new(start, input).expect("a place makes sense");
@@ -211,7 +214,7 @@ pub const ESTARGZ_FOOTER: Target = Target {
 struct Files;
 
 impl DataSink for Files {
-    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
         io::copy(&mut data.take(READ_MAX), &mut io::sink())?;
         Ok(Box::default())
     }

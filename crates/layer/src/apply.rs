@@ -1,7 +1,7 @@
 //! Building a layer's file tree: what containerd would have unpacked, markers kept.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use tree::marker::{self, Marker};
 use tree::{ChunkId, Content, Inode, InodeId, Tree, Xattrs, mode};
@@ -71,7 +71,7 @@ pub trait DataSink {
     ///
     /// # Errors
     /// Those of `data`, and whatever keeps the data from being taken.
-    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>>;
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>>;
 }
 
 /// Reads an uncompressed layer to the end of the stream and gives its tree.
@@ -84,11 +84,11 @@ pub trait DataSink {
 /// # Errors
 /// A stream that is not a well-formed tar, an entry that cannot be put into the tree, or a failing sink.
 pub fn read_tree(
-    stream: impl Read,
+    stream: impl BufRead,
     sink: &mut dyn DataSink,
     options: &Options,
 ) -> Result<Tree, Error> {
-    let mut reader = Reader::new(stream).concatenated(options.concatenated);
+    let mut reader = Reader::buffered(stream).concatenated(options.concatenated);
     let mut builder = TreeBuilder::new(options);
     while let Some(entry) = reader.next()? {
         let offset = (!reader.is_sparse()).then_some(entry.offset);
@@ -136,7 +136,7 @@ impl<'a> TreeBuilder<'a> {
         &mut self,
         entry: Entry,
         stored_at: Option<u64>,
-        data: &mut dyn Read,
+        data: &mut dyn BufRead,
         sink: &mut dyn DataSink,
     ) -> Result<(), Error> {
         // Kept for messages; the entry itself is taken apart.
@@ -397,7 +397,7 @@ fn take_data(
     names: &[&[u8]],
     size: u64,
     offset: Option<u64>,
-    data: &mut dyn Read,
+    data: &mut dyn BufRead,
     sink: &mut dyn DataSink,
 ) -> Result<Content, Error> {
     if size == 0 {

@@ -1,12 +1,16 @@
 //! Inflating layers: gzip, zstd or none, told apart by their first bytes.
 
 use std::fmt;
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 
+mod checksums;
 mod frames;
 mod gzip;
 mod index;
 
+use checksums::Check;
+
+pub use checksums::Checksums;
 pub use frames::{Boundary, FramingReader};
 pub use index::{GzipIndex, Place};
 
@@ -74,46 +78,60 @@ pub fn decompress(
         Compression::None => Ok(Box::new(r)),
         Compression::Gzip => {
             let r = BufReader::with_capacity(INPUT, r);
-            Ok(Box::new(gzip::Reader::new(r, ())))
+            Ok(Box::new(gzip::Reader::new(r, (), Check::Here(0))))
         }
-        Compression::Zstd => {
-            let mut decoder =
-                zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(INPUT, r))?;
-            decoder.window_log_max(WINDOW_LOG_MAX)?;
-            Ok(Box::new(Zstd { decoder, done: 0 }))
-        }
+        Compression::Zstd => unpack_zstd(BufReader::with_capacity(INPUT, r)),
     }
+}
+
+/// As [`decompress`], for a thread that is to do nothing else: input is taken from where it lies in memory, and the
+/// checksums of gzip members are left to somebody else, who has to look at all that is read.
+///
+/// # Errors
+/// As [`decompress`].
+pub fn decompress_apart(
+    r: impl BufRead + Send + 'static,
+    what: Compression,
+) -> io::Result<(Box<dyn Read + Send>, Checksums)> {
+    match what {
+        Compression::None => Ok((Box::new(r), Checksums::none())),
+        Compression::Gzip => {
+            let (checksums, ends) = Checksums::new();
+            let reader = gzip::Reader::new(r, (), Check::Apart(ends));
+            Ok((Box::new(reader), checksums))
+        }
+        Compression::Zstd => Ok((unpack_zstd(r)?, Checksums::none())),
+    }
+}
+
+fn unpack_zstd(r: impl BufRead + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(r)?;
+    decoder.window_log_max(WINDOW_LOG_MAX)?;
+    Ok(Box::new(Zstd { decoder, done: 0 }))
 }
 
 /// The inflated bytes of a gzip stream, and an index of places from which they can be inflated again. Reads fail as with
 /// [`decompress`].
 ///
-/// The index depends on the bytes of the stream and on how many are asked for at a time, not on how they arrive.
-pub struct IndexingReader<R>(gzip::Reader<BufReader<Filling<R>>, index::Indexer>);
+/// The index depends on the bytes of the stream, on the pieces that it comes in and on how many bytes are asked for at a
+/// time: where input ends for the moment, the decoder's stops are not all known. So the pieces should all be full, as
+/// those of a [`Pipe`](crate::piece::Pipe) are.
+pub struct IndexingReader<R>(gzip::Reader<R, index::Indexer>);
 
-/// Fills buffers whole: where input ends for the moment, the decoder's stops are not all known.
-struct Filling<R>(R);
-
-impl<R: Read> Read for Filling<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < buf.len() {
-            match self.0.read(&mut buf[filled..]) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
-    }
-}
-
-impl<R: Read> IndexingReader<R> {
+impl<R: BufRead> IndexingReader<R> {
     /// Will inflate `r`.
     pub fn new(r: R) -> Self {
-        let r = BufReader::with_capacity(INPUT, Filling(r));
-        Self(gzip::Reader::new(r, index::Indexer::default()))
+        Self::checked(r, Check::Here(0))
+    }
+
+    /// The same; the checksums of members are left to somebody else, who has to look at all that is read.
+    pub fn apart(r: R) -> (Self, Checksums) {
+        let (checksums, ends) = Checksums::new();
+        (Self::checked(r, Check::Apart(ends)), checksums)
+    }
+
+    fn checked(r: R, check: Check) -> Self {
+        Self(gzip::Reader::new(r, index::Indexer::default(), check))
     }
 
     /// The index of what was read, which should be all.
@@ -122,19 +140,19 @@ impl<R: Read> IndexingReader<R> {
     }
 }
 
-impl<R: Read> Read for IndexingReader<R> {
+impl<R: BufRead> Read for IndexingReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.0.read(buf)
     }
 }
 
 /// Names what failed: the decoder's messages alone do not say that the layer is at fault.
-struct Zstd<R: io::BufRead> {
+struct Zstd<R: BufRead> {
     decoder: zstd::stream::read::Decoder<'static, R>,
     done: u64,
 }
 
-impl<R: io::BufRead> Read for Zstd<R> {
+impl<R: BufRead> Read for Zstd<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self.decoder.read(buf) {
             Ok(n) => {

@@ -7,11 +7,12 @@ mod compression;
 mod error;
 pub mod estargz;
 pub mod path;
+pub mod piece;
 pub mod tar;
 
 pub use apply::{DataSink, FileInfo, Options, TreeBuilder, read_tree};
 pub use compression::{
-    Boundary, Compression, FramingReader, GzipIndex, IndexingReader, Place, decompress, detect,
-    detecting,
+    Boundary, Checksums, Compression, FramingReader, GzipIndex, IndexingReader, Place, decompress,
+    decompress_apart, detect, detecting,
 };
 pub use error::Error;

@@ -1,6 +1,6 @@
 //! How the entries of one layer become a tree: a test for each rule.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use layer::{DataSink, Error, FileInfo, Options, read_tree};
 use testkit::tar::{BLOCK, Entry, Tar, flag};
@@ -11,7 +11,7 @@ use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
 struct Keep(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl DataSink for Keep {
-    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
         let mut bytes = Vec::new();
         data.read_to_end(&mut bytes)?;
         assert_eq!(bytes.len() as u64, file.size);
@@ -636,7 +636,7 @@ fn the_number_of_inodes_is_limited() {
 fn a_failing_sink_names_the_file() {
     struct Full;
     impl DataSink for Full {
-        fn file(&mut self, _: FileInfo<'_>, _: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+        fn file(&mut self, _: FileInfo<'_>, _: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
             Err(io::ErrorKind::StorageFull.into())
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Cursor, Read, Write};
 
 use flate2::write::GzEncoder;
-use layer::{Compression, decompress, detect, detecting};
+use layer::{Compression, decompress, decompress_apart, detect, detecting};
 
 fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -131,6 +131,44 @@ fn a_member_has_to_have_the_checksums_and_the_length_that_it_states() {
         bad[at] ^= 0x80;
         let error = text(bad).expect_err("damaged").to_string();
         assert!(error.contains(what), "{at}: {error}");
+    }
+}
+
+/// Inflates gzip in portions, with the checksums looked at apart.
+fn inflate_apart(bytes: &[u8], portion: usize) -> io::Result<Vec<u8>> {
+    let stored = Cursor::new(bytes.to_vec());
+    let (mut reader, mut checksums) = decompress_apart(stored, Compression::Gzip)?;
+    let (mut out, mut buffer) = (Vec::new(), vec![0; portion]);
+    loop {
+        let n = reader.read(&mut buffer)?;
+        if n == 0 {
+            checksums.finish()?;
+            return Ok(out);
+        }
+        checksums.update(&buffer[..n]);
+        out.extend_from_slice(&buffer[..n]);
+    }
+}
+
+#[test]
+fn checksums_apart_are_those_of_each_member() {
+    let data = sample();
+    let members = [&data[..1], &[], &data[1..3000], &data[3000..], &[], &[]].map(gzip);
+    let ends = members.iter().scan(0, |end, member| {
+        *end += member.len();
+        Some(*end)
+    });
+    let stream = members.concat();
+    for portion in [1000, 2999, 70_000, 1 << 20] {
+        assert!(inflate_apart(&stream, portion).expect("valid") == data);
+        for (member, end) in (1..).zip(ends.clone()) {
+            let mut damaged = stream.clone();
+            damaged[end - 8] ^= 1;
+            let error = inflate_apart(&damaged, portion).expect_err("damaged");
+            let error = error.to_string();
+            assert!(error.contains(&format!("in member {member} ")), "{error}");
+            assert!(error.contains("CRC-32 that follows"), "{error}");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use layer::{DataSink, FileInfo, Options, decompress, detecting, read_tree};
@@ -15,7 +15,7 @@ use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
 struct Digests(Vec<String>);
 
 impl DataSink for Digests {
-    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
         let mut buffer = vec![0; 1 << 20];
         let (mut hash, mut done) = (Sha256::new(), 0);
         loop {
@@ -41,7 +41,7 @@ struct Merged {
 
 impl Merged {
     fn add(&mut self, stream: impl Read) {
-        let mut layer = read_tree(stream, &mut self.sink, &Options::default())
+        let mut layer = read_tree(BufReader::new(stream), &mut self.sink, &Options::default())
             .unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(&e)));
         match &mut self.tree {
             None => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -16,7 +16,7 @@ use tree::{ChunkId, Content, Tree};
 struct Keep(Vec<Vec<u8>>);
 
 impl DataSink for Keep {
-    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
         let mut bytes = Vec::new();
         data.read_to_end(&mut bytes)?;
         self.0.push(bytes);

@@ -1,6 +1,6 @@
 //! Every dialect of tar, and broken archives.
 
-use std::io::Read;
+use std::io::{BufRead, Read};
 
 use layer::Error;
 use layer::tar::{Entry, EntryKind, Reader};
@@ -485,6 +485,45 @@ fn sparse_files_of_all_dialects() {
             assert_eq!(entries[1].1, b"data");
         }
     }
+}
+
+#[test]
+fn data_is_lent_as_it_is_read() {
+    let mut tar = Tar::new();
+    tar.sparse(
+        make::Entry::file("sparse", b""),
+        Sparse::Pax10,
+        30_000,
+        &segments(),
+    )
+    .add(file("next"));
+    let bytes = tar.finish();
+    let lend = |reader: &mut Reader<&[u8]>, step: usize| {
+        let mut out = Vec::new();
+        loop {
+            let mut data = reader.data();
+            let lent = data.fill_buf()?;
+            let taken = lent.len().min(step);
+            if taken == 0 {
+                return Ok::<_, std::io::Error>(out);
+            }
+            out.extend_from_slice(&lent[..taken]);
+            data.consume(taken);
+        }
+    };
+    for step in [1, 500, 100_000] {
+        let mut reader = Reader::buffered(&bytes[..]);
+        reader.next().expect("valid").expect("sparse");
+        let got = lend(&mut reader, step).expect("whole");
+        assert!(got == expanded(30_000, &segments()), "{step}");
+        assert_eq!(reader.next().expect("valid").expect("next").path, b"next");
+        assert_eq!(lend(&mut reader, step).expect("whole"), b"data");
+        assert!(reader.next().expect("valid").is_none());
+    }
+    let mut reader = Reader::buffered(&bytes[..4000]);
+    reader.next().expect("valid").expect("sparse");
+    let error = lend(&mut reader, 500).expect_err("truncated").to_string();
+    assert!(error.contains("data of sparse"), "{error}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `create`: one source into one blob and one bootstrap.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +35,8 @@ use crate::targz;
 
 /// Memory for file data when none is asked for: this much per thread, but not less than twice as much.
 const MEMORY_PER_THREAD: usize = 32 << 20;
+/// Bytes of a tar that are read at a time; larger reads of file data pass through.
+const BUFFER: usize = 256 << 10;
 
 pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     let created = create(args, interrupt);
@@ -372,7 +374,10 @@ fn build(
         Some(blob) if is_directory(args.source_type) => {
             build_directory(&args.source, whiteouts(args), blob, options, Dedup::Layer)
         }
-        Some(blob) => build_tar(open_tar(&args.source)?, blob, options, Dedup::Layer),
+        Some(blob) => {
+            let tar = BufReader::with_capacity(BUFFER, open_tar(&args.source)?);
+            build_tar(tar, blob, options, Dedup::Layer)
+        }
     };
     built.with_context(failed)
 }

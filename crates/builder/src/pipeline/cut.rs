@@ -1,6 +1,6 @@
 //! First stage: file data into chunk buffers, small chunks several to a buffer.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
 
@@ -153,7 +153,7 @@ impl layer::DataSink for Cutter<'_> {
     fn file(
         &mut self,
         file: layer::FileInfo<'_>,
-        data: &mut dyn Read,
+        data: &mut dyn BufRead,
     ) -> io::Result<Box<[ChunkId]>> {
         Ok(self.cut(file.size, data)?.map(ChunkId).collect())
     }

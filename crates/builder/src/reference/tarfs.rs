@@ -3,19 +3,23 @@
 //! A chunk's only address is where it lies in the tar. Nothing is digested but, for its name, the tar as a whole, so
 //! there are no chunk digests, no chunk is shared, and no blob is written.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 
 use layer::{DataSink, FileInfo};
 use rafs_format::{
-    BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkRecord, Compressor, Digester,
+    BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkRecord, Compressor, Digester,
     TARFS_BLOCK_SIZE, Version,
 };
+use sha2::{Digest as _, Sha256};
 use tree::{ChunkId, Image};
 
-use super::{Counted, sparse};
+use super::sparse;
 use crate::build::own_blob;
 use crate::prefetch::resolve_prefetch;
 use crate::{BuildOptions, BuiltLayer, Error, Stats};
+
+/// Bytes of the tar that are read at a time.
+const BUFFER: usize = 256 << 10;
 
 /// Makes a tarfs image of an uncompressed tar stream, which is read to its end. Its blob is that tar: nothing is
 /// written. Of the options, compressor, digester and all that is about a blob file count for nothing; the id is that of
@@ -25,14 +29,15 @@ use crate::{BuildOptions, BuiltLayer, Error, Stats};
 /// [`Error`]; among others for sparse files, whose holes are not in the tar.
 pub fn build_tarfs(source: impl Read, options: &BuildOptions) -> Result<BuiltLayer, Error> {
     options.validate_chunk_size()?;
-    let mut source = Counted::new(source, options.blob_id.as_ref());
+    let source = Counted::new(source, options.blob_id.as_ref());
+    let mut source = BufReader::with_capacity(BUFFER, source);
     let mut places = Places {
         options,
         chunks: Vec::new(),
     };
     let tree = layer::read_tree(&mut source, &mut places, &options.layer)?;
     let chunks = places.chunks;
-    let (len, id) = source.finish(options.blob_id.as_ref())?;
+    let (len, id) = source.into_inner().finish(options.blob_id.as_ref())?;
     // The last block counts even if a careless writer has left its padding out.
     let size = len.next_multiple_of(TARFS_BLOCK_SIZE);
     let blob = BlobInfo {
@@ -84,7 +89,7 @@ struct Places<'a> {
 }
 
 impl DataSink for Places<'_> {
-    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
         self.options.cancel.check().map_err(io::Error::other)?;
         let offset = file.offset.ok_or_else(sparse)?;
         // Only a file that is there may take memory for its chunks, whatever its header says.
@@ -106,5 +111,43 @@ impl DataSink for Places<'_> {
         Ok((first..first + count)
             .map(|id| ChunkId(id as u32))
             .collect())
+    }
+}
+
+/// A source whose bytes are counted and, for its id, digested.
+struct Counted<R> {
+    inner: R,
+    len: u64,
+    sha256: Option<Sha256>,
+}
+
+impl<R: Read> Counted<R> {
+    /// `id` is the one to use instead of the digest.
+    fn new(inner: R, id: Option<&BlobId>) -> Self {
+        Self {
+            inner,
+            len: 0,
+            sha256: id.is_none().then(Sha256::new),
+        }
+    }
+
+    /// Length in bytes and id of what was read.
+    fn finish(self, id: Option<&BlobId>) -> Result<(u64, BlobId), Error> {
+        let own = self
+            .sha256
+            .and_then(|sha256| BlobId::new(hex::encode(sha256.finalize())));
+        let id = id.cloned().or(own).ok_or(Error::Stopped)?;
+        Ok((self.len, id))
+    }
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(&buf[..n]);
+        }
+        self.len += n as u64;
+        Ok(n)
     }
 }

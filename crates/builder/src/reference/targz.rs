@@ -6,38 +6,42 @@
 //! overlap. Where a chunk's record points to in the gzip data is only about right: readers plan by it.
 //!
 //! ```text
-//! inflate   source bytes -> tar bytes, index of places
-//!   -> digest of the source, in a thread of its own
-//!   -> tree (caller's thread)  tar bytes -> chunks, their digests
+//! fetch     the source, in pieces
+//!   -> digest   of the source
+//!   -> inflate  source bytes -> tar bytes, index of places
+//!        -> tree (caller's thread)  tar bytes -> chunks, their digests
+//!        -> checksum                of the members of gzip
 //! ```
 
 use std::cell::RefCell;
-use std::io::{self, Read, Write};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::io::{self, BufRead, Read, Write};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, ScopedJoinHandle};
 
 use chunkdict::{ChunkKey, ChunkTable};
 use codec::Encoder;
-use layer::{Boundary, Compression, DataSink, FileInfo, FramingReader, GzipIndex, IndexingReader};
-use progress::Cancel;
+use layer::piece::{Message, Pipe, pipe, pump, take_all};
+use layer::{
+    Boundary, Checksums, Compression, DataSink, FileInfo, FramingReader, GzipIndex, IndexingReader,
+};
 use rafs_format::blob_meta::{Placement, ZranContext};
 use rafs_format::{
-    BLOCK_SIZE, BlobFeatures, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord, Compressor,
-    Digester, Version,
+    BLOCK_SIZE, BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord,
+    Compressor, Digester, Version,
 };
+use sha2::{Digest as _, Sha256};
 use storage::{BATCH_SIZE_MAX, SLICE_SIZE_MAX, SLICE_STORED_MAX};
 use tree::{ChunkId, Image, Tree};
 
 use super::frames::batches;
-use super::{Counted, sparse};
+use super::sparse;
 use crate::build::own_blob;
 use crate::pipeline::{BlobWriter, Places};
 use crate::prefetch::resolve_prefetch;
 use crate::{BuildOptions, BuiltLayer, Error, Stats, tail};
 
-/// Bytes of tar that are handed over at a time, and how many such parts may wait.
-const PART: usize = 256 << 10;
-const PARTS: usize = 4;
+/// Bytes of source and of tar that are handed over at a time. The index of places depends on both.
+const PIECE: usize = 256 << 10;
 /// Largest file that records can point into, in bytes.
 const SOURCE_MAX: u64 = 1 << 40;
 /// Largest stored size that a record can express, in bytes.
@@ -190,7 +194,7 @@ pub fn build_targz_with(
 
 /// What the source turned out to be.
 struct Scanned {
-    id: rafs_format::BlobId,
+    id: BlobId,
     len: u64,
     index: Index,
 }
@@ -220,55 +224,87 @@ fn scan<'a>(
         buffer: Vec::new(),
         stats: Stats::default(),
     };
-    let (part_sender, parts) = sync_channel(PARTS);
-    let (used, spare) = channel();
-    let (copy_sender, copies) = sync_channel(PARTS);
-    let (tree, digested, index) = thread::scope(|scope| {
+    let cancel = &options.cancel;
+    let (tree, digested, index, checked) = thread::scope(|scope| {
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
+        let (to_inflate, stored) = pipe();
+        let (to_digest, digested) = pipe();
+        let (to_tree, tar) = pipe();
+        let (to_checksum, inflated) = pipe();
+        let fetch = move || pump(source, PIECE, &[to_inflate, to_digest], cancel);
         let digest = named("digest")
-            .spawn_scoped(scope, move || {
-                let mut source = Counted::new(Copies::new(copies), None);
-                io::copy(&mut source, &mut io::sink()).map(|_| source)
-            })
+            .spawn_scoped(scope, move || identify(&digested))
             .map_err(Error::Thread)?;
-        let cancel = options.cancel.clone();
+        let stored = Pipe::new(stored);
+        let (give_checksums, checksums) = channel();
+        let inflate = move || match compression {
+            Compression::None => {
+                pump(stored, PIECE, &[to_tree], cancel);
+                Ok::<_, io::Error>(Index::None)
+            }
+            Compression::Gzip => {
+                let (mut reader, checksums) = IndexingReader::apart(stored);
+                // Who is gone needs none.
+                let _ = give_checksums.send(checksums);
+                pump(&mut reader, PIECE, &[to_tree, to_checksum], cancel);
+                Ok(Index::Gzip(reader.into_index()))
+            }
+            Compression::Zstd => {
+                let mut reader = FramingReader::new(stored, BATCH_SIZE_MAX.into())?;
+                pump(&mut reader, PIECE, &[to_tree], cancel);
+                Ok(Index::Frames(reader.into_ends()))
+            }
+        };
+        let checksum = move || {
+            // There are none but of gzip.
+            let Ok(checksums) = checksums.recv() else {
+                return Ok(());
+            };
+            compare(checksums, &inflated)
+        };
         let inflate = named("inflate")
-            .spawn_scoped(scope, move || {
-                let mut source = Copying(source, copy_sender);
-                let pump = |source: &mut dyn Read| pump(source, &part_sender, &spare, &cancel);
-                match compression {
-                    Compression::None => {
-                        pump(&mut source);
-                        Ok(Index::None)
-                    }
-                    Compression::Gzip => {
-                        let mut reader = IndexingReader::new(source);
-                        pump(&mut reader);
-                        Ok(Index::Gzip(reader.into_index()))
-                    }
-                    Compression::Zstd => {
-                        let mut reader = FramingReader::new(source, BATCH_SIZE_MAX.into())?;
-                        pump(&mut reader);
-                        Ok(Index::Frames(reader.into_ends()))
-                    }
-                }
-            })
+            .spawn_scoped(scope, inflate)
             .map_err(Error::Thread)?;
-        let reader = Parts {
-            parts,
-            used,
+        let checksum = named("checksum")
+            .spawn_scoped(scope, checksum)
+            .map_err(Error::Thread)?;
+        named("fetch")
+            .spawn_scoped(scope, fetch)
+            .map_err(Error::Thread)?;
+        let reader = Watched {
+            pipe: Pipe::new(tar),
             onlooker,
-            current: Vec::new(),
-            position: 0,
+            left: 0,
         };
         let tree = layer::read_tree(reader, &mut chunks, &options.layer);
-        Ok::<_, Error>((tree, join("digest", digest)?, join("inflating", inflate)?))
+        let index = join("inflating", inflate)?;
+        let checked = join("checksum", checksum)?;
+        Ok::<_, Error>((tree, join("digest", digest)?, index, checked))
     })?;
     options.cancel.check()?;
-    let tree = tree?;
-    let (len, id) = digested.map_err(Error::Cut)?.finish(None)?;
+    // If the decoder could not be set up, the tree only knows that a stage has failed.
     let index = index.map_err(Error::Cut)?;
+    let tree = tree?;
+    checked.map_err(Error::Cut)?;
+    let (len, id) = digested.ok_or(Error::Stopped)?;
     Ok((tree, chunks, Scanned { id, len, index }))
+}
+
+/// Length in bytes and id of the source; `None` if it did not come to its end.
+fn identify(stored: &Receiver<Message>) -> Option<(u64, BlobId)> {
+    let (mut len, mut sha256) = (0, Sha256::new());
+    let whole = take_all(stored, |bytes| {
+        sha256.update(bytes);
+        len += bytes.len() as u64;
+    });
+    let id = BlobId::new(hex::encode(sha256.finalize()))?;
+    whole.then_some((len, id))
+}
+
+/// Compares the checksums of all members.
+fn compare(mut checksums: Checksums, inflated: &Receiver<Message>) -> io::Result<()> {
+    take_all(inflated, |bytes| checksums.update(bytes));
+    checksums.finish()
 }
 
 fn join<T>(stage: &'static str, thread: ScopedJoinHandle<'_, T>) -> Result<T, Error> {
@@ -278,31 +314,28 @@ fn join<T>(stage: &'static str, thread: ScopedJoinHandle<'_, T>) -> Result<T, Er
 /// Enters about where the chunks lie in the gzip data, and gives their exact places.
 fn slices(chunks: &mut Chunks<'_>, mut index: GzipIndex) -> Result<Places, Error> {
     let mut contexts: Vec<ZranContext> = Vec::new();
-    let mut dictionaries = Vec::new();
     let mut placements = Vec::with_capacity(chunks.records.len());
-    dictionaries.reserve_exact(index.places.iter().map(|place| place.window.len()).sum());
-    let mut current = None;
+    let (mut used, mut dictionary) = (Vec::new(), 0);
     for (record, &start) in chunks.records.iter_mut().zip(&chunks.offsets) {
         let end = start + u64::from(record.uncompressed_size);
         let at = index.place_before(start);
         let at = at.ok_or(Error::NoPlace { size: start })?;
         let (stored_start, stored_end) = (index.input_near(start), index.input_near(end));
         let input_end = index.input_end(end);
-        let place = &mut index.places[at];
-        if current != Some(at) {
-            current = Some(at);
-            let window = std::mem::take(&mut place.window);
+        let place = &index.places[at];
+        if used.last() != Some(&at) {
+            used.push(at);
             contexts.push(ZranContext {
                 in_offset: place.in_offset,
                 out_offset: place.out_offset,
-                dictionary_offset: dictionaries.len() as u64,
+                dictionary_offset: dictionary,
                 in_len: 0,
                 out_len: 0,
-                dictionary_size: window.len() as u32,
+                dictionary_size: place.window.len() as u32,
                 byte: place.byte,
                 bits: place.bits,
             });
-            dictionaries.extend_from_slice(&window);
+            dictionary += place.window.len() as u64;
         }
         let (in_len, out_len) = (input_end - place.in_offset, end - place.out_offset);
         if in_len > SLICE_STORED_MAX.into() || out_len > SLICE_SIZE_MAX.into() {
@@ -320,7 +353,8 @@ fn slices(chunks: &mut Chunks<'_>, mut index: GzipIndex) -> Result<Places, Error
         record.compressed_offset = stored_start;
         record.compressed_size = (stored_end - stored_start).clamp(1, STORED_MAX) as u32;
     }
-    Ok(Places::in_slices(contexts, dictionaries, placements))
+    index.keep_windows(used);
+    Ok(Places::in_slices(contexts, index.windows, placements))
 }
 
 /// The chunks of the layer, known by content.
@@ -338,7 +372,7 @@ pub(super) struct Chunks<'a> {
 }
 
 impl DataSink for Chunks<'_> {
-    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, file: FileInfo<'_>, data: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
         let offset = file.offset.ok_or_else(sparse)?;
         let mut ids = Vec::new();
         let mut start = 0;
@@ -403,102 +437,34 @@ impl Chunks<'_> {
     }
 }
 
-/// Reads, and sends copies of all that was read.
-struct Copying<R>(R, SyncSender<Vec<u8>>);
-
-impl<R: Read> Read for Copying<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.0.read(buf)?;
-        if n != 0 {
-            // The other end only ends before this one if it panicked, which is seen when it is joined.
-            self.1.send(buf[..n].to_vec()).ok();
-        }
-        Ok(n)
-    }
-}
-
-/// The other end.
-struct Copies {
-    copies: Receiver<Vec<u8>>,
-    current: io::Cursor<Vec<u8>>,
-}
-
-impl Copies {
-    fn new(copies: Receiver<Vec<u8>>) -> Self {
-        Self {
-            copies,
-            current: io::Cursor::default(),
-        }
-    }
-}
-
-impl Read for Copies {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let n = self.current.read(buf)?;
-            if n != 0 || buf.is_empty() {
-                return Ok(n);
-            }
-            match self.copies.recv() {
-                Ok(copy) => self.current = io::Cursor::new(copy),
-                Err(_) => return Ok(0),
-            }
-        }
-    }
-}
-
-/// Sends what `source` has in parts, up to its end or first error. Ends early if nobody receives.
-fn pump(
-    source: &mut dyn Read,
-    parts: &SyncSender<io::Result<Vec<u8>>>,
-    spare: &Receiver<Vec<u8>>,
-    cancel: &Cancel,
-) {
-    loop {
-        let mut part = spare.try_recv().unwrap_or_default();
-        part.resize(PART, 0);
-        let mut filled = 0;
-        let result = loop {
-            match source.read(&mut part[filled..]) {
-                Ok(0) => break Ok(()),
-                Ok(n) => filled += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Err(error),
-            }
-        };
-        let result = result.and_then(|()| cancel.check().map_err(io::Error::other));
-        let last = result.is_err() || filled == 0;
-        part.truncate(filled);
-        if parts.send(result.map(|()| part)).is_err() || last {
-            return;
-        }
-    }
-}
-
-/// What [`pump`] sends.
-struct Parts<'a> {
-    parts: Receiver<io::Result<Vec<u8>>>,
-    /// Takes used parts back.
-    used: Sender<Vec<u8>>,
+/// The tar, at which somebody looks piece by piece.
+struct Watched<'a> {
+    pipe: Pipe,
     onlooker: Shared<'a>,
-    current: Vec<u8>,
-    position: usize,
+    /// Bytes of the current piece that were not read.
+    left: usize,
 }
 
-impl Read for Parts<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.position == self.current.len() {
-            // A closed channel is the end, or follows the error.
-            let next = self.parts.recv().unwrap_or_else(|_| Ok(Vec::new()))?;
-            let used = std::mem::replace(&mut self.current, next);
-            self.position = 0;
-            self.onlooker.borrow_mut().tar(&self.current);
-            self.used.send(used).ok();
+impl BufRead for Watched<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let bytes = self.pipe.fill_buf()?;
+        if self.left == 0 && !bytes.is_empty() {
+            self.onlooker.borrow_mut().tar(bytes);
+            self.left = bytes.len();
         }
-        let part = &self.current[self.position..];
-        let n = part.len().min(buf.len());
-        buf[..n].copy_from_slice(&part[..n]);
-        self.position += n;
-        Ok(n)
+        Ok(bytes)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.left -= count;
+        self.pipe.consume(count);
+    }
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buf)?;
+        self.consume(count);
+        Ok(count)
     }
 }

@@ -99,7 +99,13 @@ fn cancelling_ends_the_build_soon() {
         cancel.cancel();
         Instant::now()
     });
-    let error = build_tar(endless, io::sink(), &options, Dedup::Layer).unwrap_err();
+    let error = build_tar(
+        io::BufReader::new(endless),
+        io::sink(),
+        &options,
+        Dedup::Layer,
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");
     assert!(stopper.join().unwrap().elapsed() < Duration::from_secs(2));
 }
@@ -112,7 +118,13 @@ fn impossible_options_are_refused_before_anything_is_read() {
     wrong[2].compressor = Compressor::Gzip;
     wrong[3].level = 1000;
     for options in wrong {
-        let error = build_tar(io::repeat(0), io::sink(), &options, Dedup::Layer).unwrap_err();
+        let error = build_tar(
+            io::BufReader::new(io::repeat(0)),
+            io::sink(),
+            &options,
+            Dedup::Layer,
+        )
+        .unwrap_err();
         assert!(
             matches!(error, Error::ChunkSize(_) | Error::Compress(_)),
             "{error:?}"

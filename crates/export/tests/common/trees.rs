@@ -1,7 +1,7 @@
 //! Tar streams as trees that can be compared.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use layer::{DataSink, FileInfo};
 use tree::{ChunkId, Tree};
@@ -11,7 +11,7 @@ use tree::{ChunkId, Tree};
 pub struct Contents(HashMap<Vec<u8>, u32>);
 
 impl DataSink for Contents {
-    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, _: FileInfo<'_>, data: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
         let mut content = Vec::new();
         data.read_to_end(&mut content)?;
         let next = self.0.len() as u32;

@@ -6,6 +6,8 @@
 //! right one never does, hence a single survivor is it. A place at which more survive is not used, unless all of them
 //! begin with a stored block: its data begins at a whole byte, and from there on they are one.
 
+use std::ops::Range;
+
 use codec::{DEFLATE_WINDOW, SliceDecoder, SliceStart};
 
 use super::gzip::Watch;
@@ -36,8 +38,8 @@ pub struct Place {
     pub byte: u8,
     /// High-order bits of `byte` that belong to the input.
     pub bits: u8,
-    /// Output of the same gzip member before the place, at most 32 KiB.
-    pub window: Box<[u8]>,
+    /// Where in [`GzipIndex::windows`] lies the output of the same gzip member before the place, at most 32 KiB.
+    pub window: Range<usize>,
 }
 
 /// Where inflating a gzip file may begin.
@@ -45,11 +47,30 @@ pub struct Place {
 pub struct GzipIndex {
     /// Places in order. The first one yields the first byte.
     pub places: Vec<Place>,
+    /// The windows of all places, one behind the other: in one piece of memory, so that it is given back as one.
+    pub windows: Vec<u8>,
     /// Pairs of positions, in output and input: all output before the first is in the input before the second.
     positions: Vec<(u64, u64)>,
 }
 
+/// Moves bytes to a place that is not behind them; where they lie then.
+fn move_to(bytes: &mut [u8], range: &Range<usize>, start: usize) -> Range<usize> {
+    bytes.copy_within(range.clone(), start);
+    start..start + range.len()
+}
+
 impl GzipIndex {
+    /// Keeps only the windows of some places, given in their order.
+    pub fn keep_windows(&mut self, places: impl IntoIterator<Item = usize>) {
+        let mut end = 0;
+        for at in places {
+            let window = &mut self.places[at].window;
+            *window = move_to(&mut self.windows, window, end);
+            end = window.end;
+        }
+        self.windows.truncate(end);
+    }
+
     /// The last place from which the output at `out` can be had.
     pub fn place_before(&self, out: u64) -> Option<usize> {
         self.places
@@ -84,7 +105,9 @@ impl GzipIndex {
 pub(super) struct Indexer {
     places: Vec<Place>,
     positions: Vec<(u64, u64)>,
-    windows: usize,
+    windows: Vec<u8>,
+    /// Places with a window.
+    windowed: usize,
     spacing: u64,
     in_position: u64,
     out_position: u64,
@@ -99,6 +122,7 @@ pub(super) struct Indexer {
 /// A place of which the bit is not known yet, and what followed.
 struct Probe {
     place: Place,
+    window: Box<[u8]>,
     byte: u8,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -114,7 +138,8 @@ impl Default for Indexer {
         Self {
             places: Vec::new(),
             positions: Vec::new(),
-            windows: 0,
+            windows: Vec::new(),
+            windowed: 0,
             spacing: SPACING,
             in_position: 0,
             out_position: 0,
@@ -131,26 +156,47 @@ impl Indexer {
         self.positions.push((self.out_position, self.in_position));
         GzipIndex {
             places: self.places,
+            windows: self.windows,
             positions: self.positions,
         }
     }
 
-    fn add(&mut self, place: Place) {
+    fn add(&mut self, mut place: Place, window: &[u8]) {
+        let start = self.windows.len();
+        self.windows.extend_from_slice(window);
+        place.window = start..self.windows.len();
         self.due = place.out_offset + self.spacing;
-        self.windows += usize::from(!place.window.is_empty());
+        self.windowed += usize::from(!window.is_empty());
         self.places.push(place);
-        if self.windows <= WINDOWS_MAX {
+        if self.windowed <= WINDOWS_MAX {
             return;
         }
-        let mut keep = false;
-        self.places.retain(|place| {
-            if !place.window.is_empty() {
-                keep = !keep;
+        let (mut keep, mut end) = (false, 0);
+        self.places.retain_mut(|place| {
+            if place.window.is_empty() {
+                return true;
             }
-            place.window.is_empty() || keep
+            keep = !keep;
+            if keep {
+                place.window = move_to(&mut self.windows, &place.window, end);
+                end = place.window.end;
+            }
+            keep
         });
-        self.windows = self.windows.div_ceil(2);
+        self.windows.truncate(end);
+        self.windowed = self.windowed.div_ceil(2);
         self.spacing *= 2;
+    }
+
+    /// A place that begins with the next byte.
+    fn here(&self) -> Place {
+        Place {
+            in_offset: self.in_position,
+            out_offset: self.out_position,
+            byte: 0,
+            bits: 0,
+            window: 0..0,
+        }
     }
 
     /// Keeps the output from which windows are taken, once one may be.
@@ -183,11 +229,12 @@ impl Indexer {
             };
             if let Some(bits) = found {
                 let byte = if bits == 0 { 0 } else { probe.byte };
-                return self.add(Place {
+                let place = Place {
                     byte,
                     bits,
                     ..probe.place
-                });
+                };
+                return self.add(place, &probe.window);
             }
             if late || bits.is_empty() {
                 return;
@@ -217,13 +264,8 @@ impl Watch for Indexer {
         self.history.clear();
         let last = self.places.last();
         if last.is_none_or(|last| self.out_position - last.out_offset >= MEMBER_SPACING) {
-            self.add(Place {
-                in_offset: self.in_position,
-                out_offset: self.out_position,
-                byte: 0,
-                bits: 0,
-                window: Box::default(),
-            });
+            let place = self.here();
+            self.add(place, &[]);
         }
     }
 
@@ -246,13 +288,8 @@ impl Watch for Indexer {
         if block_end && self.probe.is_none() && self.out_position >= self.due {
             let window = self.history.len().saturating_sub(DEFLATE_WINDOW);
             self.probe = Some(Probe {
-                place: Place {
-                    in_offset: self.in_position,
-                    out_offset: self.out_position,
-                    byte: 0,
-                    bits: 0,
-                    window: self.history[window..].into(),
-                },
+                place: self.here(),
+                window: self.history[window..].into(),
                 byte: self.last_byte,
                 input: Vec::new(),
                 output: Vec::new(),
@@ -270,7 +307,7 @@ impl Probe {
         let start = SliceStart {
             byte: self.byte,
             bits,
-            window: &self.place.window,
+            window: &self.window,
         };
         let Ok(mut decoder) = SliceDecoder::new(start, &self.input) else {
             return false;

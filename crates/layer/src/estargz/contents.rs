@@ -1,6 +1,6 @@
 //! From the TOC to a tree whose files are lists of chunks in the blob.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use tree::{ChunkId, Tree};
 
@@ -226,7 +226,7 @@ struct Known {
 }
 
 impl DataSink for Known {
-    fn file(&mut self, _: FileInfo<'_>, _: &mut dyn Read) -> io::Result<Box<[ChunkId]>> {
+    fn file(&mut self, _: FileInfo<'_>, _: &mut dyn BufRead) -> io::Result<Box<[ChunkId]>> {
         let first = self.chunks.len() as u64;
         self.chunks.append(&mut self.next);
         let last = u32::try_from(self.chunks.len())

@@ -1,6 +1,6 @@
 //! Reading the maps of sparse files, wherever a dialect keeps them.
 
-use std::io::Read;
+use std::io::BufRead;
 
 use super::header::{self, BLOCK, Block, field};
 use super::pax;
@@ -26,7 +26,7 @@ impl From<Error> for Refused {
     }
 }
 
-impl<R: Read> Reader<R> {
+impl<R: BufRead> Reader<R> {
     /// The map of a sparse file, wherever its dialect keeps it.
     pub(super) fn sparse_map(
         &mut self,

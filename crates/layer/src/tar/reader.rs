@@ -8,10 +8,12 @@ use super::sparse::{Map, Run};
 use super::{Entry, EntryKind, pax};
 use crate::error::{Error, show};
 
-/// Bytes taken from the stream at a time; larger reads of file data pass through.
+/// Bytes taken at a time from a stream without a buffer of its own; larger reads of file data pass through.
 const BUFFER: usize = 256 << 10;
 /// Zero blocks that end an archive.
 const END_MARK: u32 = 2;
+/// What holes are lent out from.
+const ZEROS: [u8; 4 << 10] = [0; 4 << 10];
 /// Longest PAX extended header, in bytes.
 const PAX_MAX: u64 = 1 << 20;
 /// Longest path or link target, in bytes.
@@ -32,8 +34,8 @@ impl Pending {
 }
 
 /// Reads the entries of an archive in turn.
-pub struct Reader<R: Read> {
-    input: BufReader<R>,
+pub struct Reader<R> {
+    input: R,
     /// Bytes taken from `input`.
     offset: u64,
     /// Path of the current entry, for messages.
@@ -47,11 +49,18 @@ pub struct Reader<R: Read> {
     concatenated: bool,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: Read> Reader<BufReader<R>> {
     /// A reader over an uncompressed archive, which two zero blocks end.
     pub fn new(r: R) -> Self {
+        Self::buffered(BufReader::with_capacity(BUFFER, r))
+    }
+}
+
+impl<R: BufRead> Reader<R> {
+    /// As [`Reader::new`], of bytes that lie in memory already.
+    pub fn buffered(input: R) -> Self {
         Self {
-            input: BufReader::with_capacity(BUFFER, r),
+            input,
             offset: 0,
             path: Vec::new(),
             remaining: 0,
@@ -361,35 +370,84 @@ impl<R: Read> Reader<R> {
     fn stored(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.input.read(buf)?;
         if n == 0 && !buf.is_empty() {
-            let within = format!("the data of {}", show(&self.path));
-            let error = Error::Truncated {
-                offset: self.offset,
-                within,
-            };
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, error));
+            return Err(self.ends_within());
         }
+        self.took(n);
+        Ok(n)
+    }
+
+    /// Counts stored bytes of the current entry.
+    fn took(&mut self, n: usize) {
         self.offset += n as u64;
         self.remaining -= n as u64;
-        Ok(n)
+    }
+
+    /// The error for a stream that ends within the data of the current entry.
+    fn ends_within(&self) -> io::Error {
+        let within = format!("the data of {}", show(&self.path));
+        io::Error::new(io::ErrorKind::UnexpectedEof, self.truncated(&within))
     }
 }
 
 /// Bytes of the stream, at least one unless it is at its end.
-fn fill<R: Read>(input: &mut BufReader<R>, offset: u64) -> Result<&[u8], Error> {
-    while let Err(source) = input.fill_buf() {
-        if source.kind() != io::ErrorKind::Interrupted {
-            return Err(Error::Read { offset, source });
+fn fill(input: &mut impl BufRead, offset: u64) -> Result<&[u8], Error> {
+    lend(input).map_err(|source| Error::Read { offset, source })
+}
+
+/// As [`BufRead::fill_buf`], however often that is interrupted.
+fn lend(input: &mut impl BufRead) -> io::Result<&[u8]> {
+    while let Err(error) = input.fill_buf() {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     }
-    Ok(input.buffer())
+    // There is a buffer now, so this does not fail.
+    input.fill_buf()
 }
 
 /// The data of an entry, see [`Reader::data`].
-pub struct Data<'a, R: Read> {
+pub struct Data<'a, R> {
     reader: &'a mut Reader<R>,
 }
 
-impl<R: Read> Read for Data<'_, R> {
+impl<R: BufRead> BufRead for Data<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let reader = &mut *self.reader;
+        let limit = match reader.sparse.as_mut().map(Map::run) {
+            None => reader.remaining,
+            Some(Run::End) => 0,
+            Some(Run::Data(length)) => length,
+            Some(Run::Hole(length)) => return Ok(up_to(&ZEROS, length)),
+        };
+        if limit == 0 {
+            return Ok(&[]);
+        }
+        if lend(&mut reader.input)?.is_empty() {
+            return Err(reader.ends_within());
+        }
+        Ok(up_to(lend(&mut reader.input)?, limit))
+    }
+
+    fn consume(&mut self, n: usize) {
+        let reader = &mut *self.reader;
+        let hole = matches!(reader.sparse.as_mut().map(Map::run), Some(Run::Hole(_)));
+        if !hole {
+            reader.input.consume(n);
+            reader.took(n);
+        }
+        if let Some(map) = &mut reader.sparse {
+            map.advance(n);
+        }
+    }
+}
+
+/// The first `limit` bytes, or all if there are fewer.
+fn up_to(bytes: &[u8], limit: u64) -> &[u8] {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    bytes.get(..limit).unwrap_or(bytes)
+}
+
+impl<R: BufRead> Read for Data<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let reader = &mut *self.reader;
         let limit = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(buf.len());

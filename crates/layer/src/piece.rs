@@ -1,6 +1,8 @@
 //! Moving a stream of bytes from one thread to others, in pieces whose buffers are used again.
+//!
+//! Nobody copies a piece: all receivers look at the same bytes, and [`Pipe`] lends them out as its buffer.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
@@ -10,7 +12,8 @@ use progress::Cancel;
 const WAITING: usize = 4;
 
 /// A piece of the stream. Its buffer goes back to the sender when the last receiver drops it.
-pub(crate) struct Piece {
+#[derive(Debug)]
+pub struct Piece {
     bytes: Vec<u8>,
     home: Sender<Vec<u8>>,
 }
@@ -29,20 +32,25 @@ impl Drop for Piece {
 }
 
 /// What goes through a channel; a channel that closes without `End` or `Failed` was broken.
-pub(crate) enum Message {
+#[derive(Debug)]
+pub enum Message {
+    /// The bytes that follow.
     Piece(Arc<Piece>),
+    /// There are no more.
     End,
+    /// There are no more since reading failed.
     Failed(io::Error),
 }
 
 /// A channel for pieces.
-pub(crate) fn pipe() -> (SyncSender<Message>, Receiver<Message>) {
+pub fn pipe() -> (SyncSender<Message>, Receiver<Message>) {
     sync_channel(WAITING)
 }
 
-/// Reads `source` to its end in pieces of up to `size` bytes and sends each to all `receivers`. An error goes to the
-/// first. Ends early if a receiver is gone or the work is cancelled.
-pub(crate) fn pump(
+/// Reads `source` to its end in pieces of `size` bytes, of which only the last may be shorter, and sends each to all
+/// `receivers`. An error goes to the first, after a piece of what was read before it. Ends early if a receiver is gone or
+/// the work is cancelled.
+pub fn pump(
     mut source: impl Read,
     size: usize,
     receivers: &[SyncSender<Message>],
@@ -102,8 +110,20 @@ fn fill(source: &mut impl Read, buffer: &mut [u8]) -> (usize, Option<io::Error>)
     (filled, None)
 }
 
-/// Reads what comes out of a channel.
-pub(crate) struct Pipe {
+/// Gives all that comes out of a channel to `take`, piece by piece. Says whether the stream came to its end.
+pub fn take_all(receiver: &Receiver<Message>, mut take: impl FnMut(&[u8])) -> bool {
+    loop {
+        match receiver.recv() {
+            Ok(Message::Piece(piece)) => take((*piece).as_ref()),
+            Ok(Message::End) => return true,
+            Ok(Message::Failed(_)) | Err(_) => return false,
+        }
+    }
+}
+
+/// Reads what comes out of a channel. Its buffer is always the rest of a piece.
+#[derive(Debug)]
+pub struct Pipe {
     receiver: Receiver<Message>,
     piece: Option<Arc<Piece>>,
     position: usize,
@@ -111,7 +131,8 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    pub(crate) fn new(receiver: Receiver<Message>) -> Self {
+    /// Will read the other end of [`pipe`].
+    pub fn new(receiver: Receiver<Message>) -> Self {
         Self {
             receiver,
             piece: None,
@@ -119,23 +140,19 @@ impl Pipe {
             ended: false,
         }
     }
+
+    /// The bytes of the piece that were not read.
+    fn rest(&self) -> &[u8] {
+        let bytes = self.piece.as_ref().map(|piece| &piece.bytes[..]);
+        bytes
+            .and_then(|bytes| bytes.get(self.position..))
+            .unwrap_or_default()
+    }
 }
 
-impl Read for Pipe {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if let Some(piece) = &self.piece {
-                let rest = piece.bytes.get(self.position..).unwrap_or_default();
-                if !rest.is_empty() {
-                    let count = rest.len().min(buf.len());
-                    buf[..count].copy_from_slice(&rest[..count]);
-                    self.position += count;
-                    return Ok(count);
-                }
-            }
-            if self.ended {
-                return Ok(0);
-            }
+impl BufRead for Pipe {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.rest().is_empty() && !self.ended {
             (self.piece, self.position) = (None, 0);
             match self.receiver.recv() {
                 Ok(Message::Piece(piece)) => self.piece = Some(piece),
@@ -144,6 +161,19 @@ impl Read for Pipe {
                 Err(_) => return Err(io::Error::other("the stage before this one has failed")),
             }
         }
+        Ok(self.rest())
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.position += count;
+    }
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buf)?;
+        self.consume(count);
+        Ok(count)
     }
 }
 
@@ -162,7 +192,11 @@ mod tests {
                 let mut out = Vec::new();
                 Pipe::new(receiver).read_to_end(&mut out).map(|_| out)
             };
-            let other = scope.spawn(move || read(b));
+            let other = scope.spawn(move || {
+                let mut out = Vec::new();
+                let whole = take_all(&b, |bytes| out.extend_from_slice(bytes));
+                whole.then_some(out).ok_or(io::ErrorKind::BrokenPipe.into())
+            });
             (read(a), other.join().unwrap())
         })
     }
@@ -174,6 +208,24 @@ mod tests {
             let (a, b) = through(&data[..], 100);
             assert!(a.unwrap() == data && b.unwrap() == data, "{len}");
         }
+    }
+
+    #[test]
+    fn pieces_are_full_and_lent_out_whole() {
+        let (sender, receiver) = pipe();
+        let data: Vec<u8> = (0..=255).collect();
+        let trickle = data[..3].chain(&data[3..90]).chain(&data[90..]);
+        pump(trickle, 100, &[sender], &Cancel::default());
+        let mut pipe = Pipe::new(receiver);
+        assert_eq!(pipe.fill_buf().unwrap(), &data[..100]);
+        pipe.consume(60);
+        assert_eq!(pipe.fill_buf().unwrap(), &data[60..100]);
+        pipe.consume(40);
+        assert_eq!(pipe.fill_buf().unwrap(), &data[100..200]);
+        pipe.consume(100);
+        assert_eq!(pipe.fill_buf().unwrap(), &data[200..]);
+        pipe.consume(56);
+        assert!(pipe.fill_buf().unwrap().is_empty());
     }
 
     #[test]
