@@ -523,7 +523,7 @@ fn data_is_lent_as_it_is_read() {
     let mut reader = Reader::buffered(&bytes[..4000]);
     reader.next().expect("valid").expect("sparse");
     let error = lend(&mut reader, 500).expect_err("truncated").to_string();
-    assert!(error.contains("data of sparse"), "{error}");
+    assert!(error.contains("the data of \"sparse\""), "{error}");
 }
 
 #[test]

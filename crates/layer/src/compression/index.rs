@@ -326,3 +326,33 @@ impl Probe {
         from_bit >> 1 & 0b11 == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_windows_every_second_is_dropped() {
+        let mut indexer = Indexer::default();
+        for number in 0..=WINDOWS_MAX as u64 {
+            let place = Place {
+                out_offset: number,
+                ..indexer.here()
+            };
+            indexer.add(place, &[number as u8; 5]);
+        }
+        assert_eq!(indexer.spacing, 2 * SPACING);
+        let mut index = indexer.finish();
+        let right = |index: &GzipIndex, at: usize| {
+            let place = &index.places[at];
+            let window = &index.windows[place.window.clone()];
+            place.out_offset == 2 * at as u64 && window == [place.out_offset as u8; 5]
+        };
+        assert_eq!(index.places.len(), WINDOWS_MAX / 2 + 1);
+        assert_eq!(index.windows.len(), 5 * index.places.len());
+        assert!((0..index.places.len()).all(|at| right(&index, at)));
+        index.keep_windows([1, 7]);
+        assert_eq!(index.windows.len(), 10);
+        assert!(right(&index, 1) && right(&index, 7));
+    }
+}
