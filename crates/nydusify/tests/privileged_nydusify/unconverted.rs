@@ -9,7 +9,7 @@ use testkit::expect::{compare, compare_trees, compare_with_stack};
 use testkit::layout::{Flavour, Layer, Layout, Packing, layer_files};
 use testkit::oracle::Stack;
 use testkit::registry::Registry;
-use testkit::run::{Mount, is_mounted, output, run, wait_until};
+use testkit::run::{Mount, is_mounted, output, run};
 use testkit::tar::{Entry, Sparse, Tar};
 use testkit::{noise, prose, sha256, shared_or_skip};
 
