@@ -95,6 +95,9 @@ impl FromStr for Reference {
             Some((host, rest)) => (Some(host), format!("localhost/{rest}")),
             None => (None, text.to_owned()),
         };
+        let lower_case = || {
+            "repository names are lower case: [HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST]".to_owned()
+        };
         let parsed: distribution::Reference =
             name.parse().map_err(|error: distribution::ParseError| {
                 invalid(match error {
@@ -102,8 +105,7 @@ impl FromStr for Reference {
                     distribution::ParseError::ReferenceInvalidFormat
                         if name.bytes().any(|b| b.is_ascii_uppercase()) =>
                     {
-                        "repository names are lower case: [HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST]"
-                            .to_owned()
+                        lower_case()
                     }
                     distribution::ParseError::ReferenceInvalidFormat => {
                         "it must be [HOST[:PORT]/]NAME[:TAG][@sha256:DIGEST]".to_owned()
@@ -111,6 +113,10 @@ impl FromStr for Reference {
                     other => other.to_string(),
                 })
             })?;
+        // A first component that looks like a host is let pass, and taken for a part of the name then.
+        if parsed.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(invalid(lower_case()));
+        }
         let digest = match parsed.digest() {
             Some(digest) => Some(
                 digest
@@ -186,6 +192,7 @@ mod tests {
             ("", "at least one"),
             ("https://host/a", "no scheme"),
             ("host/Name", "lower case"),
+            ("Name/app", "lower case"),
             ("a:b:c", "HOST"),
             ("a b", "HOST"),
             ("../a", "HOST"),

@@ -69,7 +69,7 @@ fn privileged_the_list_of_mirrors_changes_under_a_mount() {
     assert_eq!(served(), [false, false, true]);
     second.down();
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
-    assert_eq!(served()[0], true);
+    assert!(served()[0]);
     mount.stop().ok();
     let more = ["--mirrors-dir", "/no/where"];
     let words = ["mount", "--target", &to, "--mount-path", "root"];
