@@ -8,7 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use tree::{Content, Image};
 
+use crate::estargz::Estargz;
 use crate::reader::Opened;
+use crate::references::{self, Holds, Reference};
 use crate::sample::{self, Layer};
 use crate::{listing::Listing, ours};
 
@@ -43,11 +45,12 @@ const LAYERED: &[&str] = &[
 ];
 
 /// What is made, and where.
-struct Lab<'a> {
+pub struct Lab<'a> {
     program: &'a Path,
     dir: &'a Path,
-    lower: &'a Layer,
-    upper: &'a Layer,
+    pub lower: &'a Layer,
+    pub upper: &'a Layer,
+    pub star: &'a Estargz,
 }
 
 /// An image to look at.
@@ -63,6 +66,7 @@ struct Made<'a> {
 pub fn run_all(program: PathBuf, filter: &str) -> Result<bool> {
     let lower = sample::lower();
     let upper = sample::upper(&lower);
+    let (star_layer, star) = sample::star();
     let (mut good, mut bad) = (0, 0);
     let mut case =
         |name: String, make: &dyn Fn(&Lab) -> Result<PathBuf>, files, readable| -> Result<()> {
@@ -78,6 +82,7 @@ pub fn run_all(program: PathBuf, filter: &str) -> Result<bool> {
                 dir: dir.path(),
                 lower: &lower,
                 upper: &upper,
+                star: &star,
             };
             let judged = make(&lab).and_then(|bootstrap| {
                 judge(
@@ -194,21 +199,34 @@ pub fn run_all(program: PathBuf, filter: &str) -> Result<bool> {
         None,
         false,
     )?;
+    for Reference { name, make, holds } in references::ALL {
+        let files = match holds {
+            Holds::Lower => &lower.files,
+            Holds::Upper => &upper.files,
+            Holds::Star => &star_layer.files,
+        };
+        case((*name).to_owned(), make, Some(files), true)?;
+    }
     println!("{good} images are as the reader sees them, {bad} are not");
     ensure!(good + bad > 0, "no image has a name with {filter:?}");
     Ok(bad == 0)
 }
 
 impl Lab<'_> {
-    fn boot(&self, name: &str) -> PathBuf {
+    pub fn boot(&self, name: &str) -> PathBuf {
         self.dir.join("boots").join(name)
     }
 
-    fn blobs(&self) -> PathBuf {
+    /// Where the reader keeps what it has read.
+    pub fn cache(&self) -> PathBuf {
+        self.dir.join("cache")
+    }
+
+    pub fn blobs(&self) -> PathBuf {
         self.dir.join("blobs")
     }
 
-    fn run(&self, words: &str) -> Result<()> {
+    pub fn run(&self, words: &str) -> Result<()> {
         let output = Command::new(self.program)
             .args(words.split_whitespace())
             .output()
@@ -246,11 +264,17 @@ impl Lab<'_> {
 
     /// A blob with its bootstrap inside.
     fn create_inline(&self, layer: &str, options: &str) -> Result<PathBuf> {
-        let (tar, blobs) = (self.tar(layer)?, self.blobs());
+        let tar = self.tar(layer)?;
+        self.inline(&format!("-t tar-rafs {options} {}", tar.display()))
+    }
+
+    /// The blob with its bootstrap inside that `create` makes of these words.
+    pub fn inline(&self, words: &str) -> Result<PathBuf> {
+        let blobs = self.blobs();
         let before = names(&blobs)?;
-        let (tar, at) = (tar.display(), blobs.display());
         self.run(&format!(
-            "create -t tar-rafs {options} --blob-inline-meta -D {at} {tar}"
+            "create --blob-inline-meta -D {} {words}",
+            blobs.display()
         ))?;
         let mut new = names(&blobs)?;
         new.retain(|name| !before.contains(name));
@@ -259,7 +283,7 @@ impl Lab<'_> {
     }
 
     /// The bootstrap out of a blob, in a file of the blob's name, as deployed converters do it.
-    fn extract(&self, blob: &Path) -> Result<PathBuf> {
+    pub fn extract(&self, blob: &Path) -> Result<PathBuf> {
         let boot = self.boot(&blob.file_name().context("a blob's name")?.to_string_lossy());
         fs::write(&boot, bytes(blob)?)?;
         Ok(boot)
@@ -347,7 +371,7 @@ fn judge(lab: &Lab, made: &Made) -> Result<String> {
         forget_full_last_chunks(&mut image);
     }
     let expected: Listing = ours::list(&image);
-    let opened = Opened::new(&made.bootstrap, &lab.blobs(), &lab.dir.join("cache"))?;
+    let opened = Opened::new(&made.bootstrap, &lab.blobs(), &lab.cache())?;
     opened.list()?.expect(&expected)?;
     let told = format!(
         "{} names, {} chunks",

@@ -3,15 +3,25 @@
 #![forbid(unsafe_code)]
 
 mod cases;
+#[path = "../../../../crates/testkit/src/estargz.rs"]
+#[allow(dead_code)]
+mod estargz;
 mod listing;
 mod ours;
 mod reader;
+mod references;
 mod sample;
 #[path = "../../../../crates/testkit/src/tar.rs"]
 #[allow(dead_code)]
 mod tar;
 
 use std::process::ExitCode;
+
+/// Digest of bytes in hexadecimal.
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    hex::encode(sha2::Sha256::digest(bytes))
+}
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);

@@ -17,7 +17,9 @@ pub fn load(bytes: Vec<u8>, name: &str) -> Result<Image> {
         .map_err(|e| anyhow::anyhow!("our own check: {e}"))?;
     let mut image = parsed.load()?;
     for blob in &mut image.blobs {
-        if blob.features.contains(BlobFeatures::INLINED_FS_META) {
+        // A layer that stays as it is has an id of its own.
+        let features = blob.features & (BlobFeatures::INLINED_FS_META | BlobFeatures::SEPARATE);
+        if features == BlobFeatures::INLINED_FS_META {
             blob.id = rafs_format::BlobId::new(name).context("name of the bootstrap")?;
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::estargz::{Estargz, estargz};
 use crate::tar::{Entry, Tar, flag};
 
 /// A layer, and what its files hold.
@@ -32,6 +33,18 @@ fn prose(seed: u64, len: usize) -> Vec<u8> {
 
 /// The lower layer.
 pub fn lower() -> Layer {
+    layer(&entries(), BTreeMap::new(), &[])
+}
+
+/// The lower layer as an eStargz layer, whose table of contents is text: without names that are none.
+pub fn star() -> (Layer, Estargz) {
+    let mut entries = entries();
+    entries.retain(|entry| std::str::from_utf8(&entry.path).is_ok());
+    let made = estargz(&entries, 1 << 20);
+    (layer(&entries, BTreeMap::new(), &[]), made)
+}
+
+fn entries() -> Vec<Entry> {
     let long = "n".repeat(255);
     let deep = (0..20)
         .map(|i| format!("directory-{i:02}/"))
@@ -75,7 +88,7 @@ pub fn lower() -> Layer {
             prose(i, 10 + 40 * i as usize),
         ));
     }
-    layer(&entries, BTreeMap::new(), &[])
+    entries
 }
 
 /// A layer above it: replaces, adds and hides.
