@@ -9,7 +9,7 @@ use anyhow::Result;
 use flate2::{Compression, write::GzEncoder};
 
 use crate::cases::Lab;
-use crate::sha256;
+use crate::{sample, sha256};
 
 /// Bytes of the tar in each gzip member, where there are several.
 const MEMBER: usize = 700_001;
@@ -126,7 +126,8 @@ fn table_of_contents(lab: &Lab) -> Result<PathBuf> {
     fs::write(&toc, &lab.star.toc)?;
     let id = name(&source);
     lab.run(&format!(
-        "create -t estargztoc-ref --blob-id {id} -B {} --blob-meta {} {}",
+        "create -t estargztoc-ref --blob-id {id} --chunk-size {:#x} -B {} --blob-meta {} {}",
+        sample::STAR_CHUNK,
         boot.display(),
         cache.join(format!("{id}.blob.meta")).display(),
         toc.display()

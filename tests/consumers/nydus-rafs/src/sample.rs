@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use crate::estargz::{Estargz, estargz};
 use crate::tar::{Entry, Tar, flag};
 
+/// Bytes of file data in a gzip member of the eStargz layer.
+pub const STAR_CHUNK: usize = 1 << 20;
+
 /// A layer, and what its files hold.
 pub struct Layer {
     /// The tar stream.
@@ -40,7 +43,7 @@ pub fn lower() -> Layer {
 pub fn star() -> (Layer, Estargz) {
     let mut entries = entries();
     entries.retain(|entry| std::str::from_utf8(&entry.path).is_ok());
-    let made = estargz(&entries, 1 << 20);
+    let made = estargz(&entries, STAR_CHUNK);
     (layer(&entries, BTreeMap::new(), &[]), made)
 }
 
