@@ -44,6 +44,9 @@ use crate::{BuildOptions, BuiltLayer, Error, Stats, tail};
 const PIECE: usize = 256 << 10;
 /// Largest file that records can point into, in bytes.
 const SOURCE_MAX: u64 = 1 << 40;
+/// Bytes of a slice behind those that yield its output. Deployed readers that come to the end of a gzip member go on to the next
+/// one before they see that they have enough, and fail if they can't: this has room for a trailer, a header and a beginning.
+const BEYOND: u64 = 512;
 /// Largest stored size that a record can express, in bytes.
 const STORED_MAX: u64 = (1 << 24) - 1;
 
@@ -141,7 +144,7 @@ pub fn build_targz_with(
         Compression::Gzip | Compression::None => Compressor::Gzip,
     };
     let places = match index {
-        Index::Gzip(index) => slices(&mut chunks, index)?,
+        Index::Gzip(index) => slices(&mut chunks, index, len)?,
         Index::Frames(ends) => batches(&chunks, &ends)?,
         Index::None => {
             for (record, &offset) in chunks.records.iter_mut().zip(&chunks.offsets) {
@@ -311,8 +314,8 @@ fn join<T>(stage: &'static str, thread: ScopedJoinHandle<'_, T>) -> Result<T, Er
     thread.join().map_err(|_| Error::Panicked { stage })
 }
 
-/// Enters about where the chunks lie in the gzip data, and gives their exact places.
-fn slices(chunks: &mut Chunks<'_>, mut index: GzipIndex) -> Result<Places, Error> {
+/// Enters about where the chunks lie in the gzip data of `len` bytes, and gives their exact places.
+fn slices(chunks: &mut Chunks<'_>, mut index: GzipIndex, len: u64) -> Result<Places, Error> {
     let mut contexts: Vec<ZranContext> = Vec::new();
     let mut placements = Vec::with_capacity(chunks.records.len());
     let (mut used, mut dictionary) = (Vec::new(), 0);
@@ -321,7 +324,7 @@ fn slices(chunks: &mut Chunks<'_>, mut index: GzipIndex) -> Result<Places, Error
         let at = index.place_before(start);
         let at = at.ok_or(Error::NoPlace { size: start })?;
         let (stored_start, stored_end) = (index.input_near(start), index.input_near(end));
-        let input_end = index.input_end(end);
+        let input_end = index.input_end(end).saturating_add(BEYOND).min(len);
         let place = &index.places[at];
         if used.last() != Some(&at) {
             used.push(at);
