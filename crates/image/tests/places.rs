@@ -716,11 +716,16 @@ fn what_a_killed_writer_left_goes_when_nobody_is_at_work() {
     let target = Target::open(&oci(dir.path(), Some("a"))).unwrap();
     let image = put_image(&target, b"1");
     target.commit(&image).unwrap();
+    assert!(!dir.path().join(".new-aaaaaa").exists());
     let blobs = count_blobs(dir.path());
 
+    // Killed while it wrote the tag, and while it wrote a blob.
+    let index = dir.path().join(".new-bbbbbb");
+    std::fs::write(&index, b"{").unwrap();
     let left = dir.path().join("blobs/sha256/.new-bbbbbb");
     std::fs::write(&left, b"half").unwrap();
     let first = Target::open(&oci(dir.path(), Some("b"))).unwrap();
+    assert!(!index.exists());
     assert_eq!(count_blobs(dir.path()), blobs);
     // That of a writer at work stays.
     let mut writer = first.blob_writer().unwrap();

@@ -256,13 +256,11 @@ fn prepare(dir: &Path, made: &mut Vec<PathBuf>) -> Result<File, Error> {
     let blobs = dir.join("blobs/sha256");
     make_directories(&blobs, made)?;
     let presence = File::open(&blobs).map_err(Error::io("open", &blobs))?;
+    // Of writers that were killed: files are put into the directory itself only by those who hold its lock, and
+    // into that of the blobs by those who are present.
+    take_away_unfinished(dir)?;
     if presence.try_lock().is_ok() {
-        // Nobody is at work here: these are of writers that were killed.
-        let left: Vec<PathBuf> = names(&blobs)?
-            .filter(is_unfinished)
-            .map(|name| blobs.join(name))
-            .collect();
-        take_away(&left);
+        take_away_unfinished(&blobs)?;
     }
     presence.lock_shared().map_err(Error::io("lock", &blobs))?;
     Ok(presence)
@@ -299,6 +297,15 @@ fn names(dir: &Path) -> Result<impl Iterator<Item = OsString>, Error> {
 
 fn is_unfinished(name: &OsString) -> bool {
     name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
+}
+
+fn take_away_unfinished(dir: &Path) -> Result<(), Error> {
+    let left: Vec<PathBuf> = names(dir)?
+        .filter(is_unfinished)
+        .map(|name| dir.join(name))
+        .collect();
+    take_away(&left);
+    Ok(())
 }
 
 fn make_directories(dir: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {
