@@ -47,15 +47,8 @@ enum Command {
         /// Only images whose name contains this; `merge` is the merge of many layers.
         #[arg(long, default_value = "")]
         only: String,
-        /// Counted runs of each command.
-        #[arg(long, default_value_t = 5)]
-        runs: usize,
-        /// Directory for results; a temporary one by default.
-        #[arg(long)]
-        work: Option<PathBuf>,
-        /// Print the table instead of writing the page.
-        #[arg(long)]
-        print: bool,
+        #[command(flatten)]
+        how: How,
     },
     /// Relay to a server as the far link of `mount` does, until killed; prints where it listens.
     Link {
@@ -67,15 +60,16 @@ enum Command {
         /// A layout with the tag `big`, made by the tool that makes the big image.
         #[arg(long)]
         big: PathBuf,
-        /// Rounds.
-        #[arg(long, default_value_t = 5)]
-        runs: usize,
-        /// Directory for results, on ext4, xfs or btrfs; a temporary one by default.
+        #[command(flatten)]
+        how: How,
+    },
+    /// Measure first starts of the same image over the far link while nobody has converted it, and write the page.
+    Unconverted {
+        /// A layout with the tag `big`, made by the tool that makes the big image.
         #[arg(long)]
-        work: Option<PathBuf>,
-        /// Print the table instead of writing the page.
-        #[arg(long)]
-        print: bool,
+        big: PathBuf,
+        #[command(flatten)]
+        how: How,
     },
     /// Measure dictionaries of synthetic chunks, and a conversion whose chunks are all known, and write docs/chunkdict.md.
     Dict {
@@ -85,15 +79,8 @@ enum Command {
         /// A layout with the tag `big`, made by the tool that makes the big image.
         #[arg(long)]
         big: Option<PathBuf>,
-        /// Counted runs of each command.
-        #[arg(long, default_value_t = 5)]
-        runs: usize,
-        /// Directory for results; a temporary one by default.
-        #[arg(long)]
-        work: Option<PathBuf>,
-        /// Print the tables instead of writing the page.
-        #[arg(long)]
-        print: bool,
+        #[command(flatten)]
+        how: How,
     },
     /// Convert a series of versions of one image and write what a chunk dictionary saves into docs/chunkdict.md. Takes
     /// Python wheels from where pip takes them.
@@ -107,16 +94,24 @@ enum Command {
     },
 }
 
+/// How often to measure, and where.
+#[derive(Debug, clap::Args)]
+struct How {
+    /// Counted runs of each command, or rounds.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Directory for results, which is made if there is none: of mounts, on ext4, xfs or btrfs; a temporary one by default.
+    #[arg(long)]
+    work: Option<PathBuf>,
+    /// Print the tables instead of writing the page.
+    #[arg(long)]
+    print: bool,
+}
+
 fn main() -> Result<()> {
     match Args::parse().command {
         Command::RunOne { command } => measure::run_one(&command),
-        Command::Measure {
-            big,
-            only,
-            runs,
-            work,
-            print,
-        } => run(big, &only, runs, work, print),
+        Command::Measure { big, only, how } => run(big, &only, &how),
         Command::Link { server } => {
             let link = Link::start(&server, Shape::FAR)?;
             println!("{}", link.host());
@@ -124,20 +119,24 @@ fn main() -> Result<()> {
                 std::thread::park();
             }
         }
-        Command::Mount {
-            big,
-            runs,
-            work,
-            print,
-        } => run_mounts(&big, runs, work, print),
-        Command::Dict {
-            chunks,
-            big,
-            runs,
-            work,
-            print,
-        } => {
-            let scratch = scratch(work.as_ref())?;
+        Command::Mount { big, how } => run_mounts(&big, &how, |mounts| {
+            let table = mounts.measure(how.runs)?;
+            if how.print {
+                print!("{}", table.markdown());
+                return Ok(());
+            }
+            table.write(&docs())
+        }),
+        Command::Unconverted { big, how } => run_mounts(&big, &how, |mounts| {
+            let text = mounts.unconverted(how.runs)?.markdown();
+            if how.print {
+                print!("{text}");
+                return Ok(());
+            }
+            report::put(&docs().join("benchmarks.md"), "unconverted", &text)
+        }),
+        Command::Dict { chunks, big, how } => {
+            let scratch = scratch(how.work.as_ref())?;
             let image = match &big {
                 Some(layout) => Some(Input::open("big", layout, "big", scratch.path())?),
                 None => {
@@ -146,7 +145,7 @@ fn main() -> Result<()> {
                 }
             };
             let (work, image) = (scratch.path(), image.as_ref());
-            dict::measure(&programs()?, work, &chunks, image, runs, print)
+            dict::measure(&programs()?, work, &chunks, image, how.runs, how.print)
         }
         Command::Series { work, print } => series::measure(&programs()?, &work, print),
     }
@@ -165,32 +164,29 @@ fn programs() -> Result<Programs> {
 /// A directory for results that goes away in the end.
 fn scratch(work: Option<&PathBuf>) -> Result<tempfile::TempDir> {
     Ok(match work {
-        Some(path) => tempfile::tempdir_in(path)?,
+        Some(path) => {
+            std::fs::create_dir_all(path)?;
+            tempfile::tempdir_in(path)?
+        }
         None => tempfile::tempdir()?,
     })
 }
 
-fn run_mounts(big: &Path, runs: usize, work: Option<PathBuf>, print: bool) -> Result<()> {
-    let (programs, scratch) = (programs()?, scratch(work.as_ref())?);
-    let Some(mounts) = Mounts::prepare(&programs, big, scratch.path())? else {
-        return Ok(());
-    };
-    let table = mounts.measure(runs)?;
-    if print {
-        print!("{}", table.markdown());
-        return Ok(());
-    }
-    table.write(&testkit::workspace().join("docs"))
+/// Where the pages lie.
+fn docs() -> PathBuf {
+    testkit::workspace().join("docs")
 }
 
-fn run(
-    big: Option<PathBuf>,
-    only: &str,
-    runs: usize,
-    work: Option<PathBuf>,
-    print: bool,
-) -> Result<()> {
-    let (programs, scratch) = (programs()?, scratch(work.as_ref())?);
+fn run_mounts(big: &Path, how: &How, measure: impl FnOnce(Mounts<'_>) -> Result<()>) -> Result<()> {
+    let (programs, scratch) = (programs()?, scratch(how.work.as_ref())?);
+    match Mounts::prepare(&programs, big, scratch.path())? {
+        Some(mounts) => measure(mounts),
+        None => Ok(()),
+    }
+}
+
+fn run(big: Option<PathBuf>, only: &str, how: &How) -> Result<()> {
+    let (programs, scratch) = (programs()?, scratch(how.work.as_ref())?);
     let work = scratch.path();
 
     let small = work.join("small-layout");
@@ -217,18 +213,18 @@ fn run(
                 programs: &programs,
                 input: &input,
                 work,
-                runs,
+                runs: how.runs,
                 rows: Vec::new(),
             }
             .measure()?,
         );
     }
     if "merge".contains(only) {
-        rows.push(builder::merge_many(&programs, work, runs)?);
+        rows.push(builder::merge_many(&programs, work, how.runs)?);
     }
-    if print {
+    if how.print {
         print!("{}", report::table(&rows));
         return Ok(());
     }
-    report::write(&testkit::workspace().join("docs"), &rows)
+    report::write(&docs(), &rows)
 }

@@ -6,6 +6,7 @@
 mod optimized;
 mod side;
 mod table;
+mod unconverted;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -204,8 +205,17 @@ impl<'a> Mounts<'a> {
         Ok(())
     }
 
-    /// The way without lazy loading: every layer through `tar` as it arrives, then the same work.
+    /// The way without lazy loading.
     fn pull(&mut self, link: &Link, over: &str) -> Result<()> {
+        for (work, seconds) in self.pulled(link)? {
+            let what = format!("{}, cold{over}", work.name());
+            self.table.add(&what, "pull and unpack", seconds);
+        }
+        Ok(())
+    }
+
+    /// Every layer through `tar` as it arrives, then the work: how long both took.
+    fn pulled(&self, link: &Link) -> Result<[(Work, f64); 3]> {
         let tree = self.work.join("pulled");
         remove(&tree)?;
         std::fs::create_dir(&tree)?;
@@ -222,21 +232,12 @@ impl<'a> Mounts<'a> {
             run(Command::new("sh").args(["-c", &line]))?;
         }
         let pulled = started.elapsed().as_secs_f64();
-        let side = "pull and unpack";
-        for work in [Work::Hello, Work::Start] {
-            let seconds = work.run(&tree)?;
-            self.table.add(
-                &format!("{}, cold{over}", work.name()),
-                side,
-                pulled + seconds,
-            );
+        let mut times = [Work::Hello, Work::Start, Work::ReadAll].map(|work| (work, pulled));
+        for (work, seconds) in &mut times {
+            *seconds += work.run(&tree)?;
         }
-        self.table.add(
-            &format!("{}, cold{over}", Work::ReadAll.name()),
-            side,
-            pulled + Work::ReadAll.run(&tree)?,
-        );
-        remove(&tree)
+        remove(&tree)?;
+        Ok(times)
     }
 }
 

@@ -30,6 +30,11 @@ pub fn args(words: &[&std::ffi::OsStr]) -> Vec<OsString> {
 
 /// Runs a command to its good end.
 pub fn run(command: &mut Command) -> Result<()> {
+    output(command).map(drop)
+}
+
+/// The same; what it printed.
+pub fn output(command: &mut Command) -> Result<Vec<u8>> {
     let output = command.output()?;
     if !output.status.success() {
         bail!(
@@ -38,7 +43,7 @@ pub fn run(command: &mut Command) -> Result<()> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(())
+    Ok(output.stdout)
 }
 
 /// Removes a file or directory, if it is there.

@@ -90,6 +90,19 @@ pub fn pump(
     }
 }
 
+/// Reads `source` in a thread of its own, ahead of whoever reads what this returns, in pieces of `size` bytes. The thread ends
+/// with the stream, with its first error, or soon after the pipe is dropped.
+///
+/// # Errors
+/// When there can't be a thread.
+pub fn read_ahead(source: impl Read + Send + 'static, size: usize) -> io::Result<Pipe> {
+    let (sender, receiver) = pipe();
+    std::thread::Builder::new()
+        .name("read-ahead".to_owned())
+        .spawn(move || pump(source, size, &[sender], &Cancel::default()))?;
+    Ok(Pipe::new(receiver))
+}
+
 fn fail(receivers: &[SyncSender<Message>], error: io::Error) {
     if let Some(receiver) = receivers.first() {
         let _ = receiver.send(Message::Failed(error));
@@ -239,6 +252,17 @@ mod tests {
         let (a, b) = through((&b"some"[..]).chain(Broken), 100);
         assert_eq!(a.unwrap_err().to_string(), "broken");
         assert!(b.is_err());
+    }
+
+    #[test]
+    fn what_is_read_ahead_may_be_left() {
+        let mut pipe = read_ahead(io::repeat(7), 1000).unwrap();
+        pipe.read_exact(&mut [0; 10]).unwrap();
+        let data: Vec<u8> = (0..=255).collect();
+        let mut out = Vec::new();
+        let mut pipe = read_ahead(io::Cursor::new(data.clone()), 100).unwrap();
+        pipe.read_to_end(&mut out).unwrap();
+        assert_eq!(out, data);
     }
 
     #[test]

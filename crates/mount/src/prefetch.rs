@@ -24,17 +24,15 @@ impl Prefetcher {
         store: Arc<ChunkStore>,
         what: Prefetch,
     ) -> Result<Self, Error> {
-        let (first, mut nids) = match what {
+        let (first, nids) = match what {
             Prefetch::Nothing => (Vec::new(), Vec::new()),
-            Prefetch::Listed | Prefetch::Everything => {
-                (first_chunks(&bootstrap), bootstrap.prefetch().collect())
-            }
+            Prefetch::Listed | Prefetch::Everything => chosen(&bootstrap, what),
         };
-        if what == Prefetch::Everything {
-            nids.push(bootstrap.root());
-        }
         let stop = Arc::new(AtomicBool::new(false));
         if first.is_empty() && nids.is_empty() {
+            if what != Prefetch::Nothing {
+                store.follow_reads();
+            }
             return Ok(Self {
                 store,
                 stop,
@@ -50,6 +48,7 @@ impl Prefetcher {
             .name("prefetch".to_owned())
             .spawn(move || {
                 work.store.bring_first(&first, &work.stop);
+                work.store.follow_reads();
                 work.run(nids);
             })
             .map_err(|source| Error::System {
@@ -80,6 +79,20 @@ impl Drop for Prefetcher {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The chunks that the image puts first, and what to fetch after them.
+fn chosen(bootstrap: &Bootstrap<Vec<u8>>, what: Prefetch) -> (Vec<ChunkPointer>, Vec<Nid>) {
+    let (first, root) = (first_chunks(bootstrap), bootstrap.root());
+    let mut nids: Vec<Nid> = bootstrap.prefetch().collect();
+    match what {
+        Prefetch::Everything => nids.push(root),
+        // Converters list the root if nobody says what is needed, but for this image somebody has: the rest would only
+        // take the line and the processor from whoever starts.
+        _ if !first.is_empty() => nids.retain(|&nid| nid != root),
+        _ => {}
+    }
+    (first, nids)
 }
 
 /// The chunks of blobs that hold what is needed first, in their order.

@@ -15,6 +15,7 @@ use image::nydus::BOOTSTRAP_SIZE_MAX;
 use image::{Location, Platform, PlatformChoice, Source};
 use indicatif::MultiProgress;
 use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Version};
+use trace::Trace;
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
 use crate::args::{Usage, any_path, given, refuse, switch};
@@ -177,6 +178,12 @@ pub struct ConvertArgs {
           default_value = "false", hide_default_value = true, hide_possible_values = true, value_name = "BOOL",
           value_parser = switch)]
     prefetch_patterns: bool,
+
+    /// Fetch first what a start has read, which `mount --trace` or `run --trace` recorded, in that order. The trace may be of
+    /// another version of the image. May be given several times; what only later ones have comes behind
+    #[arg(long, value_name = "FILE", action = clap::ArgAction::Append,
+          conflicts_with_all = ["prefetch_dir", "prefetch_patterns"])]
+    trace: Vec<PathBuf>,
 
     /// Prove the new image equal to its source before it is tagged
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false",
@@ -545,6 +552,9 @@ fn journal(args: &ConvertArgs) -> Option<PathBuf> {
 }
 
 fn prefetch(args: &ConvertArgs) -> Result<Vec<Vec<u8>>> {
+    if !args.trace.is_empty() {
+        return files_read(&args.trace);
+    }
     let dir = args.prefetch_dir.as_deref().filter(|dir| !dir.is_empty());
     match (dir, args.prefetch_patterns) {
         (Some(_), true) => Err(Usage(
@@ -563,6 +573,19 @@ fn prefetch(args: &ConvertArgs) -> Result<Vec<Vec<u8>>> {
             Ok(patterns(&text))
         }
     }
+}
+
+/// The files that were read in the starts that these are the traces of.
+fn files_read(traces: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
+    let load = |path: &PathBuf| Ok(Trace::load(path)?);
+    let loaded: Vec<Trace> = traces.iter().map(load).collect::<Result<_>>()?;
+    let files = trace::files_read(&loaded);
+    if files.is_empty() {
+        let names: Vec<_> = traces.iter().map(|path| path.to_string_lossy()).collect();
+        anyhow::bail!("no file was read in {}: record a start", names.join(", "));
+    }
+    let files = files.into_iter();
+    Ok(files.map(|path| path.as_bytes().to_vec()).collect())
 }
 
 /// One pattern per line; without any, everything.

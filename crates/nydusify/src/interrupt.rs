@@ -15,6 +15,59 @@ pub struct Interrupt {
     cancel: Cancel,
 }
 
+/// Work that a signal stopped.
+#[derive(Debug)]
+pub struct Interrupted(usize);
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        ::progress::Cancelled.fmt(f)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+impl Interrupted {
+    /// 128 + signal.
+    pub fn exit_code(&self) -> ExitCode {
+        let signal = u8::try_from(self.0).unwrap_or(u8::MAX);
+        ExitCode::from(128_u8.saturating_add(signal))
+    }
+}
+
+/// Stops work of a process that others want to know of these signals, too: for what comes before it serves a mount.
+pub struct Stop {
+    signal: Arc<AtomicUsize>,
+    cancel: Cancel,
+}
+
+impl Stop {
+    /// Watches for these signals from now on.
+    pub fn on(signals: &[i32]) -> Self {
+        let (signal, flag) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+        for &number in signals {
+            // Without it, the work goes on to its end.
+            let _ = signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize);
+            let _ = signal_hook::flag::register(number, Arc::clone(&flag));
+        }
+        let cancel = Cancel::from_flag(flag);
+        Self { signal, cancel }
+    }
+
+    /// Asks the work to stop once a signal has come.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
+    /// What came of the work: after a signal, whatever failed did so since it was to stop.
+    pub fn settle<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        result.map_err(|error| match self.signal.load(Ordering::SeqCst) {
+            0 => error,
+            signal => Interrupted(signal).into(),
+        })
+    }
+}
+
 impl Interrupt {
     /// Watches for signals from now on.
     pub fn watch() -> anyhow::Result<Self> {
@@ -55,7 +108,6 @@ impl Interrupt {
     /// The exit status, 128 + signal, if a signal has come.
     pub fn exit_code(&self) -> Option<ExitCode> {
         let signal = self.signal.load(Ordering::SeqCst);
-        (signal != 0)
-            .then(|| ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX))))
+        (signal != 0).then(|| Interrupted(signal).exit_code())
     }
 }

@@ -29,6 +29,7 @@ mod umount;
 use std::process::ExitCode;
 
 use crate::args::{Arguments, Command, Usage};
+use crate::interrupt::Interrupted;
 
 /// The command line as clap sees it.
 pub fn command() -> clap::Command {
@@ -42,7 +43,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             report(&error);
-            ExitCode::from(if is_usage(&error) { 2 } else { 1 })
+            exit_code(&error)
         }
     }
 }
@@ -53,9 +54,12 @@ fn report(error: &anyhow::Error) {
     eprintln!("error: {text}");
 }
 
-/// Whether the command line is at fault, or asks for what is not built yet.
-fn is_usage(error: &anyhow::Error) -> bool {
-    error.is::<Usage>()
+/// 2 if the command line is at fault, or asks for what is not built yet; 128 + signal if one stopped the work.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<Interrupted>() {
+        Some(interrupted) => interrupted.exit_code(),
+        None => ExitCode::from(if error.is::<Usage>() { 2 } else { 1 }),
+    }
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {

@@ -6,12 +6,16 @@ use std::time::Duration;
 /// A thread that had nothing to do for so long ends.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// How much less of a busy processor a thread gets whose work nobody waits for, as nice(1) counts it.
+const GIVES_WAY: i32 = 10;
+
 type Task = Box<dyn FnOnce() + Send>;
 
 /// Threads that come with the work and go when there is none: mounts may be many, and most of them idle.
 pub(crate) struct Workers {
     name: &'static str,
     most: usize,
+    gives_way: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -30,9 +34,19 @@ impl Workers {
         Arc::new(Self {
             name,
             most: if most == 0 { cores() } else { most },
+            gives_way: false,
             state: Mutex::default(),
             changed: Condvar::new(),
         })
+    }
+
+    /// The same for work that nobody waits for.
+    pub fn giving_way(name: &'static str, most: usize) -> Arc<Self> {
+        let mut workers = Self::new(name, most);
+        if let Some(workers) = Arc::get_mut(&mut workers) {
+            workers.gives_way = true;
+        }
+        workers
     }
 
     /// How many there may be.
@@ -60,6 +74,9 @@ impl Workers {
     }
 
     fn work(&self) {
+        if self.gives_way {
+            give_way();
+        }
         let present = Present(self);
         loop {
             let mut state = self.lock();
@@ -82,6 +99,12 @@ impl Workers {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Leaves a busy processor to others: to those who read, and to the program that they are.
+pub(crate) fn give_way() {
+    // On Linux this is about the calling thread alone. Without it the others only share the processor.
+    let _ = rustix::process::nice(GIVES_WAY);
 }
 
 /// A thread that is there, until a task panics.

@@ -15,6 +15,6 @@ mod writer;
 
 pub use error::Error;
 pub use format::{ChunkId, Event, FILE_MAX, Header, Purpose, Trace, bootstrap_digest};
-pub use list::prefetch_list;
+pub use list::{files_read, prefetch_list};
 pub use recorder::{Begin, Recorder};
 pub use report::{FileReport, Moment, Phase, Phases, Report, RequestReport, Totals, Unread};

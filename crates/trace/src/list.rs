@@ -49,6 +49,17 @@ pub fn prefetch_list<'a>(traces: impl IntoIterator<Item = &'a Trace>) -> Vec<u8>
     serde_json::to_vec(&list).unwrap_or_default()
 }
 
+/// The files that these starts read, in the order in which they did so first, each once. Good for other versions of
+/// the image as well.
+pub fn files_read<'a>(traces: impl IntoIterator<Item = &'a Trace>) -> Vec<&'a str> {
+    let mut seen = HashSet::new();
+    let reads = traces.into_iter().flat_map(Trace::reads);
+    let files = reads.map(|(path, ..)| path);
+    files
+        .filter(|path| !path.is_empty() && seen.insert(*path))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -95,5 +106,7 @@ mod tests {
         let list = prefetch_list([&first, &second]);
         let expected = r#"{"version":"v1","files":[{"path":"/a","ranges":[[0,20],[40,10]]},{"path":"/b","ranges":[[0,5]]},{"path":"/c","ranges":[[0,1]]}]}"#;
         assert_eq!(String::from_utf8(list).unwrap(), expected);
+        let files = files_read([&first, &second]);
+        assert_eq!(files, ["/a", "/b", "/same as b", "/c"]);
     }
 }

@@ -3,7 +3,6 @@
 //! This is deliberately not the code that converts: each layer is read on its own into names and inodes
 //! ([`layer::Layer`]), then laid *under* what the layers above it left open ([`stack::Stack`]).
 
-pub(crate) mod ahead;
 pub(crate) mod layer;
 pub(crate) mod path;
 pub(crate) mod stack;

@@ -6,13 +6,16 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 
+use layer::piece::read_ahead;
 use progress::{Cancel, Progress};
 
 use crate::model::FileTree;
-use crate::replay::ahead::ReadAhead;
 use crate::replay::stream::{Chunking, LayerError, replay};
 use crate::replay::{Layer, Stack};
 use crate::side::LayerFile;
+
+/// Inflated bytes that go from one thread to another at a time.
+const PIECE: usize = 256 << 10;
 
 /// Why the layers of an image cannot be replayed.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +85,7 @@ pub(crate) fn replay_image(
 fn replay_file(file: &LayerFile, context: Context<'_>) -> Result<Layer, LayerError> {
     context.progress.started(&file.name, Some(file.size));
     let (compression, stored) = layer::detecting(file.open()?)?;
-    let stream = ReadAhead::new(layer::decompress(stored, compression)?)?;
+    let stream = read_ahead(layer::decompress(stored, compression)?, PIECE)?;
     let counting = Counting {
         inner: stream,
         file,

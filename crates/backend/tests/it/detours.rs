@@ -30,16 +30,6 @@ fn registry(bytes: &[u8]) -> Registry {
     registry
 }
 
-/// How many reads of blobs a registry saw since the last question.
-fn reads(registry: &Registry) -> usize {
-    let requests = registry.requests();
-    registry.forget_requests();
-    let reads = requests.iter().filter(|request| request.method == "GET");
-    reads
-        .filter(|request| request.path.contains("/blobs/"))
-        .count()
-}
-
 fn list(dir: &Path, origin: &Registry, text: &str) {
     let own = dir.join(format!("{}_", origin.host().replace(':', "_")));
     std::fs::create_dir_all(&own).unwrap();
@@ -55,7 +45,7 @@ fn a_list_of_mirrors_may_change_at_any_time() {
     let [origin, first, second] = [(); 3].map(|()| registry(&bytes));
     let dir = tempfile::tempdir().unwrap();
     let blobs = blobs(&origin, Some(dir.path()), json!({}));
-    let served = || [&origin, &first, &second].map(|one| reads(one) > 0);
+    let served = || [&origin, &first, &second].map(|one| one.take_blob_reads() > 0);
     read_all(&blobs, &id, &bytes);
     assert_eq!(served(), [true, false, false], "none are listed");
     list(dir.path(), &origin, &format!("[host.\"{}\"]", first.url()));
@@ -108,7 +98,7 @@ fn mirrors_that_fail_lie_or_have_nothing_cost_no_read() {
         for _ in 0..10 {
             read_all(&blobs, &id, &bytes);
         }
-        let seen = reads(&mirror);
+        let seen = mirror.take_blob_reads();
         assert!((1..=tries).contains(&seen), "{faults:?}: {seen}");
         assert!(begun.elapsed() < Duration::from_secs(10), "{faults:?}");
     }
@@ -168,7 +158,7 @@ fn a_mirror_that_is_not_well_is_asked_again_after_a_while() {
     relay.be(Mood::Ill);
     list(dir.path(), &origin, &text);
     let blobs = blobs(&origin, Some(dir.path()), json!({}));
-    let served = || [&origin, &mirror].map(|one| reads(one) > 0);
+    let served = || [&origin, &mirror].map(|one| one.take_blob_reads() > 0);
     read_all(&blobs, &id, &bytes);
     assert_eq!(served(), [true, false]);
     relay.be(Mood::Well);
@@ -208,7 +198,7 @@ fn a_proxy_is_asked_first_and_the_host_itself_for_what_it_fails_to_give() {
                 .iter()
                 .filter(|line| line.starts_with("GET "))
                 .count(),
-            None => reads(&origin),
+            None => origin.take_blob_reads(),
         };
         if let Some(store) = &store {
             write(&open_bucket(store).target(false), &bytes).unwrap();

@@ -8,7 +8,6 @@ use convert::{ChunkCache, ImageIndex, IndexStore};
 use image::nydus::{self, ImageBlobs};
 use image::{Descriptor, Digest, Location, Manifest, Source};
 use indicatif::{BinaryBytes, MultiProgress};
-use progress::Cancel;
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use storage::{BlobSource, NamedSource};
@@ -16,8 +15,12 @@ use storage::{BlobSource, NamedSource};
 use super::LazyArgs;
 use crate::cache::of_indexes;
 use crate::index::push;
+use crate::interrupt::Stop;
 use crate::place::{Places, reference};
 use crate::progress::{Mode, renderer};
+
+/// What ends a mount ends the pass before it.
+const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
 /// The index that an image is mounted by.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,7 +68,9 @@ impl Index {
             }
         };
         if args.push_index {
-            push(&index, location, places, args.target_insecure, &cancel())?;
+            let (insecure, stop) = (args.target_insecure, Stop::on(&SIGNALS));
+            let pushed = push(&index, location, places, insecure, stop.cancel());
+            stop.settle(pushed)?;
         }
         Ok(Self {
             manifest: index.manifest,
@@ -145,19 +150,11 @@ fn make(
     );
     let begun = Instant::now();
     let progress = renderer(Mode::Auto, MultiProgress::new());
-    let made = store.make(source, image, Some(chunks), &*progress, &cancel());
-    let index = made.with_context(|| format!("cannot index {target}"))?;
+    let stop = Stop::on(&SIGNALS);
+    let made = store.make(source, image, Some(chunks), &*progress, stop.cancel());
+    let made = made.with_context(|| format!("cannot index {target}"));
+    let index = stop.settle(made)?;
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("the index is ready after {seconds:.1} s");
     Ok(index)
-}
-
-/// Stops the pass when a signal asks the process to end. Who serves a mount listens to these signals already.
-fn cancel() -> Cancel {
-    let flag = Arc::default();
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // Without it, the pass goes on to its end.
-        let _ = signal_hook::flag::register(signal, Arc::clone(&flag));
-    }
-    Cancel::from_flag(flag)
 }

@@ -118,6 +118,46 @@ fn prefetch_patterns_come_from_standard_input() {
     check(&fixture(), &target).ok();
 }
 
+#[test]
+fn a_trace_says_what_to_fetch_first() {
+    let place = Place::new();
+    let (target, trace) = (place.oci("nydus", "v6"), place.path("start.trace"));
+    let read = |at: u64, file: &str| {
+        format!(
+            r#"{{"event":"read","at":{at},"took":1,"file":"{file}","offset":0,"size":5,"chunks":[[0,{at}]]}}"#
+        )
+    };
+    let events = [read(2, "/app"), read(1, "/etc/motd"), read(3, "/gone")];
+    let header = r#"{"trace":1,"image":"another version","bootstrap":"00","started":0,"blobs":[]}"#;
+    let with = |events: &str, options: &[&str]| {
+        std::fs::write(&trace, format!("{header}\n{events}")).unwrap();
+        let traced = ["--trace", trace.to_str().unwrap()];
+        convert(&fixture(), &target, &[&traced, options].concat())
+    };
+    with(&format!("{}\n", events.join("\n")), &[]).ok();
+    let traced = digest(&place.path("nydus"), "v6");
+    let mut listed = Vec::new();
+    for list in ["/etc/motd\n/app\n", "/app\n/etc/motd\n"] {
+        let mut child = Command::new(NYDUSIFY)
+            .args(["convert", "--source", &fixture(), "--target", &target])
+            .args(["--no-journal", "--prefetch-patterns"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), list.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+        listed.push(digest(&place.path("nydus"), "v6"));
+    }
+    assert_eq!(listed[0], traced);
+    assert_ne!(listed[1], traced);
+    with("", &[])
+        .exits(1)
+        .fails_with(&["no file was read", "start.trace"]);
+    with("", &["--prefetch-dir", "/etc"])
+        .exits(2)
+        .fails_with(&["--trace"]);
+}
+
 /// Both signals end a conversion soon, with the shell's code, and leave nothing half-written.
 #[test]
 fn an_interrupted_conversion_leaves_nothing() {

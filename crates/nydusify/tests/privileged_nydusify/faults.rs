@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use testkit::run::{Ran, is_mounted, output, run, wait_until};
+use testkit::run::{Ran, is_mounted, output, read_uncached, run, wait_until};
 use testkit::{oracle, skip};
 
 use crate::kernel::{self, holders};
@@ -79,15 +79,6 @@ impl<'a> Faulty<'a> {
     }
 }
 
-/// Reads a file of a mount, not of the kernel's cache.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 const EIO: Option<i32> = Some(rustix::io::Errno::IO.raw_os_error());
 
 /// Reads all files, each right or not at all; how many could not be read.
@@ -95,7 +86,7 @@ const EIO: Option<i32> = Some(rustix::io::Errno::IO.raw_os_error());
 fn unreadable(root: &Path, expected: &BTreeMap<PathBuf, Vec<u8>>) -> usize {
     let failed = expected
         .iter()
-        .filter(|(name, data)| match read(&root.join(name)) {
+        .filter(|(name, data)| match read_uncached(&root.join(name)) {
             Ok(content) => {
                 assert!(content == **data, "{} has other content", name.display());
                 false
@@ -298,7 +289,7 @@ fn privileged_a_mount_outlives_its_cache_directory() {
         let mut next = || {
             let (name, data) = files.next().unwrap();
             assert!(
-                read(&root.join(name)).unwrap() == *data,
+                read_uncached(&root.join(name)).unwrap() == *data,
                 "{mode}: {}",
                 name.display()
             );

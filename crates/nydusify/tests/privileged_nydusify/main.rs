@@ -7,6 +7,7 @@ mod damage;
 mod docs;
 mod faults;
 mod fio;
+mod hardship;
 mod kernel;
 mod life;
 mod live;

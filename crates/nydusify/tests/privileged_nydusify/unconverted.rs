@@ -361,6 +361,34 @@ fn privileged_a_pass_may_be_killed_at_any_moment() {
     assert_eq!(unfinished.count(), 0, "{left:?}");
 }
 
+/// Ctrl-C while the layers are read for the first time ends the command as everywhere, and leaves nothing behind.
+#[test]
+fn privileged_a_pass_is_interrupted_cleanly() {
+    const NAME: &str = "privileged_a_pass_is_interrupted_cleanly";
+    let Some(place) = Place::new(NAME) else {
+        return;
+    };
+    let mut tar = Tar::new();
+    for number in 0..64 {
+        tar.add(Entry::file(format!("f{number}"), noise(number, 2 << 20)));
+    }
+    testkit::layout::write(&place.path("source"), &[tar.finish()], Packing::Gzip);
+    let image = place.oci("source", "latest");
+    for mode in modes(NAME, &place) {
+        let options = ["--mode", mode];
+        let mut mounting = command_at(&place, "plain", &image, "cache-plain", &options);
+        let mut child = mounting.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        send(child.id().try_into().unwrap(), Signal::INT);
+        let code = testkit::run::code(child.wait().unwrap());
+        assert_eq!(code, 130, "{mode}");
+        assert!(!is_mounted(&place.path("plain")));
+        let left = files_below(&place.path("cache-plain"));
+        let whole = left.iter().filter(|path| path.contains("/.new-"));
+        assert_eq!(whole.count(), 0, "{left:?}");
+    }
+}
+
 #[test]
 fn privileged_a_program_of_an_image_that_nobody_converted_runs() {
     const NAME: &str = "privileged_a_program_of_an_image_that_nobody_converted_runs";

@@ -1,23 +1,13 @@
 //! A mount whose registry goes away and comes back.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use testkit::fixture;
 use testkit::registry::{Fault, Faults, Registry};
+use testkit::run::read_uncached;
 
 use crate::support::*;
-
-/// Reads a file of the mount, not of the kernel's cache.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
 
 const EIO: Option<i32> = Some(rustix::io::Errno::IO.raw_os_error());
 
@@ -47,16 +37,16 @@ fn outlives_absence(place: &Place, mode: &str) {
     let to = converted(place, &registry);
     let mount = place.mount(&to, &["--mode", mode]);
     let path = |name: &str| mount.path().join(name);
-    let words = read(&path("usr/share/words/alpha")).unwrap();
+    let words = read_uncached(&path("usr/share/words/alpha")).unwrap();
 
     registry.down();
     let begun = Instant::now();
-    let error = read(&path("bin/busybox")).unwrap_err();
+    let error = read_uncached(&path("bin/busybox")).unwrap_err();
     assert_eq!(error.raw_os_error(), EIO, "{error}");
     // What is in the cache needs no registry; what is not costs no more than a few tries each.
-    assert!(read(&path("usr/share/words/alpha")).unwrap() == words);
+    assert!(read_uncached(&path("usr/share/words/alpha")).unwrap() == words);
     for _ in 0..20 {
-        let error = read(&path("app/main")).unwrap_err();
+        let error = read_uncached(&path("app/main")).unwrap_err();
         assert_eq!(error.raw_os_error(), EIO, "{error}");
     }
     assert!(
@@ -70,7 +60,7 @@ fn outlives_absence(place: &Place, mode: &str) {
     );
 
     registry.up();
-    read(&path("app/main")).unwrap();
+    read_uncached(&path("app/main")).unwrap();
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
     mount.stop().ok();
 }
@@ -97,7 +87,7 @@ fn waits_no_longer_than_told(place: &Place, mode: &str) {
     let silent = Faults::of(1, 1.0, &[Fault::Latency]).latency(Duration::from_secs(8));
     registry.set_faults(silent);
     let begun = Instant::now();
-    let error = read(&mount.path().join("app/main")).unwrap_err();
+    let error = read_uncached(&mount.path().join("app/main")).unwrap_err();
     assert_eq!(error.raw_os_error(), EIO, "{error}");
     assert!(
         begun.elapsed() < Duration::from_secs(6),
@@ -134,7 +124,7 @@ fn privileged_a_read_under_way_and_a_registry_away_do_not_mind_a_killed_server()
     registry.set_faults(late);
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read(&path("app/main")));
+        let reader = scope.spawn(|| read_uncached(&path("app/main")));
         std::thread::sleep(Duration::from_millis(500));
         kill_server(mount.path());
         // Linux before 6.9 does not hand out again what was under way.
@@ -144,11 +134,16 @@ fn privileged_a_read_under_way_and_a_registry_away_do_not_mind_a_killed_server()
 
     // A server knows the image from the one before it.
     registry.set_faults(Faults::none());
-    let main = read(&path("app/main")).unwrap();
+    let main = read_uncached(&path("app/main")).unwrap();
     registry.down();
     kill_server(mount.path());
-    assert!(read(&path("app/main")).unwrap() == main);
-    assert_eq!(read(&path("bin/busybox")).unwrap_err().raw_os_error(), EIO);
+    assert!(read_uncached(&path("app/main")).unwrap() == main);
+    assert_eq!(
+        read_uncached(&path("bin/busybox"))
+            .unwrap_err()
+            .raw_os_error(),
+        EIO
+    );
     registry.up();
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
     mount.stop().ok();

@@ -8,4 +8,5 @@ mod secured;
 mod servers;
 mod support;
 mod trees;
+mod walk;
 mod ways;

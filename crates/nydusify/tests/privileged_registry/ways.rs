@@ -1,7 +1,5 @@
 //! Mounts whose blobs come by other ways than from the image's own registry, and what becomes of secrets on the way.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -10,29 +8,13 @@ use serde_json::json;
 use testkit::bucket::{self, Bucket};
 use testkit::fixture;
 use testkit::registry::{Auth, Bearer, Options, Registry, User};
+use testkit::run::read_uncached;
 
 use crate::support::*;
 
 fn layout() -> String {
     let layout = fixture::busybox().display().to_string();
     format!("oci:{layout}:{}", fixture::BUSYBOX_TAG)
-}
-
-/// How often blobs were read since the last question.
-fn reads(registry: &Registry) -> usize {
-    let requests = registry.requests();
-    registry.forget_requests();
-    let reads = requests.iter().filter(|request| request.method == "GET");
-    reads
-        .filter(|request| request.path.contains("/blobs/"))
-        .count()
-}
-
-/// Reads a file of the mount, not of the kernel's cache.
-fn read(path: &Path) {
-    let mut file = File::open(path).unwrap();
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    file.read_to_end(&mut Vec::new()).unwrap();
 }
 
 #[test]
@@ -59,13 +41,13 @@ fn privileged_the_list_of_mirrors_changes_under_a_mount() {
     list(&first);
     let dir = place.path("mirrors").display().to_string();
     let mount = place.mount(&to, &["--mirrors-dir", &dir]);
-    let served = || [&registry, &first, &second].map(|one| reads(one) > 0);
+    let served = || [&registry, &first, &second].map(|one| one.take_blob_reads() > 0);
     served();
-    read(&mount.path().join("app/main"));
+    read_uncached(&mount.path().join("app/main")).unwrap();
     assert_eq!(served(), [false, true, false]);
     list(&second);
     std::thread::sleep(Duration::from_millis(1500));
-    read(&mount.path().join("bin/busybox"));
+    read_uncached(&mount.path().join("bin/busybox")).unwrap();
     assert_eq!(served(), [false, false, true]);
     second.down();
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
@@ -95,7 +77,7 @@ fn privileged_a_repository_is_a_backend_like_any_other() {
     let mount = place.mount(&target, &backend);
     assert_equal(&fixture::busybox_expect().compare(mount.path()));
     mount.stop().ok();
-    assert!(reads(&registry) > 0);
+    assert!(registry.take_blob_reads() > 0);
     let side = [
         "--target-backend-type",
         "registry",

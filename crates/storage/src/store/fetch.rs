@@ -78,7 +78,7 @@ impl Inner {
 
     /// The chunk `key` for a read that waits for it.
     pub fn chunk_now(self: &Arc<Self>, key: Key, want: &[Key]) -> Landing {
-        let _busy = self.prefetch.hold_back(key);
+        let _busy = self.hold_back(key);
         self.chunk(key, want)
     }
 
@@ -214,7 +214,7 @@ impl Inner {
         let share = Arc::new(share);
         let first = self.decode(&remote, plan.first, &stored);
         for unit in plan.others {
-            self.decode_later(&remote, unit, &stored, &share);
+            self.decode_later(&remote, unit, &stored, (purpose, &share));
         }
         first
     }
@@ -366,7 +366,7 @@ impl Inner {
         remote: &Arc<Remote>,
         unit: Unit,
         stored: &Arc<Stored>,
-        share: &Arc<Share>,
+        (purpose, share): (Purpose, &Arc<Share>),
     ) {
         let (this, remote, stored, share) = (
             Arc::clone(self),
@@ -378,7 +378,10 @@ impl Inner {
             let _ = this.decode(&remote, unit, &stored);
             drop(share);
         };
-        self.decoders.spawn(task);
+        match purpose {
+            Purpose::Prefetch => self.background.spawn(task),
+            Purpose::Read | Purpose::First => self.decoders.spawn(task),
+        }
     }
 
     /// Decodes a unit of the stored bytes, and lands all its chunks; says how the first did.

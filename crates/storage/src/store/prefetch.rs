@@ -8,6 +8,7 @@ use rafs_format::ChunkPointer;
 use super::stats::add;
 use super::{Inner, Key, Purpose};
 use crate::cache::State;
+use crate::workers::give_way;
 
 /// How long reads that wait for a blob may keep a worker from what is next on the list.
 const HOLD_MAX: Duration = Duration::from_secs(2);
@@ -47,6 +48,8 @@ struct Queue {
     working: usize,
     /// Reads that wait for a blob right now.
     readers: usize,
+    /// Workers come for places alone, without a list.
+    follow: bool,
     stop: bool,
 }
 
@@ -55,7 +58,7 @@ pub(super) struct HeldBack<'a>(&'a Prefetch);
 
 impl Prefetch {
     /// Keeps the workers from the list while a read waits for chunk `key`, and draws them to its place.
-    pub fn hold_back(&self, key: Key) -> HeldBack<'_> {
+    fn hold_back(&self, key: Key) -> HeldBack<'_> {
         let mut queue = self.lock();
         queue.readers += 1;
         queue.waited = Some(Instant::now());
@@ -127,7 +130,8 @@ impl Prefetch {
             queue.working -= 1;
             self.changed.notify_all();
         }
-        let idle = |queue: &mut Queue| queue.keys.is_empty() && !queue.stop;
+        let idle =
+            |queue: &mut Queue| queue.keys.is_empty() && queue.places.is_empty() && !queue.stop;
         let asked = Instant::now();
         let key = loop {
             let waited = self.changed.wait_timeout_while(queue, IDLE, idle);
@@ -214,6 +218,32 @@ impl Inner {
         );
         let mut queue = self.prefetch.with_room();
         queue.keys.extend(keys);
+        self.start_prefetchers(&mut queue);
+        if queue.present == 0 {
+            queue.keys.clear();
+        }
+        drop(queue);
+        self.prefetch.changed.notify_all();
+    }
+
+    /// From now on what lies around reads that have to wait is brought in, be there a list or not.
+    pub fn follow_reads(&self) {
+        self.prefetch.lock().follow = true;
+    }
+
+    /// Keeps the workers from the list while a read waits for chunk `key`, and draws them to its place.
+    pub fn hold_back(self: &Arc<Self>, key: Key) -> HeldBack<'_> {
+        let held = self.prefetch.hold_back(key);
+        let mut queue = self.prefetch.lock();
+        if queue.follow && !queue.stop {
+            self.start_prefetchers(&mut queue);
+        }
+        drop(queue);
+        held
+    }
+
+    /// Starts the workers that are not there.
+    fn start_prefetchers(self: &Arc<Self>, queue: &mut Queue) {
         queue.workers.retain(|worker| !worker.is_finished());
         while queue.present < self.options.prefetch_threads.max(1) {
             let inner = Arc::clone(self);
@@ -229,11 +259,6 @@ impl Inner {
                 Err(_) => break,
             }
         }
-        if queue.present == 0 {
-            queue.keys.clear();
-        }
-        drop(queue);
-        self.prefetch.changed.notify_all();
     }
 
     /// The chunks that are absent, and that no thread is about to bring, from chunk `place` on to `bytes` of the blob's
@@ -263,6 +288,7 @@ impl Inner {
     }
 
     fn run_prefetch(self: &Arc<Self>) {
+        give_way();
         let wanted = |key: Key| {
             self.blobs
                 .get(key.blob)

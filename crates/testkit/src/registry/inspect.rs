@@ -16,6 +16,16 @@ impl Registry {
         lock(&self.state.log).clone()
     }
 
+    /// How many requests for blobs there were since this, or [`Registry::forget_requests`], was called last.
+    pub fn take_blob_reads(&self) -> usize {
+        let requests = self.requests();
+        self.forget_requests();
+        let reads = requests.iter().filter(|request| request.method == "GET");
+        reads
+            .filter(|request| request.path.contains("/blobs/"))
+            .count()
+    }
+
     /// Forgets the requests so far, and how many there were at once; other figures stay.
     pub fn forget_requests(&self) {
         lock(&self.state.log).clear();
