@@ -336,7 +336,6 @@ impl Snapshot {
             entries: vec![[0; size_of::<IndexEntry>()]; head.chunks],
             places: vec![0; head.places],
         };
-        parts.prefer_large_pages();
         read(parts.entries.as_flattened_mut())?;
         read(&mut parts.places)?;
         if input.hasher.finalize() != id {

@@ -70,14 +70,6 @@ pub struct Parts {
     pub places: Vec<u8>,
 }
 
-impl Parts {
-    /// To be called before they are filled: lookups read them at random places.
-    pub fn prefer_large_pages(&mut self) {
-        sys::prefer_large_pages(&mut self.entries);
-        sys::prefer_large_pages(&mut self.places);
-    }
-}
-
 impl Default for IndexBuilder {
     fn default() -> Self {
         Self::with_capacity(0)
@@ -87,10 +79,8 @@ impl Default for IndexBuilder {
 impl IndexBuilder {
     /// With room for so many chunks.
     pub fn with_capacity(chunks: usize) -> Self {
-        let mut entries = Vec::with_capacity(chunks);
-        sys::prefer_large_pages(entries.spare_capacity_mut());
         Self {
-            entries,
+            entries: Vec::with_capacity(chunks),
             places: PlaceWriter::new(),
         }
     }
@@ -138,7 +128,6 @@ impl ChunkIndex {
         let entries = &parts.entries;
         let bits = (entries.len() / BUCKET).max(1).ilog2().min(BITS_MAX);
         let mut first = vec![0_u32; (1 << bits) + 1];
-        sys::prefer_large_pages(&mut first);
         for entry in entries {
             first[bucket(digest(entry), bits) + 1] += 1;
         }
