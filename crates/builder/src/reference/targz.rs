@@ -145,7 +145,7 @@ pub fn build_targz_with(
     };
     let places = match index {
         Index::Gzip(index) => slices(&mut chunks, index, len)?,
-        Index::Frames(ends) => batches(&chunks, &ends)?,
+        Index::Frames(ends) => batches(&chunks.records, &chunks.offsets, &ends)?,
         Index::None => {
             for (record, &offset) in chunks.records.iter_mut().zip(&chunks.offsets) {
                 (record.compressed_offset, record.compressed_size) =
@@ -361,13 +361,13 @@ fn slices(chunks: &mut Chunks<'_>, mut index: GzipIndex, len: u64) -> Result<Pla
 }
 
 /// The chunks of the layer, known by content.
-pub(super) struct Chunks<'a> {
+struct Chunks<'a> {
     options: &'a BuildOptions,
     onlooker: Shared<'a>,
     known: ChunkTable<ChunkId>,
-    pub(super) records: Vec<ChunkRecord>,
+    records: Vec<ChunkRecord>,
     /// Where each chunk lies in the tar, in bytes.
-    pub(super) offsets: Vec<u64>,
+    offsets: Vec<u64>,
     /// End of the blob's uncompressed address space.
     end: u64,
     buffer: Vec<u8>,

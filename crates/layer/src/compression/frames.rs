@@ -6,6 +6,9 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer
 
 use super::{INPUT, WINDOW_LOG_MAX};
 
+/// Most frames whose ends are noted: 64 MiB of notes. The smallest frames take no more bytes than a note of them.
+const FRAMES_MAX: usize = 1 << 22;
+
 /// The end of a frame, and so where the next one begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Boundary {
@@ -18,13 +21,14 @@ pub struct Boundary {
 /// The decoded bytes of a zstd stream, and where its frames end.
 ///
 /// Reads fail as those of [`decompress`](super::decompress), and with kind `Unsupported` as soon as a frame decodes to more
-/// than a limit.
+/// than a limit, or there are too many frames.
 pub struct FramingReader<R> {
     input: BufReader<R>,
     decoder: Decoder<'static>,
     at: Boundary,
     ends: Vec<Boundary>,
     limit: u64,
+    most: usize,
     in_frame: bool,
 }
 
@@ -45,6 +49,7 @@ impl<R: Read> FramingReader<R> {
             },
             ends: Vec::new(),
             limit,
+            most: FRAMES_MAX,
             in_frame: false,
         })
     }
@@ -81,7 +86,10 @@ impl<R: Read> Read for FramingReader<R> {
             })?;
             self.in_frame = more != 0;
             let begin = self.ends.last().map_or(0, |end| end.out_offset);
-            if !self.in_frame {
+            if !self.in_frame && self.ends.len() >= self.most {
+                let text = format!("has more than {} frames", self.most);
+                return Err(self.error(io::ErrorKind::Unsupported, &text));
+            } else if !self.in_frame {
                 self.ends.push(self.at);
             } else if self.at.out_offset - begin > self.limit {
                 let limit = self.limit;
@@ -160,6 +168,18 @@ mod tests {
         let error = io::copy(&mut reader, &mut io::sink()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         assert!(rest.len() > 1 << 20);
+    }
+
+    #[test]
+    fn too_many_frames_are_given_up() {
+        let stream = frame(b"x").repeat(5);
+        for (most, whole) in [(5, true), (4, false)] {
+            let mut reader = FramingReader::new(&stream[..], 1 << 20).unwrap();
+            reader.most = most;
+            let read = io::copy(&mut reader, &mut io::sink());
+            assert_eq!(read.as_ref().ok(), whole.then_some(&5), "{most}");
+            assert!(whole || read.unwrap_err().kind() == io::ErrorKind::Unsupported);
+        }
     }
 
     #[test]

@@ -20,6 +20,9 @@ const MEMBER_SPACING: u64 = 64 << 10;
 const WINDOWS_MAX: usize = 768;
 /// Output between two positions that are noted.
 const POSITIONS: u64 = 32 << 10;
+/// Positions, and places without a window, that are kept: of more, too, every second one is dropped, and the spacing doubled.
+/// That much has gzip data of more than 32 GiB alone.
+const KEPT_MAX: usize = 1 << 20;
 /// Output after which a place is looked at before its block has ended.
 const EARLY: usize = 4 << 10;
 /// Bytes that a place may take to be settled.
@@ -109,6 +112,10 @@ pub(super) struct Indexer {
     /// Places with a window.
     windowed: usize,
     spacing: u64,
+    /// The same of places without a window, and of positions.
+    member_spacing: u64,
+    position_spacing: u64,
+    kept_max: usize,
     in_position: u64,
     out_position: u64,
     last_byte: u8,
@@ -141,6 +148,9 @@ impl Default for Indexer {
             windows: Vec::new(),
             windowed: 0,
             spacing: SPACING,
+            member_spacing: MEMBER_SPACING,
+            position_spacing: POSITIONS,
+            kept_max: KEPT_MAX,
             in_position: 0,
             out_position: 0,
             last_byte: 0,
@@ -186,6 +196,21 @@ impl Indexer {
         self.windows.truncate(end);
         self.windowed = self.windowed.div_ceil(2);
         self.spacing *= 2;
+    }
+
+    /// Drops every second place without a window if there are too many.
+    fn thin_members(&mut self) {
+        if self.places.len() - self.windowed <= self.kept_max {
+            return;
+        }
+        // The first place of all is one of those that are kept: it yields the first byte.
+        let mut keep = false;
+        self.places.retain(|place| {
+            let member = place.window.is_empty();
+            keep ^= member;
+            !member || keep
+        });
+        self.member_spacing *= 2;
     }
 
     /// A place that begins with the next byte.
@@ -263,9 +288,10 @@ impl Watch for Indexer {
         self.probe = None;
         self.history.clear();
         let last = self.places.last();
-        if last.is_none_or(|last| self.out_position - last.out_offset >= MEMBER_SPACING) {
+        if last.is_none_or(|last| self.out_position - last.out_offset >= self.member_spacing) {
             let place = self.here();
             self.add(place, &[]);
+            self.thin_members();
         }
     }
 
@@ -275,8 +301,17 @@ impl Watch for Indexer {
         self.last_byte = input.last().copied().unwrap_or(self.last_byte);
         self.remember(output);
         let noted = self.positions.last().map_or(0, |&(out, _)| out);
-        if self.out_position - noted >= POSITIONS {
+        if self.out_position - noted >= self.position_spacing {
             self.positions.push((self.out_position, self.in_position));
+            if self.positions.len() > self.kept_max {
+                // Those that are kept are about ends: the last one is among them.
+                let mut keep = self.positions.len().is_multiple_of(2);
+                self.positions.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+                self.position_spacing *= 2;
+            }
         }
         if let Some(mut probe) = self.probe.take() {
             probe.beyond |= probe.block && !output.is_empty();
@@ -330,6 +365,32 @@ impl Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_too_many_members_and_positions_every_second_is_dropped() {
+        let mut indexer = Indexer {
+            kept_max: 4,
+            ..Indexer::default()
+        };
+        // Members of as many bytes as lie between two places, stored in 100 each.
+        let output = vec![0; MEMBER_SPACING as usize];
+        for _ in 0..64 {
+            indexer.member();
+            indexer.inflated(&[0; 100], &output, false);
+        }
+        let index = indexer.finish();
+        assert!(index.places.len() <= 6, "{}", index.places.len());
+        assert!(index.positions.len() <= 6, "{}", index.positions.len());
+        for number in 0..64 {
+            let (start, end) = (number * MEMBER_SPACING, (number + 1) * MEMBER_SPACING);
+            let place = &index.places[index.place_before(start).unwrap()];
+            assert!(place.out_offset <= start);
+            assert_eq!(place.in_offset, place.out_offset / MEMBER_SPACING * 100);
+            assert!(index.input_end(end) >= (number + 1) * 100);
+            assert!(index.input_end(end) <= 6400);
+        }
+        assert_eq!(index.places[0].out_offset, 0);
+    }
 
     #[test]
     fn of_too_many_windows_every_second_is_dropped() {
