@@ -55,14 +55,18 @@ impl Proxy {
             "" => "/".to_owned(),
             path => format!("/{path}/"),
         });
+        let socket_name = socket.as_ref().map(|path| path.display().to_string());
         let client = Client::new(Settings {
             unix_socket: socket,
             ..settings.clone()
         })?;
         Ok(Self {
             client,
+            name: match socket_name {
+                Some(path) => path,
+                None => name(&base),
+            },
             base,
-            name: address.to_owned(),
             turn: Arc::default(),
         })
     }
@@ -117,6 +121,15 @@ impl Reading for Proxy {
     }
 }
 
+/// What to call the server in messages: its address without what may be a password.
+fn name(base: &Url) -> String {
+    let mut shown = base.clone();
+    // Neither fails where there is a host.
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown.as_str().trim_end_matches('/').to_owned()
+}
+
 /// A blob that is passed on.
 struct Passed {
     client: Client,
@@ -163,6 +176,14 @@ mod tests {
         ] {
             assert_eq!(address(json).unwrap(), wanted, "{json}");
         }
+        let json = r#"{"addr":"http://me:sesame@h:1/a"}"#;
+        let proxy = Proxy::open(&Keys::parse(KIND, json).unwrap(), &Settings::default()).unwrap();
+        assert_eq!(proxy.name(), "http://h:1/a");
+        let shown = format!("{:?}", proxy.exchange(Method::GET, "abc"));
+        assert!(
+            shown.contains("h:1") && !shown.contains("sesame"),
+            "{shown}"
+        );
         for json in ["{}", r#"{"addr":"ftp://h"}"#, r#"{"addr":"h:80"}"#, "[]"] {
             assert!(address(json).is_err(), "{json}");
         }

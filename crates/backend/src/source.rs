@@ -104,11 +104,17 @@ impl Type {
         if !matches!(self, Self::Registry) {
             return Ok(settings);
         }
-        let credentials = match (keys.text("auth")?, keys.text("registry_token")?) {
+        let own = match (keys.text("auth")?, keys.text("registry_token")?) {
             (Some(auth), _) => Credentials::from_auth(auth)
                 .ok_or_else(|| keys.wrong("auth", "is not USER:PASSWORD in base64"))?,
             (None, Some(token)) => Credentials::Token(Secret::new(token)),
             (None, None) => settings.credentials.clone(),
+        };
+        // A mirror is another registry: what is said here is none of its business.
+        let credentials = Credentials::OfHost {
+            host: repository(keys)?.host,
+            these: Box::new(own),
+            others: Box::new(settings.credentials.clone()),
         };
         Ok(Settings {
             plain_http: settings.plain_http || keys.text("scheme")? == Some("http"),

@@ -78,6 +78,11 @@ pub(crate) fn find(credentials: &Credentials, host: &str) -> Result<Found, Error
             source: "the given token".to_owned(),
         }),
         Credentials::Docker { directory } => docker(&directory.join("config.json"), host),
+        Credentials::OfHost {
+            host: own,
+            these,
+            others,
+        } => find(if host == own { these } else { others }, host),
     }
 }
 

@@ -60,6 +60,15 @@ pub enum Credentials {
     },
     /// This token, as it is, for every registry.
     Token(Secret),
+    /// Some for one registry, and others for all else.
+    OfHost {
+        /// The registry, as its user calls it.
+        host: String,
+        /// What it is shown.
+        these: Box<Credentials>,
+        /// What all others are shown.
+        others: Box<Credentials>,
+    },
 }
 
 impl Credentials {

@@ -115,6 +115,26 @@ fn mirrors_get_headers_and_no_credentials_but_their_own() {
     origin.put_blob(REPOSITORY, &bytes);
     let relay = Relay::start();
     let auth = json!({"auth": "bWU6c2VzYW1l"});
+    // Any other mirror is a registry of its own, also one that would take the same password.
+    let mirror = Registry::start(Options {
+        auth: Auth::Basic(vec![User::new("me", "sesame")]),
+        ..Options::default()
+    });
+    mirror.put_blob(REPOSITORY, &bytes);
+    let dir = tempfile::tempdir().unwrap();
+    list(dir.path(), &origin, &format!("[host.\"{}\"]", mirror.url()));
+    for through in [
+        json!([]),
+        json!([{"host": mirror.url(), "auth_through": true}]),
+    ] {
+        let mut config = auth.clone();
+        config["mirrors"] = through;
+        read_all(&blobs(&origin, Some(dir.path()), config), &id, &bytes);
+        let seen = mirror.requests();
+        mirror.forget_requests();
+        assert!(!seen.is_empty());
+        assert!(seen.iter().all(|request| request.authorization.is_none()));
+    }
     // A peer of Dragonfly is shown what the registry wants to see.
     let dir = tempfile::tempdir().unwrap();
     let header = format!("header = {{ X-Dragonfly-Registry = \"{}\" }}", origin.url());
