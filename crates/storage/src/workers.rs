@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -77,7 +78,6 @@ impl Workers {
         if self.gives_way {
             give_way();
         }
-        let present = Present(self);
         loop {
             let mut state = self.lock();
             state.idle += 1;
@@ -88,11 +88,11 @@ impl Workers {
             let Some(task) = state.tasks.pop_front() else {
                 // Within the same lock, or a task that comes just now would count on this thread.
                 state.present -= 1;
-                std::mem::forget(present);
                 return;
             };
             drop(state);
-            task();
+            // A panic has been told of. It must not keep those waiting who wait for the tasks behind it.
+            let _ = catch_unwind(AssertUnwindSafe(task));
         }
     }
 
@@ -107,21 +107,27 @@ pub(crate) fn give_way() {
     let _ = rustix::process::nice(GIVES_WAY);
 }
 
-/// A thread that is there, until a task panics.
-struct Present<'a>(&'a Workers);
-
-impl Drop for Present<'_> {
-    fn drop(&mut self) {
-        self.0.lock().present -= 1;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[test]
+    fn a_task_that_panics_keeps_no_other_waiting() {
+        let workers = Workers::new("test-worker", 1);
+        let begin = Arc::new(Barrier::new(2));
+        let begun = Arc::clone(&begin);
+        workers.spawn(move || {
+            begun.wait();
+            panic!("what it was told to do");
+        });
+        let (done, wait) = std::sync::mpsc::channel();
+        workers.spawn(move || done.send(()).unwrap());
+        begin.wait();
+        wait.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
 
     #[test]
     fn threads_come_with_the_work_and_go() {

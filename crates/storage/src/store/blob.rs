@@ -1,6 +1,6 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use rafs_format::BlobInfo;
 use rafs_format::blob_meta::{BatchContext, BlobMeta, Placement, StoredChunk, ZranContext};
@@ -147,9 +147,14 @@ impl Blob {
         })
     }
 
-    /// Stored size of a chunk in bytes; `None` as long as the blob was not needed.
+    /// Stored size of a chunk in bytes; `None` as long as the blob was not needed, or is just being opened: that may take
+    /// long, and who asks has what it wanted.
     pub fn stored_size(&self, known: &KnownChunk) -> Option<u32> {
-        let remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        let remote = match self.remote.try_lock() {
+            Ok(remote) => remote,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
         Some(remote.as_ref()?.meta.chunk(known.index)?.compressed_size)
     }
 

@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -297,10 +298,9 @@ impl Inner {
         let around = |place: Key| self.absent_around(place, AROUND_MAX);
         let mut done = false;
         while let Some((key, near)) = self.prefetch.next(done, &wanted, &around) {
-            if self
-                .chunk_in_background(key, &near, Purpose::Prefetch)
-                .is_err()
-            {
+            // A panic has been told of. Whoever waits until all is there must not wait for ever.
+            let bring = || self.chunk_in_background(key, &near, Purpose::Prefetch);
+            if !matches!(catch_unwind(AssertUnwindSafe(bring)), Ok(Ok(()))) {
                 add(&self.counters.prefetch_errors, 1);
                 self.prefetch.leave_places();
             }

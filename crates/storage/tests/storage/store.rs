@@ -1,12 +1,14 @@
 //! What the store fetches, what it keeps, and what it refuses to serve.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Barrier};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use rafs_format::{ChunkPointer, ChunkRecord, Compressor};
-use storage::{ChunkError, ChunkStore, Error, ReadCause, StoreOptions, cache_file};
+use storage::{
+    BlobReader, BlobSource, ChunkError, ChunkStore, Error, ReadCause, StoreOptions, cache_file,
+};
 
 use crate::image::{Counting, Image, Kind, Source, bootstrap, cached, id, some_chunks};
 
@@ -459,6 +461,75 @@ fn whoever_prefetches_more_than_may_wait_waits() {
     });
     store.cancel_prefetch();
     store.wait_prefetch();
+}
+
+/// A source that does something before a blob is opened.
+struct Before<F>(Source, F);
+
+impl<F: Fn() + Send + Sync> BlobSource for Before<F> {
+    fn open(&self, id: &str) -> std::io::Result<Arc<dyn BlobReader>> {
+        (self.1)();
+        self.0.open(id)
+    }
+}
+
+#[test]
+fn a_panic_of_a_prefetcher_keeps_nobody_waiting() {
+    let image = Image::new(some_chunks(9, 9000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let first = AtomicBool::new(true);
+    let panic_once = move || assert!(!first.swap(false, Ordering::SeqCst), "as it should");
+    let options = StoreOptions {
+        prefetch_threads: 1,
+        ..cached(dir.path())
+    };
+    let source = Arc::new(Before(Source(image.source()), panic_once));
+    let store = Arc::new(ChunkStore::open(&image.bootstrap, source, options).unwrap());
+    store.prefetch(&image.pointers);
+    let (done, wait) = mpsc::channel();
+    let waiting = Arc::clone(&store);
+    thread::spawn(move || {
+        waiting.wait_prefetch();
+        done.send(()).unwrap();
+    });
+    wait.recv_timeout(Duration::from_secs(20)).unwrap();
+    image.check(&store).unwrap();
+}
+
+#[test]
+fn what_is_cached_is_read_while_the_blob_is_opened() {
+    let image = Image::new(some_chunks(9, 9000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = vec![0; image.chunks[0].len()];
+    let store = open(&image, &image.source(), cached(dir.path()));
+    store.read(image.pointers[0], 0, &mut bytes, &[]).unwrap();
+    drop(store);
+    let (entered, opening) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let hang = move || {
+        entered.send(()).unwrap();
+        // Until the other end is gone.
+        let _ = released.lock().unwrap().recv();
+    };
+    let source = Arc::new(Before(Source(image.source()), hang));
+    let store = ChunkStore::open(&image.bootstrap, source, cached(dir.path())).unwrap();
+    let (done, wait) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut bytes = vec![0; image.chunks[5].len()];
+            store.read(image.pointers[5], 0, &mut bytes, &[]).unwrap();
+        });
+        opening.recv().unwrap();
+        scope.spawn(|| {
+            store.read(image.pointers[0], 0, &mut bytes, &[]).unwrap();
+            done.send(()).unwrap();
+        });
+        let read = wait.recv_timeout(Duration::from_secs(10));
+        drop(release);
+        read.unwrap();
+    });
+    assert_eq!(bytes, image.chunks[0]);
 }
 
 #[test]
