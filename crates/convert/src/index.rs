@@ -5,10 +5,12 @@
 //! image's manifest and the version of what makes indexes; the journal of what layers were described; and locks, one of which
 //! whoever makes an index holds, so that two who want the same make it once.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use image::{
     Descriptor, Digest, Location, Manifest, Node, PlatformChoice, Source, Target, media, nydus,
@@ -21,6 +23,8 @@ use crate::{ChunkCache, ConvertOptions, Error, convert_image};
 
 /// Changes whenever indexes made before are not to be used any more.
 const VERSION: u32 = 1;
+/// How often it is looked whether somebody else is done.
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Where the indexes of this machine are.
 #[derive(Debug, Clone)]
@@ -87,9 +91,7 @@ impl IndexStore {
         progress: &dyn Progress,
         cancel: &Cancel,
     ) -> Result<ImageIndex, Error> {
-        let _only = self
-            .lock(&image.digest)
-            .map_err(|source| self.unusable(source))?;
+        let _only = self.lock(&image.digest, cancel)?;
         if let Some(index) = self.find(&image.digest) {
             return Ok(index);
         }
@@ -129,13 +131,19 @@ impl IndexStore {
         }
     }
 
-    /// Waits until nobody else makes the index of the image.
-    fn lock(&self, image: &Digest) -> io::Result<File> {
+    /// Waits until nobody else makes the index of the image, or the work is to stop.
+    fn lock(&self, image: &Digest, cancel: &Cancel) -> Result<File, Error> {
         let dir = self.dir.join("locks");
-        fs::create_dir_all(&dir)?;
-        let file = File::create(dir.join(image.hex()))?;
-        file.lock()?;
-        Ok(file)
+        let file = fs::create_dir_all(&dir).and_then(|()| File::create(dir.join(image.hex())));
+        let file = file.map_err(|source| self.unusable(source))?;
+        loop {
+            cancel.check()?;
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
+                Err(TryLockError::Error(source)) => return Err(self.unusable(source)),
+            }
+        }
     }
 
     fn unusable(&self, source: io::Error) -> Error {
@@ -208,7 +216,7 @@ impl ImageIndex {
 
 /// What all indexes are made with.
 fn options() -> ConvertOptions {
-    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     ConvertOptions {
         platform: PlatformChoice::All,
         reference: true,
@@ -223,4 +231,34 @@ fn options() -> ConvertOptions {
 pub fn subject(index: &Manifest) -> Option<Digest> {
     let subject = index.other.get("subject")?.get("digest")?;
     subject.as_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_the_index_of_another_can_be_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = IndexStore::new(dir.path());
+        let image = Digest::of(b"image");
+        let other = store.lock(&image, &Cancel::default()).unwrap();
+        let cancel = Cancel::default();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| store.lock(&image, &cancel));
+            thread::sleep(2 * LOCK_POLL);
+            assert!(!waiting.is_finished());
+            cancel.cancel();
+            thread::sleep(20 * LOCK_POLL);
+            // Else it would never end.
+            let stopped = waiting.is_finished();
+            drop(other);
+            let error = waiting.join().unwrap().err();
+            assert!(
+                stopped && matches!(error, Some(Error::Cancelled)),
+                "{error:?}"
+            );
+        });
+        store.lock(&image, &Cancel::default()).unwrap();
+    }
 }

@@ -51,26 +51,19 @@ pub(crate) fn build(
     let (toc_offset, member) = read_member(&*layer, descriptor.size)?;
     let id =
         BlobId::new(descriptor.digest.hex()).ok_or_else(|| unusable("its digest is no blob id"))?;
-    let mut built = Err(unusable("it has no table of contents"));
-    let mut hasher = Hasher::new();
+    let mut found = Err(unusable("it has no table of contents"));
     let read = |json: &mut dyn Read| {
-        let mut json = Hashing {
-            inner: json,
-            hasher: &mut hasher,
-        };
-        let made = builder::build_estargz(&mut json, id, Some(toc_offset), options);
-        built = made.map_err(LayerError::from);
-        // The digest is of all of it.
-        io::copy(&mut json, &mut io::sink())
-            .map_err(|source| ::layer::Error::Read { offset: 0, source })
+        let build =
+            |json: &mut dyn Read| builder::build_estargz(json, id, Some(toc_offset), options);
+        found = digested(json, build);
+        Ok(())
     };
     read_toc_member(Cursor::new(Arc::clone(&member)), read).map_err(builder::Error::Layer)?;
-    let actual = hasher.finish();
+    let (built, actual) = found?;
     if actual != pinned {
         let expected = pinned;
         return Err(LayerError::Toc { expected, actual });
     }
-    let built = built?;
     let (digest, size) = (Digest::of(&member), member.len() as u64);
     let mut writer = places.blobs().blob_writer()?;
     writer.write_all(&member).map_err(builder::Error::Write)?;
@@ -86,6 +79,21 @@ pub(crate) fn build(
         reused: None,
         record: None,
     })
+}
+
+/// What `build` makes of a TOC, and the digest of all of it. One that is of no use is not read to its end, wherever that is.
+fn digested<T>(
+    json: &mut dyn Read,
+    build: impl FnOnce(&mut dyn Read) -> Result<T, builder::Error>,
+) -> Result<(T, Digest), LayerError> {
+    let mut hasher = Hasher::new();
+    let mut json = Hashing {
+        inner: json,
+        hasher: &mut hasher,
+    };
+    let built = build(&mut json)?;
+    io::copy(&mut json, &mut io::sink()).map_err(builder::Error::Cut)?;
+    Ok((built, hasher.finish()))
 }
 
 /// Where the gzip member with the TOC begins, and the member.
@@ -121,5 +129,26 @@ impl Read for Hashing<'_> {
         let got = self.inner.read(buf)?;
         self.hasher.update(buf.get(..got).unwrap_or_default());
         Ok(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_is_of_all_and_what_is_of_no_use_is_not_read_to_its_end() {
+        let first = |json: &mut dyn Read| {
+            let mut byte = [0];
+            json.read_exact(&mut byte).map_err(builder::Error::Cut)?;
+            Ok(byte)
+        };
+        let (byte, digest) = digested(&mut &b"table"[..], first).unwrap();
+        assert_eq!((byte, digest), ([b't'], Digest::of(b"table")));
+        let useless = |json: &mut dyn Read| {
+            first(json)?;
+            Err::<(), _>(builder::Error::Stopped)
+        };
+        assert!(digested(&mut io::repeat(b' '), useless).is_err());
     }
 }
