@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use crate::media::{self, Document};
 use crate::{Digest, Error, Platform};
 
+/// Most bytes that the blobs of an image have together: sums over some thousands of images fit into 64 bits.
+const IMAGE_SIZE_MAX: u64 = 1 << 50;
+
 /// Names a blob: its type, digest and size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -129,7 +132,8 @@ impl Node {
     /// Parses the document behind `descriptor`; its own media type, when it states one, has to agree.
     ///
     /// # Errors
-    /// [`Error::Json`], [`Error::Document`] or [`Error::MediaType`], with the digest.
+    /// [`Error::Json`], [`Error::Document`] or [`Error::MediaType`], with the digest; [`Error::TooLarge`] for an image whose
+    /// blobs are said to have more than 1 PiB together.
     pub fn parse(descriptor: &Descriptor, bytes: &[u8]) -> Result<Self, Error> {
         let kind = media::document(&descriptor.media_type, &descriptor.digest.to_string())?;
         let what = match kind {
@@ -169,6 +173,15 @@ impl Node {
             Document::Manifest => {
                 let mut manifest: Manifest = serde_json::from_value(value).map_err(json)?;
                 manifest.media_type.clone_from(&descriptor.media_type);
+                let blobs = manifest.layers.iter().chain([&manifest.config]);
+                let size = blobs.fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+                if size > IMAGE_SIZE_MAX {
+                    return Err(Error::TooLarge {
+                        what: format!("the image of {what}"),
+                        size,
+                        limit: IMAGE_SIZE_MAX,
+                    });
+                }
                 Self::Manifest(Box::new(manifest))
             }
             Document::Index => {
@@ -203,6 +216,23 @@ mod tests {
             panic!("a manifest")
         };
         assert_eq!(String::from_utf8(manifest.to_json()).unwrap(), json);
+    }
+
+    #[test]
+    fn sizes_beyond_all_bounds_are_refused() {
+        let parse = |size: u64| {
+            let digest = Digest::of(b"b");
+            let blob = format!(r#"{{"mediaType":"m","digest":"{digest}","size":{size}}}"#);
+            let json = format!(r#"{{"schemaVersion":2,"config":{blob},"layers":[{blob},{blob}]}}"#);
+            Node::parse(
+                &descriptor(media::OCI_MANIFEST, json.as_bytes()),
+                json.as_bytes(),
+            )
+        };
+        assert!(parse(1 << 48).is_ok());
+        for size in [1 << 50, u64::MAX] {
+            assert!(matches!(parse(size), Err(Error::TooLarge { .. })), "{size}");
+        }
     }
 
     #[test]
