@@ -39,7 +39,7 @@ pub enum Error {
     #[error("{}: the trace is larger than {} MiB, which no mount writes", .0.display(), super::FILE_MAX >> 20)]
     TooLarge(PathBuf),
     /// It is of another image than the one it is to be used for.
-    #[error("{}: this is the trace of another image ({image}, bootstrap sha256:{bootstrap}): trace this one, or name another file", .path.display())]
+    #[error("{}: this is the trace of another image ({}, bootstrap sha256:{}): trace this one, or name another file", .path.display(), .image.escape_debug(), .bootstrap.escape_debug())]
     OtherImage {
         /// The file.
         path: PathBuf,

@@ -203,7 +203,8 @@ impl Trace {
             let event = serde_json::from_slice(&line).map_err(|error| Error::Line {
                 path: path.to_owned(),
                 line: number,
-                why: error.to_string(),
+                // It may repeat what stands there.
+                why: error.to_string().replace(char::is_control, "?"),
             })?;
             events.push(event);
         }
@@ -408,6 +409,9 @@ mod tests {
             let error = read(&with(bad)).unwrap_err();
             assert!(matches!(error, Error::Line { line: 7, .. }), "{error}");
         }
+        let spoken = br#"{"event":"\u001b]0;x\u0007","at":1}"#;
+        let error = read(&with(spoken)).unwrap_err().to_string();
+        assert!(!error.contains(char::is_control), "{error:?}");
         let long = vec![b' '; 2 << 20];
         assert!(matches!(
             read(&with(&long)).unwrap_err(),
