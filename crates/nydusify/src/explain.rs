@@ -128,8 +128,8 @@ fn table(report: &Report, top: usize, html: Option<&Path>) -> String {
     let mut row = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<10} {value}");
     };
-    row("image", report.image.clone());
-    row("mode", report.mode.clone());
+    row("image", line(&report.image));
+    row("mode", line(&report.mode));
     let again = match report.servers {
         0 | 1 => String::new(),
         servers => format!(", served by {servers} processes one after the other"),
@@ -256,6 +256,7 @@ fn requests(out: &mut String, report: &Report, top: usize) {
     );
     for request in slowest {
         let blob: String = request.blob.chars().take(12).collect();
+        let blob = line(&blob);
         let _ = writeln!(
             out,
             "{:>9} {:>9} {:>9} {:>10} {:>9}  {:<8}  {blob} at {}: {}",
@@ -272,7 +273,6 @@ fn requests(out: &mut String, report: &Report, top: usize) {
 }
 
 fn unread(out: &mut String, report: &Report, top: usize) {
-    let bytes = report.unread.iter().map(|file| file.bytes).sum();
     let chunks: u64 = report.unread.iter().map(|file| file.chunks).sum();
     if chunks == 0 {
         return;
@@ -280,7 +280,7 @@ fn unread(out: &mut String, report: &Report, top: usize) {
     let _ = writeln!(
         out,
         "\nfetched and not read: {chunks} chunks, {}",
-        HumanBytes(bytes)
+        HumanBytes(report.unread_bytes())
     );
     for file in report.unread.iter().take(top) {
         let size = HumanBytes(file.bytes).to_string();
@@ -292,6 +292,76 @@ fn unread(out: &mut String, report: &Report, top: usize) {
 fn shown(path: &str) -> String {
     match path {
         "" => "(no file)".to_owned(),
-        path => path.escape_debug().to_string(),
+        path => line(path),
+    }
+}
+
+/// Text on one line, whatever is in it.
+fn line(text: &str) -> String {
+    text.escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use trace::{ChunkId, Event, Header};
+
+    use super::*;
+
+    #[test]
+    fn a_hostile_trace_neither_speaks_to_the_terminal_nor_overflows() {
+        let hostile = "\u{1b}]0;x\u{7}\u{9b}2J<script>\n".to_owned();
+        let unread = |index, file: &str| Event::Chunk {
+            at: u64::MAX,
+            took: u64::MAX,
+            fetch: 0,
+            chunk: ChunkId(0, index),
+            size: u64::MAX,
+            stored: u64::MAX,
+            file: file.to_owned(),
+            offset: 0,
+        };
+        let trace = Trace {
+            header: Header {
+                version: 1,
+                image: hostile.clone(),
+                bootstrap: hostile.clone(),
+                started: u64::MAX,
+                blobs: vec![hostile.clone()],
+            },
+            events: vec![
+                Event::Serving {
+                    at: 0,
+                    mode: hostile.clone(),
+                    process: 0,
+                },
+                Event::Fetch {
+                    at: u64::MAX,
+                    waited: u64::MAX,
+                    took: u64::MAX,
+                    number: 0,
+                    purpose: Purpose::Read,
+                    blob: 0,
+                    offset: u64::MAX,
+                    size: u64::MAX,
+                    failed: false,
+                },
+                unread(1, "/a"),
+                unread(2, &hostile),
+                Event::Read {
+                    at: 0,
+                    took: u64::MAX,
+                    file: hostile.clone(),
+                    offset: u64::MAX,
+                    size: u64::MAX,
+                    chunks: Vec::new(),
+                },
+            ],
+        };
+        let report = Report::new(&trace, std::slice::from_ref(&trace));
+        for text in [table(&report, 10, None), html::page(&trace, &report)] {
+            let spoken = text.chars().find(|c| c.is_control() && *c != '\n');
+            assert_eq!(spoken, None, "{text}");
+            assert!(text.contains("x\\u{7}"), "{text}");
+        }
     }
 }

@@ -50,8 +50,20 @@ pub fn main() -> ExitCode {
 
 /// Says on standard error what failed, on one line, whatever the causes say.
 fn report(error: &anyhow::Error) {
-    let text = format!("{error:#}").replace('\n', " ");
-    eprintln!("error: {text}");
+    eprintln!("error: {}", one_line(&format!("{error:#}")));
+}
+
+/// Text on one line, of which none speaks to the terminal: causes may repeat what registries and images say.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => line.push(' '),
+            control if control.is_control() => line.extend(control.escape_debug()),
+            other => line.push(other),
+        }
+    }
+    line
 }
 
 /// 2 if the command line is at fault, or asks for what is not built yet; 128 + signal if one stopped the work.
@@ -87,5 +99,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         Command::Guard => mount::guard(),
         Command::Keep => mount::keep_on(),
         Command::Unbuilt(words) => Err(args::unbuilt(words).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line_and_speak_to_no_terminal() {
+        let text = one_line("a\nb \u{1b}]0;x\u{7}\u{9b}2J \u{fc}'\"");
+        assert_eq!(text, "a b \\u{1b}]0;x\\u{7}\\u{9b}2J \u{fc}'\"");
     }
 }

@@ -257,6 +257,12 @@ impl Report {
         report
     }
 
+    /// Stored bytes that came and were not read.
+    pub fn unread_bytes(&self) -> u64 {
+        let bytes = self.unread.iter().map(|file| file.bytes);
+        bytes.fold(0, u64::saturating_add)
+    }
+
     fn empty(header: &Header) -> Self {
         Self {
             image: header.image.clone(),

@@ -40,7 +40,7 @@ pub(super) fn page(trace: &Trace, report: &Report) -> String {
             "<p>{dropped} events came too fast and were left out: the figures are too low.</p>"
         );
     }
-    let unread = report.unread.iter().map(|file| file.bytes).sum();
+    let unread = report.unread_bytes();
     body += &tiles(&[
         (report.files.len().to_string(), "files read"),
         (
