@@ -13,3 +13,8 @@ pub fn digest(digester: Digester, data: &[u8]) -> Digest {
 pub fn crc32c(data: &[u8]) -> u32 {
     crc32c::crc32c(data)
 }
+
+/// The CRC-32C of bytes whose CRC is known, 0 for none, and `data` behind them.
+pub fn crc32c_append(crc: u32, data: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc, data)
+}

@@ -10,5 +10,5 @@ mod slice;
 pub use cipher::{BlobCipher, CipherError};
 pub use compress::{Encoder, Stored};
 pub use decompress::{DecodeError, decompress, gunzip_head};
-pub use digest::{crc32c, digest};
+pub use digest::{crc32c, crc32c_append, digest};
 pub use slice::{DEFLATE_WINDOW, SliceDecoder, SliceStart};

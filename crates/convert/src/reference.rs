@@ -110,6 +110,10 @@ impl Onlooker for Passing {
         self.hasher.update(bytes);
     }
 
+    fn takes_chunks(&self) -> bool {
+        self.kept.is_some()
+    }
+
     fn chunk(&mut self, offset: u64, bytes: &[u8]) {
         if let Some(kept) = &mut self.kept {
             kept.keep(offset, bytes);

@@ -76,6 +76,9 @@ pub trait Onlooker {
     /// The next bytes of the tar.
     fn tar(&mut self, bytes: &[u8]);
 
+    /// Whether chunks are of interest, which have to be put together for that.
+    fn takes_chunks(&self) -> bool;
+
     /// The next new chunk, which lies at byte `offset` of the blob's uncompressed address space.
     fn chunk(&mut self, offset: u64, bytes: &[u8]);
 }
@@ -88,6 +91,10 @@ impl<T: Onlooker + ?Sized> Onlooker for &mut T {
         (**self).tar(bytes);
     }
 
+    fn takes_chunks(&self) -> bool {
+        (**self).takes_chunks()
+    }
+
     fn chunk(&mut self, offset: u64, bytes: &[u8]) {
         (**self).chunk(offset, bytes);
     }
@@ -96,6 +103,10 @@ impl<T: Onlooker + ?Sized> Onlooker for &mut T {
 /// Nobody.
 impl Onlooker for () {
     fn tar(&mut self, _: &[u8]) {}
+
+    fn takes_chunks(&self) -> bool {
+        false
+    }
 
     fn chunk(&mut self, _: u64, _: &[u8]) {}
 }
@@ -224,7 +235,7 @@ fn scan<'a>(
         records: Vec::new(),
         offsets: Vec::new(),
         end: 0,
-        buffer: Vec::new(),
+        kept: onlooker.borrow().takes_chunks().then(Vec::new),
         stats: Stats::default(),
     };
     let cancel = &options.cancel;
@@ -370,7 +381,8 @@ struct Chunks<'a> {
     offsets: Vec<u64>,
     /// End of the blob's uncompressed address space.
     end: u64,
-    buffer: Vec<u8>,
+    /// The bytes of the current chunk, if the onlooker takes any.
+    kept: Option<Vec<u8>>,
     stats: Stats,
 }
 
@@ -381,29 +393,46 @@ impl DataSink for Chunks<'_> {
         let mut start = 0;
         while start < file.size {
             self.options.cancel.check().map_err(io::Error::other)?;
-            let size = (file.size - start).min(self.options.chunk_size.into()) as usize;
-            if self.buffer.len() < size {
-                self.buffer.resize(size, 0);
-            }
-            data.read_exact(&mut self.buffer[..size])?;
-            ids.push(self.chunk(size, offset + start)?);
-            start += size as u64;
+            let size = (file.size - start).min(self.options.chunk_size.into());
+            let (key, crc32) = self.digest(size as u32, data)?;
+            ids.push(self.chunk(key, crc32, offset + start)?);
+            start += size;
         }
         Ok(ids.into())
     }
 }
 
 impl Chunks<'_> {
-    /// Enters the chunk in the buffer, which lies at `offset` of the tar.
-    fn chunk(&mut self, size: usize, offset: u64) -> io::Result<ChunkId> {
-        let bytes = &self.buffer[..size];
-        let key = ChunkKey {
-            digest: codec::digest(self.options.digester, bytes),
-            size: size as u32,
-        };
+    /// Digests the next chunk where it lies, and gives its CRC-32C as well.
+    fn digest(&mut self, size: u32, data: &mut dyn BufRead) -> io::Result<(ChunkKey, u32)> {
+        let (mut sha256, mut crc32) = (Sha256::new(), 0);
+        self.kept.iter_mut().for_each(Vec::clear);
+        let mut left = size as usize;
+        while left > 0 {
+            let bytes = data.fill_buf()?;
+            let bytes = bytes.get(..left).unwrap_or(bytes);
+            if bytes.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            sha256.update(bytes);
+            crc32 = codec::crc32c_append(crc32, bytes);
+            if let Some(kept) = &mut self.kept {
+                kept.extend_from_slice(bytes);
+            }
+            let count = bytes.len();
+            left -= count;
+            data.consume(count);
+        }
+        let digest = sha256.finalize().into();
+        Ok((ChunkKey { digest, size }, crc32))
+    }
+
+    /// Enters the chunk that was digested, which lies at `offset` of the tar.
+    fn chunk(&mut self, key: ChunkKey, crc32: u32, offset: u64) -> io::Result<ChunkId> {
+        let size = u64::from(key.size);
         if let Some(id) = self.known.find(&key) {
             self.stats.duplicate_chunks += 1;
-            self.stats.duplicate_size += size as u64;
+            self.stats.duplicate_size += size;
             return Ok(id);
         }
         let id = ChunkId(self.records.len() as u32);
@@ -412,8 +441,9 @@ impl Chunks<'_> {
                 "the layer has more than 2^24 - 1 chunks: choose a larger chunk size",
             ));
         }
-        self.onlooker.borrow_mut().chunk(self.end, bytes);
-        let crc32 = codec::crc32c(bytes);
+        if let Some(kept) = &self.kept {
+            self.onlooker.borrow_mut().chunk(self.end, kept);
+        }
         self.known.insert(key, id);
         self.records.push(ChunkRecord {
             digest: key.digest,
@@ -433,9 +463,9 @@ impl Chunks<'_> {
             crc32,
         });
         self.offsets.push(offset);
-        self.end += (size as u64).next_multiple_of(BLOCK_SIZE);
+        self.end += size.next_multiple_of(BLOCK_SIZE);
         self.stats.chunks += 1;
-        self.stats.uncompressed_size += size as u64;
+        self.stats.uncompressed_size += size;
         Ok(id)
     }
 }
