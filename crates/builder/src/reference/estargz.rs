@@ -5,11 +5,12 @@
 //! data, where records may not point.
 //!
 //! The TOC does not say how long a member is. What is recorded is an upper bound: readers go on until they have the
-//! bytes of the chunk.
+//! bytes of the chunk. Deployed readers want all of it to be there, so the bound of the last chunk must not go beyond the
+//! end of the layer, which may not be known.
 
 use std::io::Read;
 
-use layer::estargz::{StoredChunk, read_contents};
+use layer::estargz::{Contents, StoredChunk, read_contents};
 use rafs_format::{
     BLOCK_SIZE, BlobFeatures, BlobId, BlobInfo, CHUNKS_PER_BLOB_MAX, ChunkFlags, ChunkRecord,
     Compressor, Digester, Version,
@@ -23,6 +24,9 @@ use crate::{BuildOptions, BuiltLayer, Error, Stats, tail};
 
 /// Stored bytes that a record of the chunk table can express.
 const STORED_MAX: u64 = 1 << 24;
+/// Bytes by which a deflate block can make a chunk larger that is but the beginning of it: the code tables, and longer codes
+/// for bytes that the rest of the block has few of. Encoders end blocks after some 16 Ki symbols.
+const SHARED_BLOCK: u64 = 1536;
 
 /// Makes an image of the TOC of an eStargz layer, as JSON, whose chunks lie in that layer's blob `id`. The layer's data
 /// ends at byte `data_end` of it, where known. Nothing is written. Of the options, compressor, digester and all that is
@@ -50,8 +54,9 @@ pub fn build_estargz(
     }
     let mut chunks = Vec::with_capacity(contents.chunks.len());
     let (mut uncompressed, mut end) = (0u64, 0u64);
+    let toc = toc_size_min(&contents);
     for (index, chunk) in (0..).zip(&contents.chunks) {
-        let stored = stored_size(chunk, data_end)?;
+        let stored = stored_size(chunk, data_end, toc)?;
         chunks.push(ChunkRecord {
             digest: chunk.digest,
             blob_index: 0,
@@ -116,8 +121,14 @@ pub fn build_estargz(
     })
 }
 
-/// Bytes from the beginning of a chunk's member within which the chunk surely is.
-fn stored_size(chunk: &StoredChunk, data_end: Option<u64>) -> Result<u32, Error> {
+/// Bytes that the table of contents takes in the layer, behind its data, at the least: nothing makes digests shorter, and a name
+/// takes some bytes.
+fn toc_size_min(contents: &Contents) -> u64 {
+    32 * contents.chunks.len() as u64 + 4 * contents.tree.len() as u64
+}
+
+/// Bytes from the beginning of a chunk's member within which the chunk surely is. At least `toc` bytes follow the data.
+fn stored_size(chunk: &StoredChunk, data_end: Option<u64>, toc: u64) -> Result<u32, Error> {
     let refused = |reason: String| Error::Member {
         offset: chunk.member,
         reason,
@@ -129,9 +140,14 @@ fn stored_size(chunk: &StoredChunk, data_end: Option<u64>) -> Result<u32, Error>
         (Some(next), Some(end)) => Some(next.min(end)),
         (next, end) => next.or(end),
     };
+    let size = u64::from(chunk.size);
     // The member goes on behind the chunk, so the chunk's share of it may be larger than the chunk: up to 15 bits for a
     // byte, and the code tables of a block of which the chunk is but the beginning.
-    let enough = 2 * u64::from(chunk.size) + BLOCK_SIZE;
+    let enough = match next {
+        Some(_) => 2 * size + BLOCK_SIZE,
+        // What encoders really do: five bytes for each 16 KiB that they can't make smaller, besides headers and trailer.
+        None => size + 5 * size.div_ceil(16 << 10) + 151 + toc.min(SHARED_BLOCK),
+    };
     let stored = next.map_or(enough.min(STORED_MAX), |next| {
         enough.min(next - chunk.member)
     });
@@ -169,7 +185,7 @@ mod tests {
     #[test]
     fn the_stored_size_ends_before_the_next_member_and_never_equals_the_size() {
         for (size, next, end, expected) in [
-            (100, None, None, 4296),
+            (100, None, None, 256 + 132),
             (100, Some(1200), None, 200),
             (100, Some(1200), Some(1150), 150),
             (100, None, Some(1080), 80),
@@ -177,9 +193,15 @@ mod tests {
             (100, Some(1 << 30), None, 4296),
             (1 << 22, Some(1 << 30), None, (1 << 23) + 4096),
             (1 << 24, Some(1000 + (1 << 24)), None, (1 << 24) - 1),
+            (
+                (1 << 24) - 8192,
+                None,
+                None,
+                (1 << 24) - 8192 + 5 * 1024 + 151 + 132,
+            ),
             ((1 << 24) - 4096, None, None, 1 << 24),
         ] {
-            let stored = stored_size(&chunk(size, 1000, next), end).unwrap();
+            let stored = stored_size(&chunk(size, 1000, next), end, 132).unwrap();
             assert_eq!(stored, expected, "{size} {next:?} {end:?}");
         }
         for (size, member, next, end) in [
@@ -190,7 +212,7 @@ mod tests {
             (1, (1 << 40) - 1, None, None),
             (1, u64::MAX, None, None),
         ] {
-            let refused = stored_size(&chunk(size, member, next), end);
+            let refused = stored_size(&chunk(size, member, next), end, 132);
             assert!(refused.is_err(), "{size} {member} {next:?} {end:?}");
         }
     }

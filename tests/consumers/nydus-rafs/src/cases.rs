@@ -40,8 +40,12 @@ const CREATE: &[&str] = &[
 const LAYERED: &[&str] = &[
     "-v 6",
     "-v 6 --features blob-toc --compressor lz4_block",
+    "-v 6 --chunk-size 0x10000 --digester sha256",
+    "-v 6 --batch-size 0x100000",
+    "-v 6 --encrypt",
     "-v 5",
     "-v 5 --compressor none",
+    "-v 5 --aligned-chunk --digester sha256 --compressor lz4_block",
 ];
 
 /// What is made, and where.
@@ -132,6 +136,8 @@ pub fn run_all(program: PathBuf, filter: &str) -> Result<bool> {
     }
     for options in LAYERED {
         let to = if options.contains("-v 5") { "6" } else { "5" };
+        let encrypted = options.contains("--encrypt");
+        let plain = !encrypted && !options.contains("--batch-size");
         case(
             format!("merge {options}"),
             &|lab| lab.merged(options),
@@ -165,14 +171,39 @@ pub fn run_all(program: PathBuf, filter: &str) -> Result<bool> {
             true,
         )?;
         case(
+            format!("optimize {options}"),
+            &|lab| lab.optimized(options),
+            above,
+            true,
+        )?;
+        if !encrypted {
+            case(
+                format!("chunkdict generate {options}"),
+                &|lab| lab.dictionary(options),
+                None,
+                true,
+            )?;
+            case(
+                format!("merge --chunk-dict, generated, {options}"),
+                &|lab| lab.known(options),
+                below,
+                true,
+            )?;
+        }
+        // Nothing of others is put together, and v5 has no words for them.
+        if !plain {
+            continue;
+        }
+        case(
             format!("compact {options}"),
             &|lab| lab.compacted(options),
             above,
             true,
         )?;
+        let again = |lab: &Lab| lab.optimize(&lab.compacted(options)?);
         case(
-            format!("optimize {options}"),
-            &|lab| lab.optimized(options),
+            format!("optimize, compacted {options}"),
+            &again,
             above,
             true,
         )?;
@@ -304,6 +335,33 @@ impl Lab<'_> {
         Ok(out)
     }
 
+    /// A dictionary of two images that have chunks in common.
+    fn dictionary(&self, options: &str) -> Result<PathBuf> {
+        let mut sources = Vec::new();
+        for layer in ["lower", "upper"] {
+            let (blob, dir) = (self.create_inline(layer, options)?, self.boot(&format!("{layer}:1")));
+            fs::create_dir(&dir)?;
+            let boot = dir.join("bootstrap").display().to_string();
+            self.run(&format!("merge -B {boot} {}", blob.display()))?;
+            sources.push(boot);
+        }
+        let out = self.boot("dictionary");
+        let (at, sources) = (out.display(), sources.join(" "));
+        self.run(&format!("chunkdict generate -B {at} {sources}"))?;
+        Ok(out)
+    }
+
+    /// An image of a layer whose chunks are in that dictionary, as far as they are.
+    fn known(&self, options: &str) -> Result<PathBuf> {
+        let dictionary = self.dictionary(options)?;
+        let dictionary = format!("--chunk-dict bootstrap={}", dictionary.display());
+        let blob = self.create_inline("lower", &format!("{options} {dictionary}"))?;
+        let out = self.boot("known");
+        let (at, blob) = (out.display(), blob.display());
+        self.run(&format!("merge -B {at} {blob} {dictionary}"))?;
+        Ok(out)
+    }
+
     fn compacted(&self, options: &str) -> Result<PathBuf> {
         let (from, out, blobs) = (self.merged(options)?, self.boot("compacted"), self.blobs());
         let (from, at, blobs) = (from.display(), out.display(), blobs.display());
@@ -314,7 +372,12 @@ impl Lab<'_> {
     }
 
     fn optimized(&self, options: &str) -> Result<PathBuf> {
-        let (from, out, blobs) = (self.merged(options)?, self.boot("optimized"), self.blobs());
+        self.optimize(&self.merged(options)?)
+    }
+
+    /// The image with two of its files in a blob of their own.
+    pub fn optimize(&self, from: &Path) -> Result<PathBuf> {
+        let (out, blobs) = (self.boot("optimized"), self.blobs());
         let list = self.dir.join("list.json");
         fs::write(
             &list,

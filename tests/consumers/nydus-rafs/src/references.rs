@@ -73,7 +73,36 @@ pub const ALL: &[Reference] = &[
     },
     Reference {
         name: "create -t estargztoc-ref",
-        make: table_of_contents,
+        make: |lab| table_of_contents(lab, &lab.boot("stargz.index.json"), ""),
+        holds: Holds::Star,
+    },
+    Reference {
+        name: "create -t estargztoc-ref --blob-data-size",
+        make: |lab| {
+            let size = format!("--blob-data-size {:#x}", lab.star.toc_offset);
+            table_of_contents(lab, &lab.boot("stargz.index.json"), &size)
+        },
+        holds: Holds::Star,
+    },
+    Reference {
+        name: "create -t estargztoc-ref, of the layer",
+        make: |lab| table_of_contents(lab, &lab.blobs().join(sha256(&lab.star.blob)), ""),
+        holds: Holds::Star,
+    },
+    Reference {
+        name: "optimize of targz-ref",
+        make: |lab| {
+            let boot = apart(lab, "targz-ref", &gzip(&lab.lower.tar)?)?;
+            lab.optimize(&boot)
+        },
+        holds: Holds::Lower,
+    },
+    Reference {
+        name: "optimize of estargztoc-ref",
+        make: |lab| {
+            let boot = table_of_contents(lab, &lab.boot("stargz.index.json"), "")?;
+            lab.optimize(&boot)
+        },
         holds: Holds::Star,
     },
     Reference {
@@ -115,22 +144,17 @@ fn inline(lab: &Lab, words: &str, bytes: &[u8]) -> Result<PathBuf> {
     lab.inline(&format!("-t {words} {}", source.display()))
 }
 
-/// As the snapshotter has it made: the chunk table goes where the reader keeps those that it has read.
-fn table_of_contents(lab: &Lab) -> Result<PathBuf> {
-    let (source, boot, cache) = (
-        layer(lab, &lab.star.blob)?,
-        lab.boot("reference"),
-        lab.cache(),
-    );
-    let toc = lab.boot("stargz.index.json");
-    fs::write(&toc, &lab.star.toc)?;
-    let id = name(&source);
+/// As the snapshotter has it made, of a table or the layer: the chunk table goes where the reader keeps those that it has read.
+fn table_of_contents(lab: &Lab, source: &Path, more: &str) -> Result<PathBuf> {
+    let id = name(&layer(lab, &lab.star.blob)?);
+    let boot = lab.boot("reference");
+    fs::write(lab.boot("stargz.index.json"), &lab.star.toc)?;
     lab.run(&format!(
-        "create -t estargztoc-ref --blob-id {id} --chunk-size {:#x} -B {} --blob-meta {} {}",
+        "create -t estargztoc-ref --blob-id {id} --chunk-size {:#x} -B {} --blob-meta {} {more} {}",
         sample::STAR_CHUNK,
         boot.display(),
-        cache.join(format!("{id}.blob.meta")).display(),
-        toc.display()
+        lab.cache().join(format!("{id}.blob.meta")).display(),
+        source.display()
     ))?;
     Ok(boot)
 }
