@@ -10,7 +10,7 @@ pub enum Error {
     Kind(String),
     /// A type of backend that cannot be read from.
     #[error(
-        "there is no backend type {0:?} to read from: the types are oss, s3, registry, localfs and http-proxy"
+        "there is no backend type {0:?} to read from: the types are oss, s3, registry, localfs, localdisk and http-proxy"
     )]
     Source(String),
     /// The configuration is no JSON.
@@ -58,7 +58,15 @@ pub enum Error {
     /// What should be the address of a mirror. It may hold what nobody should see, and is not repeated.
     #[error("it must be HOST[:PORT], or http:// or https:// before it")]
     Mirror,
-    /// A file of a `localfs` backend cannot be read or written.
+    /// A disk whose partitions cannot be told.
+    #[error("cannot find the blobs on {path}: {reason}", path = path.display())]
+    Disk {
+        /// The device, or the file with the image of one.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A file of a `localfs` or `localdisk` backend cannot be read or written.
     #[error("cannot {action} {path}", path = path.display())]
     Io {
         /// What was tried: "open", "write", ...

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use registry::Settings;
 
-use crate::hosts;
 use crate::keys::Keys;
+use crate::{disk, hosts};
 
 /// Any text as `hosts.toml`.
 pub fn hosts(text: &str) {
@@ -20,5 +20,15 @@ pub fn keys(text: &str) {
         let _ = keys.settings(&Settings::default());
         let _ = keys.proxy();
         let _ = keys.mirrors("registry.example");
+    }
+}
+
+/// Any bytes as a disk, and as entries of its partition table.
+pub fn partitions(bytes: &[u8]) {
+    let _ = disk::partitions(&bytes.to_vec());
+    for entry in bytes.chunks(128) {
+        if let Some(Some((id, place))) = disk::partition(entry) {
+            assert!(!id.is_empty() && place.start < place.end);
+        }
     }
 }

@@ -8,7 +8,8 @@
 //! * `oss`: Aliyun's signature version 1.
 //! * `localfs`: files, written under a temporary name, synced and renamed.
 //!
-//! [`open_source`] reads from two more: a `registry`, and an `http-proxy` that passes blobs on, if need be over a socket.
+//! [`open_source`] reads from three more: a `registry`, a `localdisk` whose partitions are blobs, and an `http-proxy` that passes
+//! blobs on, if need be over a socket.
 //! [`DaemonConfig`] finds the backend in the configuration of a daemon.
 //!
 //! The digest of a blob, and with it the object's name, is known when the last byte is. What fits into one part is kept
@@ -26,6 +27,7 @@ mod copy;
 mod daemon;
 mod date;
 mod detour;
+mod disk;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -10,6 +10,7 @@ use storage::{BlobReader, BlobSource, MirroredBlob};
 
 use crate::config::Config;
 use crate::detour::{Detour, Reading};
+use crate::disk::{self, Disk};
 use crate::hosts::MirrorHost;
 use crate::keys::Keys;
 use crate::mirrors::{MirrorList, briefly, mirror};
@@ -22,11 +23,12 @@ const REGISTRY: &str = "registry";
 
 /// Opens a backend to read blobs from. `settings` is how to speak to hosts; what the configuration says of
 /// certificates, credentials, time limits, proxies and sockets goes before it. `mirrors_dir` lists mirrors of registries, see
-/// [`MirrorList::new`]. Nothing is asked for yet.
+/// [`MirrorList::new`]. Nothing is asked for yet, but a disk's partition table is read.
 ///
 /// # Errors
 /// [`Error::Source`] for a type that there is not; [`Error::Json`] and [`Error::Key`] for a configuration that is
-/// wrong; [`Error::Store`] if no connections can be set up; [`Error::Io`] if there is no `mirrors_dir`.
+/// wrong; [`Error::Store`] if no connections can be set up; [`Error::Io`] if there is no `mirrors_dir` or no disk;
+/// [`Error::Disk`] for one whose partitions cannot be told.
 pub fn open_source(
     kind: &str,
     json: &str,
@@ -79,6 +81,7 @@ enum Type {
     Store(Kind),
     Registry,
     Proxy,
+    Disk,
 }
 
 impl Type {
@@ -86,6 +89,7 @@ impl Type {
         Ok(match name {
             REGISTRY => Self::Registry,
             proxy::KIND => Self::Proxy,
+            disk::KIND => Self::Disk,
             _ => Self::Store(name.parse().map_err(|_| Error::Source(name.to_owned()))?),
         })
     }
@@ -95,6 +99,7 @@ impl Type {
             Self::Store(kind) => kind.name(),
             Self::Registry => REGISTRY,
             Self::Proxy => proxy::KIND,
+            Self::Disk => disk::KIND,
         }
     }
 
@@ -132,6 +137,7 @@ impl Type {
                 Arc::new(client.repository_of(&host, &repository))
             }
             Self::Proxy => Arc::new(Proxy::open(keys, settings)?),
+            Self::Disk => Arc::new(Disk::open(keys)?),
         })
     }
 
@@ -143,7 +149,7 @@ impl Type {
         settings: &Settings,
     ) -> Result<Option<Detour>, Error> {
         match self {
-            Self::Store(Kind::Localfs) | Self::Proxy => Ok(None),
+            Self::Store(Kind::Localfs) | Self::Proxy | Self::Disk => Ok(None),
             Self::Store(kind) => {
                 let (place, client) = store(kind, keys, &briefly(settings), Some(&host))?;
                 let detour = Detour::new(host.name(), Arc::new(place), &host.check, &client);
@@ -268,6 +274,14 @@ mod tests {
                 "mirror",
             ),
             ("http-proxy", "{}", "addr"),
+            ("localdisk", "{}", "device_path"),
+            ("localdisk", r#"{"device_path":"/nowhere"}"#, "/nowhere"),
+            ("localdisk", r#"{"device_path":"/dev/null"}"#, "/dev/null"),
+            (
+                "localdisk",
+                r#"{"device_path":"/dev/null","disable_gpt":true}"#,
+                "disable_gpt",
+            ),
             (
                 "s3",
                 r#"{"region":"r","bucket_name":"b","ca_cert_files":["/nowhere/sesame",1]}"#,

@@ -11,7 +11,7 @@ use testkit::tar::{Entry, Tar};
 use crate::Target;
 
 /// A kind of text, told by the first byte, and the text: manifests, indexes, image configurations, names of images and
-/// platforms, headers of registries, configurations of backends and daemons, lists of mirrors, attributes of external files.
+/// platforms, headers of registries, configurations of backends and daemons, lists of mirrors, attributes of external files; and partition tables.
 pub const DOCUMENTS: Target = Target {
     name: "documents",
     run: document,
@@ -46,6 +46,7 @@ pub const DOCUMENTS: Target = Target {
         ]
         .into_iter()
         .map(|(kind, text)| [&[kind], text.as_bytes()].concat())
+        .chain([[&[11], &partitions()[1024..1280]].concat()])
         .collect()
     },
     changes: 20_000,
@@ -68,6 +69,7 @@ fn document(input: &[u8]) {
         1 => node(media::OCI_INDEX, text),
         4 => registry::fuzzing::headers(text),
         8 => attributes(text),
+        11 => backend::fuzzing::partitions(text),
         _ => {}
     }
     let Ok(text) = std::str::from_utf8(text) else {
@@ -94,6 +96,13 @@ fn document(input: &[u8]) {
         10 => backend::fuzzing::keys(text),
         _ => {}
     }
+}
+
+/// A disk of two blobs, whose entries begin at byte 1024.
+fn partitions() -> Vec<u8> {
+    let [one, two] = [1, 2].map(|byte: u8| testkit::sha256(&[byte]));
+    let disk = testkit::gpt::disk(&[(&one, &[1; 700]), (&two, b"x")]);
+    testkit::gpt::older(&disk, 1)
 }
 
 fn attributes(text: &[u8]) {

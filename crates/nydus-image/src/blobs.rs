@@ -19,7 +19,7 @@ use crate::Usage;
 /// Options about a storage backend.
 #[derive(Debug, Args)]
 pub struct BackendArgs {
-    /// Type of the backend that holds the blobs: localfs, oss, s3, registry or http-proxy
+    /// Type of the backend that holds the blobs: localfs, localdisk, oss, s3, registry or http-proxy
     #[arg(long, value_name = "TYPE")]
     backend_type: Option<String>,
     /// Configuration of the --backend-type

@@ -12,6 +12,7 @@ pub mod docs;
 pub mod estargz;
 pub mod expect;
 pub mod fixture;
+pub mod gpt;
 pub mod home;
 pub mod layout;
 mod maker;

@@ -256,26 +256,42 @@ fn blobs_come_from_a_backend_if_they_are_not_in_the_directory() {
     fs::create_dir(&new).unwrap();
     let ids = names(&stack.blobs());
     fs::rename(stack.blobs().join(&ids[0]), new.join(&ids[0])).unwrap();
-    let config = format!(r#"{{"dir":"{}"}}"#, text(&stack.blobs()));
-    let words = [
-        "compact",
-        "-B",
-        text(&stack.bootstrap),
-        "-D",
-        text(&new),
-        "-O",
-        text(&out),
-    ];
-    let more = [
-        "--layers-to-compact",
-        "0",
-        "--backend-type",
-        "localfs",
-        "--backend-config",
-    ];
-    nydus_image(words.iter().chain(&more).chain(&[config.as_str()])).ok();
-    assert_eq!(names(&new).len(), 2);
-    nydus_image(["check", "-D", text(&new), text(&out)]).ok();
+    // The rest in another directory, on a disk, and on one that older tools made.
+    let rest: Vec<_> = ids[1..]
+        .iter()
+        .map(|id| (&**id, fs::read(stack.blobs().join(id)).unwrap()))
+        .collect();
+    let rest: Vec<_> = rest.iter().map(|(id, bytes)| (*id, &bytes[..])).collect();
+    let disk = testkit::gpt::disk(&rest);
+    for (name, disk) in [("older", testkit::gpt::older(&disk, 0)), ("disk", disk)] {
+        fs::write(stack.path(name), disk).unwrap();
+    }
+    let device = |name: &str| format!(r#"{{"device_path":"{}"}}"#, text(&stack.path(name)));
+    let mut results = Vec::new();
+    for (kind, config) in [
+        (
+            "localfs",
+            format!(r#"{{"dir":"{}"}}"#, text(&stack.blobs())),
+        ),
+        ("localdisk", device("disk")),
+        ("localdisk", device("older")),
+    ] {
+        let words = format!(
+            "compact -B {} -D {} -O {} --layers-to-compact 0 --backend-type {kind} --backend-config {config}",
+            text(&stack.bootstrap),
+            text(&new),
+            text(&out),
+        );
+        nydus_image(words.split(' ')).ok();
+        let mut made = names(&new);
+        assert_eq!(made.len(), 2, "{config}");
+        nydus_image(["check", "-D", text(&new), text(&out)]).ok();
+        made.retain(|name| *name != ids[0]);
+        fs::remove_file(new.join(&made[0])).unwrap();
+        results.extend(made);
+    }
+    results.dedup();
+    assert_eq!(results.len(), 1, "wherever they came from");
 }
 
 #[test]
