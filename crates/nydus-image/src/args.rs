@@ -1,6 +1,6 @@
 //! The command line, with the names, defaults and conflicts of the deployed tool.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use clap::builder::PossibleValuesParser;
@@ -64,6 +64,23 @@ pub enum Command {
     /// Words that are no command
     #[command(external_subcommand)]
     Other(Vec<String>),
+}
+
+impl Command {
+    /// The paths at which a consumer may wait for the other end of a FIFO to be opened.
+    pub fn fifos(&self) -> Vec<&Path> {
+        let paths = match self {
+            Self::Create(args) => vec![
+                Some(&args.source),
+                args.blob.as_ref(),
+                args.bootstrap.as_ref(),
+                args.external_blob.as_ref(),
+            ],
+            Self::Unpack(args) => vec![Some(&args.output)],
+            _ => Vec::new(),
+        };
+        paths.into_iter().flatten().map(PathBuf::as_path).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek as _, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use builder::BuiltLayer;
@@ -17,15 +17,16 @@ use rafs_format::BLOCK_SIZE;
 
 use crate::output::{self, Output, Unfinished};
 
-/// Writes the files of the layer's own blob, if it has one. `blob` is that blob, neither compressed nor encrypted.
+/// Writes the files of the layer's own blob, if it has one. `blob` is that blob, neither compressed nor encrypted. They have no
+/// names until they are committed.
 pub fn write(
     dir: &Path,
     blob: &Output,
     layer: &BuiltLayer,
     unfinished: &Unfinished,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<(Output, PathBuf)>> {
     let (Some(own), Some(table)) = (layer.own_blob, &layer.table) else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let own = &layer.image.blobs[own];
     let path = |kind: &str| dir.join(format!("{}.blob.{kind}", own.id));
@@ -39,8 +40,7 @@ pub fn write(
     spread(blob.file(), sizes, &mut data)
         .with_context(|| format!("cannot write {}", path("data").display()))?;
     let meta = output::begin(&path("meta"), &table.cache_file(), unfinished)?;
-    data.commit(&path("data"))?;
-    meta.commit(&path("meta"))
+    Ok(vec![(data, path("data")), (meta, path("meta"))])
 }
 
 /// Copies the chunks, which lie back to back and in order, each to the beginning of a block.

@@ -13,7 +13,7 @@ use storage::{BlobSource, DirSource, LoadedBootstrap, load_bootstrap};
 
 use crate::blobs::Config;
 use crate::interrupt::Interrupt;
-use crate::report;
+use crate::{output, report};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -86,6 +86,9 @@ impl Input {
 }
 
 pub fn run(args: &Check, interrupt: &Interrupt) -> anyhow::Result<()> {
+    if let Some(path) = &args.output_json {
+        output::check_place(path)?;
+    }
     let start = Instant::now();
     let blobs = args.input.blobs(&interrupt.cancel)?;
     let loaded = args.input.load()?;

@@ -62,7 +62,7 @@ struct Generate {
     /// Configuration of a daemon; checked, and of no effect: bootstraps tell all
     #[arg(short = 'C', long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Name the blobs of the dictionary
+    /// Name the blobs of the dictionary in the log
     #[arg(short = 'v', long)]
     verbose: bool,
 }
@@ -94,10 +94,10 @@ fn run_generate(args: &Generate, interrupt: &Interrupt) -> anyhow::Result<()> {
         .iter()
         .map(|path| name(path))
         .collect::<Result<_, _>>()?;
-    [&args.bootstrap, &args.output_json]
-        .into_iter()
-        .flatten()
-        .try_for_each(|path| output::check_place(path))?;
+    if let (None, Some(dir)) = (&args.bootstrap, &args.blob_dir) {
+        output::check_dir("--blob-dir", dir)?;
+    }
+    output::check_places([args.bootstrap.as_ref(), args.output_json.as_ref()])?;
     prefetch::read(args.prefetch_policy)?;
     let start = Instant::now();
     let mut sources = Vec::with_capacity(names.len());
@@ -130,15 +130,10 @@ fn run_generate(args: &Generate, interrupt: &Interrupt) -> anyhow::Result<()> {
         (None, Some(dir)) => dir.join(hex::encode(Sha256::digest(&bootstrap))),
         (None, None) => bail!("there is no place for the bootstrap"),
     };
-    interrupt.cancel.check()?;
-    output::write(&path, &bootstrap, &interrupt.unfinished)?;
     let blobs: Vec<String> = image.blobs.iter().map(|blob| blob.id.to_string()).collect();
     if args.verbose {
-        blobs.iter().for_each(|id| println!("{id}"));
+        blobs.iter().for_each(|id| tracing::info!("blob {id}"));
     }
-    let Some(json) = &args.output_json else {
-        return Ok(());
-    };
     let times = [
         ("load_tree_from_bootstrap", loaded),
         ("total_build", start.elapsed().as_secs_f64()),
@@ -152,7 +147,10 @@ fn run_generate(args: &Generate, interrupt: &Interrupt) -> anyhow::Result<()> {
     ]);
     let report = CommandReport::new(Some(&path), image.version, blobs, image.compressor)
         .trace(times, events);
-    report::write(&report, json, &interrupt.unfinished)
+    interrupt.cancel.check()?;
+    let written = output::begin(&path, &bootstrap, &interrupt.unfinished)?;
+    let report = report::begin(&report, args.output_json.as_ref(), &interrupt.unfinished)?;
+    output::commit_all([(written, path)].into_iter().chain(report))
 }
 
 /// The image and its version that a bootstrap is of: the name of its directory.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use builder::{CompactOptions, CompactPlan, Origin, compact_group};
 use clap::Args;
 
@@ -52,16 +52,9 @@ pub fn run(args: &Compact, interrupt: &Interrupt) -> anyhow::Result<()> {
         Some(path) => path.clone(),
         None => args.bootstrap.with_extension("bootstrap.compact"),
     };
-    [Some(&output), args.output_json.as_ref()]
-        .into_iter()
-        .flatten()
-        .try_for_each(|path| output::check_place(path))?;
+    output::check_places([Some(&output), args.output_json.as_ref()])?;
     let dir = args.blob_dir.as_path();
-    ensure!(
-        dir.is_dir(),
-        "--blob-dir {}: no such directory",
-        dir.display()
-    );
+    output::check_dir("--blob-dir", dir)?;
     let keep = args
         .chunk_dict
         .as_deref()
@@ -118,7 +111,7 @@ pub fn run(args: &Compact, interrupt: &Interrupt) -> anyhow::Result<()> {
             start,
         },
         &output,
-        args.output_json.as_deref(),
+        args.output_json.as_ref(),
         interrupt,
     )
 }

@@ -1,8 +1,9 @@
 //! `create`: one source into one blob and one bootstrap.
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
-use std::os::unix::fs::FileTypeExt as _;
+use std::io::{self, BufReader, Read};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -39,15 +40,6 @@ const MEMORY_PER_THREAD: usize = 32 << 20;
 const BUFFER: usize = 256 << 10;
 
 pub fn run(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let created = create(args, interrupt);
-    if created.is_err() {
-        let outputs = [&args.blob, &args.external_blob].into_iter().flatten();
-        output::let_go(outputs.chain([&args.source]).map(PathBuf::as_path));
-    }
-    created
-}
-
-fn create(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     check_conflicts(args)?;
     check_paths(args)?;
     if let Some(path) = &args.config {
@@ -74,7 +66,7 @@ fn create(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
     let id = own
         .filter(|blob| !blob.features.contains(separate))
         .map(|blob| blob.id.to_string());
-    // Both are complete before either gets its name.
+    // All are complete before any gets its name.
     let bootstrap = if args.blob_inline_meta {
         None
     } else {
@@ -89,50 +81,53 @@ fn create(args: &Create, interrupt: &Interrupt) -> anyhow::Result<()> {
         }
         None => None,
     };
+    // Files, and what must not be there, for there is nothing to put into it.
+    let (mut files, mut useless) = (Vec::new(), Vec::new());
     match (blob, &args.blob_cache_dir) {
-        (Some(blob), Some(dir)) => cache_files::write(dir, &blob, &layer, &interrupt.unfinished)?,
-        (Some(blob), None) => finish_blob(args, blob, &layer, id.as_deref())?,
+        (Some(blob), Some(dir)) => {
+            files.extend(cache_files::write(
+                dir,
+                &blob,
+                &layer,
+                &interrupt.unfinished,
+            )?);
+        }
+        (Some(blob), None) if layer.blob_size == 0 => {
+            useless.extend(args.blob.clone().filter(|_| blob.is_regular()));
+        }
+        (Some(blob), None) => files.push((blob, blob_path(args, &layer, id.as_deref())?)),
         (None, _) => {}
     }
-    if let Some((output, path)) = cached {
-        output.commit(&path)?;
-    }
-    let bootstrap = match bootstrap {
-        Some((output, path)) => {
-            output.commit(&path)?;
-            Some(path)
-        }
-        None => None,
-    };
-    let external = match external {
-        Some(written) => {
-            let ids = written.ids.clone();
-            Some((written.commit()?, ids))
-        }
-        None => None,
-    };
-    if let Some(path) = &args.output_json {
-        let blobs = layer
-            .image
-            .blobs
-            .iter()
-            .map(|blob| blob.id.to_string())
-            .collect();
-        let times = [
-            ("build_tree", built),
-            ("total_build", start.elapsed().as_secs_f64()),
-        ];
-        let report = CommandReport::new(
-            bootstrap.as_deref(),
-            layer.image.version,
-            blobs,
-            layer.image.compressor,
-        )
-        .external(external)
-        .trace(times, events(&layer));
-        report::write(&report, path, &interrupt.unfinished)?;
-    }
-    Ok(())
+    files.extend(cached);
+    let path = bootstrap.as_ref().map(|(_, path)| path.clone());
+    files.extend(bootstrap);
+    let external = external.map(|written| {
+        let path = written.bootstrap.as_ref().map(|(_, path)| path.clone());
+        files.extend(written.blob);
+        files.extend(written.bootstrap);
+        useless.extend(written.useless);
+        (path, written.ids)
+    });
+    let blobs = layer.image.blobs.iter();
+    let times = [
+        ("build_tree", built),
+        ("total_build", start.elapsed().as_secs_f64()),
+    ];
+    let report = CommandReport::new(
+        path.as_deref(),
+        layer.image.version,
+        blobs.map(|blob| blob.id.to_string()).collect(),
+        layer.image.compressor,
+    )
+    .external(external)
+    .trace(times, events(&layer));
+    files.extend(report::begin(
+        &report,
+        args.output_json.as_ref(),
+        &interrupt.unfinished,
+    )?);
+    output::commit_all(files)?;
+    useless.iter().try_for_each(|path| output::remove(path))
 }
 
 /// Refuses options that contradict each other.
@@ -148,6 +143,7 @@ fn check_conflicts(args: &Create) -> Result<(), Usage> {
             ("--batch-size", args.batch_size != 0),
             ("--encrypt", args.encrypt),
             ("--blob-cache-dir", args.blob_cache_dir.is_some()),
+            ("--features blob-toc", !args.features.is_empty()),
         ];
         refuse(
             &of_v6,
@@ -240,6 +236,13 @@ fn check_paths(args: &Create) -> anyhow::Result<()> {
     let kind = fs::metadata(source)
         .with_context(|| format!("cannot read {}", source.display()))?
         .file_type();
+    if args.prefetch_policy != PrefetchPolicy::None && is_standard_input(source) {
+        return Err(Usage(format!(
+            "{} cannot be used with --prefetch-policy, which reads patterns from there",
+            source.display()
+        ))
+        .into());
+    }
     if is_directory(args.source_type) {
         ensure!(kind.is_dir(), "{} is not a directory", source.display());
     } else {
@@ -250,33 +253,33 @@ fn check_paths(args: &Create) -> anyhow::Result<()> {
             source.display()
         );
     }
-    if let Some(dir) = &args.blob_dir {
-        ensure!(
-            dir.is_dir(),
-            "the blob directory {} does not exist",
-            dir.display()
-        );
-    }
-    if let Some(dir) = &args.blob_cache_dir {
-        ensure!(
-            dir.is_dir(),
-            "the directory {} for the cache files does not exist",
-            dir.display()
-        );
+    for (flag, dir) in [
+        ("--blob-dir", &args.blob_dir),
+        ("--blob-cache-dir", &args.blob_cache_dir),
+    ] {
+        if let Some(dir) = dir {
+            output::check_dir(flag, dir)?;
+        }
     }
     let place = args.blob.is_some() || args.blob_dir.is_some() || args.blob_cache_dir.is_some();
     if writes_blob(args.source_type) && !place {
         bail!("there is no place for the blob: give --blob, --blob-dir or --blob-cache-dir");
     }
-    [
+    let places = [
         &args.blob,
         &args.bootstrap,
         &args.external_blob,
         &args.output_json,
-    ]
-    .into_iter()
-    .flatten()
-    .try_for_each(|path| output::check_place(path))
+    ];
+    output::check_places(places.map(Option::as_ref))
+}
+
+/// Whether a path leads to what is open as standard input.
+fn is_standard_input(path: &Path) -> bool {
+    let inode = |file: fs::Metadata| (file.dev(), file.ino());
+    let own = io::stdin().as_fd().try_clone_to_owned();
+    let own = own.and_then(|stdin| File::from(stdin).metadata());
+    own.is_ok_and(|own| fs::metadata(path).is_ok_and(|source| inode(source) == inode(own)))
 }
 
 /// Whether the source itself is not the blob.
@@ -310,8 +313,9 @@ fn options(args: &Create, interrupt: &Interrupt) -> anyhow::Result<BuildOptions>
     let pool = pool.build().context("cannot start threads")?;
     let blob_id = match &args.blob_id {
         Some(id) => Some(
-            BlobId::new(id.as_str())
-                .with_context(|| format!("{id:?} cannot be the id of a blob"))?,
+            BlobId::new(id.as_str()).with_context(|| {
+                format!("--blob-id {id:?}: an id has at most 64 printable characters, begins with no dot and has no slash")
+            })?,
         ),
         None => None,
     };
@@ -415,27 +419,12 @@ pub fn open_stream(path: &Path) -> anyhow::Result<(Compression, Box<dyn Read + S
     layer::detecting(file).with_context(failed)
 }
 
-/// Gives the blob its name, or drops it if nothing was stored.
-fn finish_blob(
-    args: &Create,
-    blob: Output,
-    layer: &BuiltLayer,
-    id: Option<&str>,
-) -> anyhow::Result<()> {
-    if layer.blob_size == 0 {
-        if let (Some(path), true) = (&args.blob, blob.is_regular()) {
-            output::remove(path)?;
-        }
-        return Ok(());
-    }
-    match (&args.blob, &args.blob_dir) {
-        (Some(path), _) => blob.commit(path),
-        (None, Some(dir)) => {
-            let digest = hex::encode(layer.blob_digest);
-            blob.commit(&dir.join(id.unwrap_or(&digest)))
-        }
-        (None, None) => Ok(()),
-    }
+/// Where the blob goes.
+fn blob_path(args: &Create, layer: &BuiltLayer, id: Option<&str>) -> anyhow::Result<PathBuf> {
+    let digest = hex::encode(layer.blob_digest);
+    let in_dir = |dir: &PathBuf| dir.join(id.unwrap_or(&digest));
+    let path = args.blob.clone().or(args.blob_dir.as_ref().map(in_dir));
+    path.context("there is no place for the blob")
 }
 
 fn write_bootstrap(

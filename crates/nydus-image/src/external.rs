@@ -112,10 +112,10 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 
 /// The files of an external image, complete but without names.
 pub struct Written {
-    blob: Option<(Output, PathBuf)>,
-    bootstrap: Option<(Output, PathBuf)>,
+    pub blob: Option<(Output, PathBuf)>,
+    pub bootstrap: Option<(Output, PathBuf)>,
     /// A file that must not be there, for there is nothing to put into it.
-    useless: Option<PathBuf>,
+    pub useless: Option<PathBuf>,
     /// The ids of the blobs.
     pub ids: Vec<String>,
 }
@@ -180,21 +180,4 @@ fn bootstrap(
     };
     let output = output::begin(&path, &bytes, &interrupt.unfinished)?;
     Ok(Some((output, path)))
-}
-
-impl Written {
-    /// Gives the files their names. Returns that of the bootstrap.
-    pub fn commit(self) -> anyhow::Result<Option<PathBuf>> {
-        if let Some(path) = self.useless {
-            output::remove(&path)?;
-        }
-        if let Some((output, path)) = self.blob {
-            output.commit(&path)?;
-        }
-        let Some((output, path)) = self.bootstrap else {
-            return Ok(None);
-        };
-        output.commit(&path)?;
-        Ok(Some(path))
-    }
 }

@@ -65,6 +65,9 @@ pub fn main() -> ExitCode {
     };
     let mut watching = None;
     let result = run(&cli, command, &mut watching);
+    if result.is_err() {
+        output::let_go(command.fifos());
+    }
     if let Some(status) = watching.as_ref().and_then(Interrupt::exit_status) {
         return ExitCode::from(status);
     }

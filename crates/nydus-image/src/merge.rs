@@ -28,10 +28,10 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
         Some(value) => dictionary::blobs(value)?,
         None => BTreeSet::new(),
     };
-    [&args.bootstrap, &args.output_json]
-        .into_iter()
-        .flatten()
-        .try_for_each(|path| output::check_place(path))?;
+    if let (None, Some(dir)) = (&args.bootstrap, &args.blob_dir) {
+        output::check_dir("--blob-dir", dir)?;
+    }
+    output::check_places([args.bootstrap.as_ref(), args.output_json.as_ref()])?;
     let start = Instant::now();
     let patterns = prefetch::read(args.prefetch_policy)?;
     let parent = parent::load(args.parent_bootstrap.as_deref())?;
@@ -58,18 +58,16 @@ pub fn run(args: &Merge, interrupt: &Interrupt) -> anyhow::Result<()> {
         (None, Some(dir)) => dir.join(hex::encode(Sha256::digest(&bootstrap))),
         (None, None) => bail!("there is no place for the bootstrap"),
     };
-    output::write(&path, &bootstrap, &interrupt.unfinished)?;
-    if let Some(json) = &args.output_json {
-        let blobs = image.blobs.iter().map(|blob| blob.id.to_string()).collect();
-        let times = [
-            ("load_tree_from_bootstrap", loaded),
-            ("merge_bootstrap", start.elapsed().as_secs_f64()),
-        ];
-        let report = CommandReport::new(Some(&path), image.version, blobs, image.compressor)
-            .trace(times, Map::new());
-        report::write(&report, json, &interrupt.unfinished)?;
-    }
-    Ok(())
+    let written = output::begin(&path, &bootstrap, &interrupt.unfinished)?;
+    let blobs = image.blobs.iter().map(|blob| blob.id.to_string()).collect();
+    let times = [
+        ("load_tree_from_bootstrap", loaded),
+        ("merge_bootstrap", start.elapsed().as_secs_f64()),
+    ];
+    let report = CommandReport::new(Some(&path), image.version, blobs, image.compressor)
+        .trace(times, Map::new());
+    let report = report::begin(&report, args.output_json.as_ref(), &interrupt.unfinished)?;
+    output::commit_all([(written, path)].into_iter().chain(report))
 }
 
 /// Blob ids that a bootstrap leaves open stay so: the command line may know better than the file's name.

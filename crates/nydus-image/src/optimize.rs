@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use builder::{Origin, Selection, parse_prefetch_list, write_prefetch_blob};
 use clap::Args;
 
@@ -47,16 +47,9 @@ pub struct Optimize {
 }
 
 pub fn run(args: &Optimize, interrupt: &Interrupt) -> anyhow::Result<()> {
-    [Some(&args.output_bootstrap), args.output_json.as_ref()]
-        .into_iter()
-        .flatten()
-        .try_for_each(|path| output::check_place(path))?;
+    output::check_places([Some(&args.output_bootstrap), args.output_json.as_ref()])?;
     let dir = args.output_blob_dir.as_path();
-    ensure!(
-        dir.is_dir(),
-        "--output-blob-dir {}: no such directory",
-        dir.display()
-    );
+    output::check_dir("--output-blob-dir", dir)?;
     let list = args.prefetch_files.display();
     let text = fs::read(&args.prefetch_files).with_context(|| format!("cannot read {list}"))?;
     let files = parse_prefetch_list(&text).with_context(|| format!("cannot use {list}"))?;
@@ -106,7 +99,7 @@ pub fn run(args: &Optimize, interrupt: &Interrupt) -> anyhow::Result<()> {
             start,
         },
         &args.output_bootstrap,
-        args.output_json.as_deref(),
+        args.output_json.as_ref(),
         interrupt,
     )
 }

@@ -1,5 +1,6 @@
 //! Files that appear complete or not at all.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, ensure};
 use rustix::fs::{Mode, OFlags};
+
+use crate::Usage;
 
 /// The unfinished files of this process, so that a signal can remove them.
 #[derive(Debug, Clone, Default)]
@@ -142,7 +145,54 @@ pub fn write(path: &Path, content: &[u8], unfinished: &Unfinished) -> anyhow::Re
     begin(path, content, unfinished)?.commit(path)
 }
 
-/// Refuses a path that could not be written later, before the work instead of after it.
+/// Gives finished files their names, in this order, or none of them.
+pub fn commit_all(outputs: impl IntoIterator<Item = (Output, PathBuf)>) -> anyhow::Result<()> {
+    let mut new: Vec<PathBuf> = Vec::new();
+    for (output, path) in outputs {
+        let known = path.exists();
+        if let Err(error) = output.commit(&path) {
+            for path in &new {
+                // The first error is the one to tell.
+                remove(path).ok();
+            }
+            return Err(error);
+        }
+        if !known {
+            new.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses paths that could not be written later, before the work instead of after it, and two of a kind.
+pub fn check_places<'a>(
+    paths: impl IntoIterator<Item = Option<&'a PathBuf>>,
+) -> anyhow::Result<()> {
+    let mut known = BTreeSet::new();
+    for path in paths.into_iter().flatten() {
+        check_place(path)?;
+        // A device such as /dev/null takes any number.
+        let file = fs::metadata(path).map_or(true, |metadata| metadata.is_file());
+        if file && !known.insert(path) {
+            let reason = "is to become two files: give each a name of its own";
+            return Err(Usage(format!("{} {reason}", path.display())).into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a directory that is none.
+pub fn check_dir(flag: &str, dir: &Path) -> anyhow::Result<()> {
+    let missing = if dir.exists() {
+        "it is no directory"
+    } else {
+        "there is no such directory"
+    };
+    ensure!(dir.is_dir(), "{flag} {}: {missing}", dir.display());
+    Ok(())
+}
+
+/// Refuses a path that could not be written later.
 pub fn check_place(path: &Path) -> anyhow::Result<()> {
     ensure!(!path.is_dir(), "{} is a directory", path.display());
     let dir = path
@@ -218,5 +268,28 @@ mod tests {
         std::mem::forget(kept);
         assert_eq!(names(dir.path()), ["blob"]);
         assert_eq!(fs::read(dir.path().join("blob")).unwrap(), b"old");
+    }
+
+    #[test]
+    fn all_files_get_their_names_or_none_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let unfinished = Unfinished::default();
+        fs::write(path("old"), b"old").unwrap();
+        fs::create_dir_all(path("taken/by a directory")).unwrap();
+        let begun = |name: &str| {
+            (
+                begin(&path(name), b"data", &unfinished).unwrap(),
+                path(name),
+            )
+        };
+        let files = ["new", "old", "taken", "last"].map(begun);
+        commit_all(files).unwrap_err();
+        let mut left = names(dir.path());
+        left.sort();
+        assert_eq!(left, ["old", "taken"]);
+        commit_all(["new", "last"].map(begun)).unwrap();
+        assert_eq!(fs::read(path("new")).unwrap(), b"data");
+        assert_eq!(names(dir.path()).len(), 4);
     }
 }

@@ -51,7 +51,7 @@ pub struct Rewritten<'a> {
 pub fn finish(
     rewritten: Rewritten<'_>,
     path: &Path,
-    json: Option<&Path>,
+    json: Option<&PathBuf>,
     interrupt: &Interrupt,
 ) -> anyhow::Result<()> {
     let Rewritten {
@@ -64,22 +64,6 @@ pub fn finish(
     let output = output::begin(path, &bootstrap, &interrupt.unfinished)?;
     // Those that nothing refers to get their names first.
     blobs.push((output, path.to_owned()));
-    interrupt.cancel.check()?;
-    let mut new: Vec<PathBuf> = Vec::new();
-    for (output, path) in blobs {
-        let known = path.exists();
-        if let Err(error) = output.commit(&path) {
-            for path in &new {
-                // The first error is the one to tell.
-                output::remove(path).ok();
-            }
-            return Err(error);
-        }
-        if !known {
-            new.push(path);
-        }
-    }
-    let Some(json) = json else { return Ok(()) };
     let ids = image.blobs.iter().map(|blob| blob.id.to_string()).collect();
     let times = [
         ("load_tree_from_bootstrap", read),
@@ -87,5 +71,7 @@ pub fn finish(
     ];
     let report = CommandReport::new(Some(path), image.version, ids, image.compressor)
         .trace(times, Map::new());
-    report::write(&report, json, &interrupt.unfinished)
+    blobs.extend(report::begin(&report, json, &interrupt.unfinished)?);
+    interrupt.cancel.check()?;
+    output::commit_all(blobs)
 }

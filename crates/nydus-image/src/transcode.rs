@@ -36,10 +36,7 @@ pub struct Transcode {
 }
 
 pub fn run(args: &Transcode, interrupt: &Interrupt) -> anyhow::Result<()> {
-    [Some(&args.output_bootstrap), args.output_json.as_ref()]
-        .into_iter()
-        .flatten()
-        .try_for_each(|path| output::check_place(path))?;
+    output::check_places([Some(&args.output_bootstrap), args.output_json.as_ref()])?;
     let version: Version = args.to.parse()?;
     let start = Instant::now();
     let loaded = storage::load_bootstrap(&args.bootstrap)?;
@@ -64,22 +61,22 @@ pub fn run(args: &Transcode, interrupt: &Interrupt) -> anyhow::Result<()> {
     let path = args.output_bootstrap.clone();
     let output = output::begin(&path, &bootstrap, &interrupt.unfinished)?;
     outputs.push((output, path));
-    for (output, path) in outputs {
-        output.commit(&path)?;
-    }
+    let blobs = image.blobs.iter().map(|blob| blob.id.to_string()).collect();
+    let path = Some(args.output_bootstrap.as_path());
+    let times = [
+        ("load_tree_from_bootstrap", read),
+        ("dump_bootstrap", start.elapsed().as_secs_f64() - read),
+    ];
+    let report =
+        CommandReport::new(path, version, blobs, image.compressor).trace(times, Map::new());
+    outputs.extend(report::begin(
+        &report,
+        args.output_json.as_ref(),
+        &interrupt.unfinished,
+    )?);
+    output::commit_all(outputs)?;
     for table in &tables {
         tracing::info!("the chunk table of blob {} is blob {}", table.of, table.id);
-    }
-    if let Some(json) = &args.output_json {
-        let blobs = image.blobs.iter().map(|blob| blob.id.to_string()).collect();
-        let path = Some(args.output_bootstrap.as_path());
-        let times = [
-            ("load_tree_from_bootstrap", read),
-            ("dump_bootstrap", start.elapsed().as_secs_f64() - read),
-        ];
-        let report =
-            CommandReport::new(path, version, blobs, image.compressor).trace(times, Map::new());
-        report::write(&report, json, &interrupt.unfinished)?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub struct Unpack {
     bootstrap: BootstrapArg,
     /// Write the tar stream to FILE, which may be a FIFO
     #[arg(short = 'O', long, value_name = "FILE", required = true)]
-    output: PathBuf,
+    pub output: PathBuf,
     /// Read all blobs from FILE: a blob, or the chunk data of one
     #[arg(short = 'b', long, value_name = "FILE", conflicts_with_all = ["blob_dir", "backend_type"])]
     blob: Option<PathBuf>,
@@ -34,14 +34,6 @@ pub struct Unpack {
 }
 
 pub fn run(args: &Unpack, interrupt: &Interrupt) -> anyhow::Result<()> {
-    let unpacked = unpack(args, interrupt);
-    if unpacked.is_err() {
-        output::let_go([args.output.as_path()]);
-    }
-    unpacked
-}
-
-fn unpack(args: &Unpack, interrupt: &Interrupt) -> anyhow::Result<()> {
     if args.output.as_os_str().is_empty() {
         return Err(Usage("--output needs the name of a file".to_owned()).into());
     }

@@ -406,6 +406,8 @@ fn whoever_waits_at_a_fifo_is_let_go_when_a_command_fails() {
     let create = ["create", "-t", "tar-rafs", "-b", &blob, "-B", &boot];
     let words = [&create[..], &["--chunk-dict", "nowhere", &source]].concat();
     fails_until_let_go(&words, vec![write(noise(1, 1 << 20)), read(&blob)]);
+    let words = [&create[..], &["-L", "/nowhere/log", &source]].concat();
+    fails_until_let_go(&words, vec![write(noise(1, 1 << 20)), read(&blob)]);
     // In the middle of the source: what is written by then may be read.
     let words = [&create[..], &[&source]].concat();
     let path = blob.clone();

@@ -5,6 +5,7 @@ mod batch;
 mod compact;
 mod config;
 mod consumer;
+mod contract;
 mod damage;
 mod dictionary;
 mod docs;
