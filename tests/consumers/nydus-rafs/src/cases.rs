@@ -339,7 +339,10 @@ impl Lab<'_> {
     fn dictionary(&self, options: &str) -> Result<PathBuf> {
         let mut sources = Vec::new();
         for layer in ["lower", "upper"] {
-            let (blob, dir) = (self.create_inline(layer, options)?, self.boot(&format!("{layer}:1")));
+            let (blob, dir) = (
+                self.create_inline(layer, options)?,
+                self.boot(&format!("{layer}:1")),
+            );
             fs::create_dir(&dir)?;
             let boot = dir.join("bootstrap").display().to_string();
             self.run(&format!("merge -B {boot} {}", blob.display()))?;
