@@ -12,6 +12,7 @@ use rafs_format::{BlobFeatures, BlobInfo};
 use registry::{Credentials, Proxy, Secret, Settings};
 use storage::{
     BlobReader, BlobSource, ChunkStore, DirSource, FileBlob, LoadedBootstrap, StoreOptions,
+    can_locate_batches,
 };
 
 use crate::Usage;
@@ -159,18 +160,18 @@ pub fn choose(
 }
 
 /// Takes no more of the blobs than their chunk data. Converters' proxies have nothing else, though they may state the
-/// size of the whole blob, and a read beyond the data spoils every later one. Batches need more.
+/// size of the whole blob, and a read beyond the data spoils every later one. Some batches need more.
 pub fn read_data_alone(loaded: &mut LoadedBootstrap) {
-    let more = BlobFeatures::SEPARATE | BlobFeatures::BATCH;
     for info in loaded.bootstrap.blobs_mut() {
-        if !info.features.intersects(more) {
+        let apart = info.features.contains(BlobFeatures::SEPARATE);
+        let lost = info.features.contains(BlobFeatures::BATCH) && !can_locate_batches(info);
+        if !apart && !lost {
             info.cut_to_data();
         }
     }
 }
 
-/// Opens the chunks of an image. A blob may also be its chunk data alone, as unpackers cut it out, unless it has
-/// batches. An image that needs no blob, or has its only one with it, needs no place for them; for others `needed` says
+/// Opens the chunks of an image. A blob may also be its chunk data alone, as unpackers cut it out. An image that needs no blob, or has its only one with it, needs no place for them; for others `needed` says
 /// what to do.
 pub fn open_chunks(
     loaded: &mut LoadedBootstrap,

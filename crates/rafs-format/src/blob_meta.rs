@@ -43,7 +43,7 @@ pub struct BlobMeta {
     contexts_offset: u64,
     contexts_count: u32,
     contexts_size: u64,
-    /// What a bootstrap says of the chunks of a blob without a table, by index; the table is then empty.
+    /// What is known of the chunks of a blob without a table, by index; the table then has the batches alone.
     listed: Vec<StoredChunk>,
 }
 
@@ -57,18 +57,37 @@ impl BlobMeta {
         records: impl IntoIterator<Item = &'a ChunkRecord>,
         info: &BlobInfo,
     ) -> Result<Self, Error> {
-        let mut listed: Vec<StoredChunk> = records.into_iter().map(StoredChunk::from).collect();
+        let listed = records.into_iter().map(StoredChunk::from).collect();
+        Self::from_stored(listed, &[], info)
+    }
+
+    /// The table of a blob that holds none, put together from what is known of its chunks and of their batches.
+    ///
+    /// # Errors
+    /// As [`BlobMeta::from_records`].
+    pub fn from_stored(
+        mut listed: Vec<StoredChunk>,
+        batches: &[BatchContext],
+        info: &BlobInfo,
+    ) -> Result<Self, Error> {
         listed.sort_unstable_by_key(|chunk| chunk.index);
+        let mut table = Vec::with_capacity(batches.len() * CONTEXT_SIZE);
+        for batch in batches {
+            encode_batch(batch, &mut table);
+        }
         let meta = Self {
-            table: Vec::new(),
+            contexts_size: table.len() as u64,
+            table,
             count: info.chunk_count,
             v2: false,
             contexts_offset: 0,
-            contexts_count: 0,
-            contexts_size: 0,
+            contexts_count: batches.len() as u32,
             listed: Vec::new(),
         };
         let rules = Rules::new(info);
+        for index in 0..meta.contexts_count {
+            meta.check_context(index, info)?;
+        }
         for chunk in &listed {
             meta.check_chunk(chunk, 0, &rules)?;
         }
@@ -165,11 +184,11 @@ impl BlobMeta {
         if index >= self.count {
             return None;
         }
-        if let Ok(at) = self
-            .listed
-            .binary_search_by_key(&index, |chunk| chunk.index)
-        {
-            return self.listed.get(at).copied();
+        if !self.listed.is_empty() {
+            let at = self
+                .listed
+                .binary_search_by_key(&index, |chunk| chunk.index);
+            return self.listed.get(at.ok()?).copied();
         }
         if self.v2 {
             let raw = raw::read_at(&self.table, u64::from(index) * MetaChunkV2Raw::SIZE as u64)?;

@@ -5,7 +5,7 @@ use std::ops::{Deref, Range};
 use rafs_format::blob_meta::BlobMeta;
 use rafs_format::{BLOCK_SIZE, BlobFeatures, BlobInfo, Bootstrap, ChunkFlags, ChunkRecord, Digest};
 
-use crate::Error;
+use crate::{BlobSource, Error, batches};
 
 /// One chunk as the bootstrap's chunk table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,13 +82,15 @@ impl KnownChunks {
             .collect()
     }
 
-    /// The chunk tables of those blobs that hold none, by blob; see [`BlobMeta::from_records`].
+    /// The chunk tables of those blobs that hold none, by blob; see [`BlobMeta::from_records`]. Where batches lie is found
+    /// out from the blob in `source`.
     ///
     /// # Errors
     /// [`Error::Format`] naming the first record that does not fit its blob, [`Error::Invalid`] if a table is missed
-    /// that says more than the records.
+    /// that says more than can be found out, [`Error::Read`] if a blob cannot be read.
     pub fn tables<D: Deref<Target = [u8]>>(
         bootstrap: &Bootstrap<D>,
+        source: &dyn BlobSource,
     ) -> Result<Vec<Option<BlobMeta>>, Error> {
         let blobs = bootstrap.blobs();
         let mut records: Vec<Vec<ChunkRecord>> = vec![Vec::new(); blobs.len()];
@@ -111,11 +113,7 @@ impl KnownChunks {
                 return Ok(None);
             }
             if info.features.contains(BlobFeatures::BATCH) {
-                return Err(Error::invalid(
-                    format!("blob {}", info.id),
-                    "where its batches of small chunks lie is said by the table at its end alone, which is not there: \
-                     give the whole blob instead of its chunk data",
-                ));
+                return batches::locate(info, &records, source).map(Some);
             }
             BlobMeta::from_records(&records, info)
                 .map(Some)

@@ -7,6 +7,7 @@
 //! * [`ChunkStore`] serves verified chunks on demand and keeps them in a cache that survives crashes.
 #![forbid(unsafe_code)]
 
+mod batches;
 mod bootstrap;
 mod cache;
 mod decode;
@@ -20,6 +21,7 @@ mod store;
 mod words;
 mod workers;
 
+pub use batches::can_locate_batches;
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
 pub use cache::{
     BadChunk, BlobFiles, CacheFill, CachedBlob, CheckedBlob, Prune, Pruned, cache_file,

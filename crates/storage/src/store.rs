@@ -189,7 +189,7 @@ impl ChunkStore {
     ) -> Result<Self, Error> {
         bootstrap.blobs().iter().try_for_each(require_supported)?;
         let known = KnownChunks::of(bootstrap)?;
-        let tables = KnownChunks::tables(bootstrap)?;
+        let tables = KnownChunks::tables(bootstrap, &*source)?;
         let boot = options
             .boot_id
             .as_deref()

@@ -66,7 +66,7 @@ pub(crate) fn check(
             )),
         }
     }
-    let tables = match KnownChunks::tables(bootstrap) {
+    let tables = match KnownChunks::tables(bootstrap, blobs) {
         Ok(tables) => tables,
         Err(error) => {
             outcome.tables.problem(chain(&error));

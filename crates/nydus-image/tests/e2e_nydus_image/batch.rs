@@ -181,7 +181,7 @@ fn encrypted_layers_are_merged_as_converters_do_it() {
 }
 
 #[test]
-fn chunk_data_alone_will_do_for_encrypted_blobs_and_is_refused_for_batches() {
+fn chunk_data_alone_will_do_unless_nothing_says_where_batches_end() {
     let (dir, source) = place();
     let (boot, data) = (dir.path().join("image.boot"), dir.path().join("image.blob"));
     let out = dir.path().join("out.tar");
@@ -192,14 +192,57 @@ fn chunk_data_alone_will_do_for_encrypted_blobs_and_is_refused_for_batches() {
         fs::write(&boot, bootstrap(&bytes)).unwrap();
         fs::write(&data, section(&bytes, "image.blob").unwrap()).unwrap();
     };
-    cut(&["--encrypt"]);
-    assert_unpacks(&args, &out, &tar(1));
+    for options in [
+        &["--encrypt"][..],
+        &["--batch-size", "0x10000"],
+        &["--batch-size", "0x1000"],
+        &["--batch-size", "0x100000", "--digester", "sha256"],
+        &["--batch-size", "0x8000", "--compressor", "none"],
+    ] {
+        cut(options);
+        assert_unpacks(&args, &out, &tar(1));
+        fs::remove_file(&out).unwrap();
+    }
+    for options in [
+        &["--batch-size", "0x10000", "--compressor", "lz4_block"][..],
+        &["--batch-size", "0x10000", "--encrypt"],
+    ] {
+        cut(options);
+        nydus_image(["unpack", "--output", text(&out)].iter().chain(&args))
+            .exits(1)
+            .says(&["batches", "whole blob"]);
+        assert!(!out.exists());
+    }
+    // What does not compress is stored as it is, several files in a row.
+    let mut noise = Tar::new();
+    for number in 0..100 {
+        noise.add(Entry::file(
+            format!("{number}"),
+            testkit::noise(number, 700),
+        ));
+        if number % 30 == 0 {
+            noise.add(Entry::file(
+                format!("text{number}"),
+                testkit::prose(number, 900),
+            ));
+        }
+    }
+    let noise = noise.finish();
+    fs::write(&source, &noise).unwrap();
+    cut(&["--batch-size", "0x1000"]);
+    assert_unpacks(&args, &out, &noise);
     fs::remove_file(&out).unwrap();
+    fs::write(&source, tar(1)).unwrap();
+    // Damage is found, wherever it is.
     cut(&["--batch-size", "0x10000"]);
-    nydus_image(["unpack", "--output", text(&out)].iter().chain(&args))
-        .exits(1)
-        .says(&["batches", "whole blob"]);
-    assert!(!out.exists());
+    let sound = fs::read(&data).unwrap();
+    for at in [0, 5, 40, sound.len() / 2, sound.len() - 1] {
+        let mut damaged = sound.clone();
+        damaged[at] ^= 0x55;
+        fs::write(&data, damaged).unwrap();
+        nydus_image(["unpack", "--output", text(&out)].iter().chain(&args)).exits(1);
+        assert!(!out.exists(), "{at}");
+    }
 }
 
 #[test]
