@@ -17,7 +17,7 @@ pub struct Amount {
     /// Their uncompressed bytes.
     #[serde(rename = "Bytes")]
     pub bytes: u64,
-    /// Their bytes as they are stored; 0 where that is not known.
+    /// Their bytes as they are stored, those of batches in part.
     #[serde(rename = "StoredBytes")]
     pub stored: u64,
 }
@@ -81,6 +81,7 @@ impl Savings {
             .collect();
         let mut savings = Self::default();
         let mut seen = vec![false; layer.chunks.len()];
+        let sizes = layer.stored_sizes();
         for id in (0..layer.tree.len() as u32).map(InodeId) {
             let Content::Regular { chunks, .. } = &layer.tree.inode(id).content else {
                 continue;
@@ -91,14 +92,14 @@ impl Savings {
                     continue;
                 };
                 if std::mem::replace(seen, true) {
-                    let stored = record.compressed_size;
+                    let stored = sizes.get(at).copied().unwrap_or_default();
                     savings.layer.add(record.uncompressed_size, stored);
                 }
             }
         }
-        for record in &layer.chunks {
+        for (record, stored) in layer.chunks.iter().zip(sizes) {
             let blob = layer.blobs.get(record.blob_index as usize);
-            let (bytes, stored) = (record.uncompressed_size, record.compressed_size);
+            let bytes = record.uncompressed_size;
             match blob.map(|blob| &blob.id) {
                 Some(id) if id.as_str() == own => {
                     let known = |dictionary: &Dictionary| {

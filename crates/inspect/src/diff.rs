@@ -85,15 +85,16 @@ impl<'a> Side<'a> {
             names: BTreeMap::new(),
             chunks: HashMap::new(),
         };
+        let stored = image.stored_sizes();
         let mut walk = image.tree.walk();
         while let Some(visit) = walk.next() {
             let inode = image.tree.inode(visit.id);
             side.names.insert(walk.path(&visit), inode);
             if let Content::Regular { chunks, .. } = &inode.content {
                 for chunk in chunks {
-                    if let Some(chunk) = image.chunks.get(chunk.0 as usize) {
-                        let sizes = (chunk.uncompressed_size, chunk.compressed_size);
-                        let sizes = (sizes.0.into(), sizes.1.into());
+                    let at = chunk.0 as usize;
+                    if let (Some(chunk), Some(&stored)) = (image.chunks.get(at), stored.get(at)) {
+                        let sizes = (chunk.uncompressed_size.into(), stored.into());
                         side.chunks.insert(chunk.digest, sizes);
                     }
                 }

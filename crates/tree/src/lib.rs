@@ -13,6 +13,7 @@ mod compact;
 mod error;
 pub mod marker;
 mod overlay;
+mod sizes;
 mod walk;
 
 pub use error::Error;
