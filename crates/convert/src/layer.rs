@@ -189,7 +189,7 @@ fn build(
     };
     let mut writer = places.blobs().blob_writer()?;
     let (built, actual) = std::thread::scope(|scope| {
-        let stream = stream::open(scope, stored, &options.cancel);
+        let stream = stream::open(scope, stored, descriptor.digest, &options.cancel);
         let built = builder::build_tar(stream.tar, &mut writer, options, dedup)?;
         Ok::<_, LayerError>((built, stream.diff_id.wait()?))
     })?;

@@ -1,11 +1,12 @@
 //! A layer's bytes from the source to whoever reads its tar: fetched and verified by one thread, inflated by a second,
-//! digested by a third.
+//! digested by a third. Of a layer that is not compressed the source's digest is that of the tar: it is computed once.
 
 use std::io::{self, BufRead as _, Read};
 use std::sync::mpsc::channel;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use image::{Digest, Hasher};
+use layer::Compression;
 use layer::piece::{Message, Pipe, pipe, pump, take_all};
 use progress::Cancel;
 
@@ -35,10 +36,12 @@ impl DiffId<'_> {
     }
 }
 
-/// Starts the threads that turn the stored bytes of a layer into its tar.
+/// Starts the threads that turn the stored bytes of a layer into its tar. `stored` has the digest `digest`, or fails at
+/// its end.
 pub(crate) fn open<'scope>(
     scope: &'scope Scope<'scope, '_>,
     stored: impl Read + Send + 'scope,
+    digest: Digest,
     cancel: &Cancel,
 ) -> LayerStream<'scope> {
     let (fetched, stored_pieces) = pipe();
@@ -52,10 +55,14 @@ pub(crate) fn open<'scope>(
         let mut stored = Pipe::new(stored_pieces);
         // The first piece is a full one: it has all the bytes that tell.
         let kind = stored.fill_buf().map(layer::detect);
+        // If the hasher is gone, so is the reader.
+        if let Ok(Compression::None) = kind {
+            let _ = give_checksums.send(None);
+            return stored.pass_on(&to_reader);
+        }
         match kind.and_then(|kind| layer::decompress_apart(stored, kind)) {
             Ok((tar, checksums)) => {
-                // If the hasher is gone, so is the reader.
-                let _ = give_checksums.send(checksums);
+                let _ = give_checksums.send(Some(checksums));
                 pump(tar, INFLATED, &[to_reader, to_hasher], &cancel);
             }
             Err(error) => {
@@ -65,7 +72,10 @@ pub(crate) fn open<'scope>(
         }
     });
     let digest = scope.spawn(move || {
-        let (mut hasher, mut checksums) = (Hasher::new(), checksums.recv().ok()?);
+        let Some(mut checksums) = checksums.recv().ok()? else {
+            return Some(Ok(digest));
+        };
+        let mut hasher = Hasher::new();
         let whole = take_all(&hashed, |bytes| {
             hasher.update(bytes);
             checksums.update(bytes);

@@ -163,6 +163,20 @@ impl Pipe {
     }
 }
 
+impl Pipe {
+    /// Sends on all that comes out of the channel, without a copy. Nothing must have been consumed.
+    pub fn pass_on(mut self, to: &SyncSender<Message>) {
+        let begun = self.piece.take().map(Message::Piece);
+        let ended = self.ended.then_some(Message::End);
+        for message in begun.into_iter().chain(ended).chain(self.receiver) {
+            // A receiver that is gone needs nothing.
+            if to.send(message).is_err() {
+                return;
+            }
+        }
+    }
+}
+
 impl BufRead for Pipe {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.rest().is_empty() && !self.ended {
@@ -239,6 +253,23 @@ mod tests {
         assert_eq!(pipe.fill_buf().unwrap(), &data[200..]);
         pipe.consume(56);
         assert!(pipe.fill_buf().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_passed_on_is_all_of_it() {
+        for len in [0, 1, 100, 250] {
+            let data: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            let ((first, a), (second, b)) = (pipe(), pipe());
+            pump(&data[..], 100, &[first], &Cancel::default());
+            let mut pipe = Pipe::new(a);
+            let seen = pipe.fill_buf().unwrap().len();
+            assert_eq!(seen, len.min(100));
+            pipe.pass_on(&second);
+            drop(second);
+            let mut out = Vec::new();
+            Pipe::new(b).read_to_end(&mut out).unwrap();
+            assert!(out == data, "{len}");
+        }
     }
 
     #[test]
