@@ -64,6 +64,7 @@ impl Scenario<'_> {
             self.convert(compressor)?;
             self.create(compressor)?;
         }
+        self.dense()?;
         self.registry()?;
         self.check()?;
         self.merge()?;
@@ -116,6 +117,9 @@ impl Scenario<'_> {
             self.converted(compressor).as_ref(),
             "--compressor".as_ref(),
             compressor.name().as_ref(),
+            // The floor compresses each chunk by itself.
+            "--profile".as_ref(),
+            "compat".as_ref(),
             "--no-journal".as_ref(),
         ]);
         let layers = self.input.image_layers();
@@ -126,6 +130,24 @@ impl Scenario<'_> {
             &layers,
             compressor,
         )
+    }
+
+    /// The profile that is the default.
+    fn dense(&mut self) -> Result<()> {
+        let target = self.path("dense");
+        let command = args(&[
+            self.programs.nydusify.as_os_str(),
+            "convert".as_ref(),
+            "--source".as_ref(),
+            self.input.reference().as_ref(),
+            "--target".as_ref(),
+            format!("oci:{}:nydus", target.display()).as_ref(),
+            "--no-journal".as_ref(),
+        ]);
+        let runs = self.repeat(&[&target], &command)?;
+        let bytes = size(&target)?;
+        self.push("convert, zstd, profile dense", runs, bytes);
+        Ok(())
     }
 
     fn create(&mut self, compressor: Compressor) -> Result<()> {
@@ -218,6 +240,8 @@ impl Scenario<'_> {
                 "convert".as_ref(),
                 "--plain-http".as_ref(),
                 "--no-journal".as_ref(),
+                "--profile".as_ref(),
+                "compat".as_ref(),
                 "--source".as_ref(),
                 source.as_ref(),
                 "--target".as_ref(),

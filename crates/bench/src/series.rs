@@ -131,6 +131,8 @@ fn convert(
     let mut command = Command::new(&programs.nydusify);
     command
         .args(["convert", "--no-journal", "--platform", "linux/amd64"])
+        // Of chunks in batches nobody knows what each takes.
+        .args(["--profile", "compat"])
         .arg("--source")
         .arg(format!("oci:{}:latest", version.layout.display()))
         .args(["--target", &place(version.day), "--chunk-size"])

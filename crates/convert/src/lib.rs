@@ -27,6 +27,7 @@ mod manifest;
 mod merged;
 mod optimize;
 mod options;
+mod profile;
 mod reference;
 mod report;
 mod reuse;
@@ -50,6 +51,7 @@ pub use generate::{GenerateReport, generate_dictionary};
 pub use index::{ImageIndex, IndexStore, subject};
 pub use optimize::{First, OptimizeReport, optimize_image};
 pub use options::{ChunkCache, ConvertOptions, DedupScope};
+pub use profile::Profile;
 pub use report::ConvertReport;
 pub use savings::{Amount, Savings};
 pub use shelf::{

@@ -1,6 +1,7 @@
 //! `nydusify convert`: arguments, and what becomes of them.
 
 mod reference;
+mod stored;
 
 use std::io::Read as _;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -14,7 +15,7 @@ use convert::{ChunkDictionary, ConvertOptions, ConvertReport, DedupScope, Error}
 use image::nydus::BOOTSTRAP_SIZE_MAX;
 use image::{Location, Platform, PlatformChoice, Source};
 use indicatif::MultiProgress;
-use rafs_format::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, Compressor, Version};
+use rafs_format::{Compressor, Version};
 use trace::Trace;
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
@@ -25,6 +26,7 @@ use crate::chunkdict::shelf::Named;
 use crate::interrupt::Interrupt;
 use crate::place::{self, InsecureArgs, Places, PushArgs, RegistryArgs};
 use crate::progress::{Mode, renderer};
+use stored::{Preset, batch_size, chunk_size};
 
 /// Most bytes of prefetch patterns that are read from standard input.
 const PATTERNS_MAX: u64 = 16 << 20;
@@ -126,6 +128,10 @@ pub struct ConvertArgs {
     #[arg(long, env = "FS_VERSION", value_name = "VERSION", default_value = "6", value_parser = ["5", "6"])]
     fs_version: String,
 
+    /// How to store file data where the options below don't say it
+    #[arg(long, value_enum, value_name = "PROFILE", default_value_t = Preset::Compat)]
+    profile: Preset,
+
     /// How to compress file data
     #[arg(long, env = "COMPRESSOR", value_name = "NAME", default_value = "zstd",
           value_parser = ["none", "lz4_block", "zstd"])]
@@ -142,9 +148,9 @@ pub struct ConvertArgs {
     fs_chunk_size: u32,
 
     /// Compress files below half of this size together, in batches: a power of two from 0x1000 to the chunk size, 0 for
-    /// never. Needs version 6
-    #[arg(long, env = "BATCH_SIZE", value_name = "BYTES", default_value = "0", value_parser = batch_size)]
-    batch_size: u32,
+    /// never. Needs version 6 [default: what the profile says]
+    #[arg(long, env = "BATCH_SIZE", value_name = "BYTES", value_parser = batch_size)]
+    batch_size: Option<u32>,
 
     /// Where to look for a chunk before it is stored
     #[arg(long, value_enum, value_name = "SCOPE", default_value_t = Scope::Layer)]
@@ -486,16 +492,7 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
     if args.compression_level.is_some() && compressor != Compressor::Zstd {
         return Err(Usage("--compression-level is for zstd only".to_owned()).into());
     }
-    if args.batch_size != 0 && args.fs_version == "5" {
-        return Err(Usage("--batch-size cannot be used with --fs-version 5".to_owned()).into());
-    }
-    if args.batch_size > args.fs_chunk_size {
-        let (batch, chunk) = (args.batch_size, args.fs_chunk_size);
-        return Err(Usage(format!(
-            "--batch-size {batch:#x} is larger than the chunk size of {chunk:#x}"
-        ))
-        .into());
-    }
+    stored::check(args)?;
     let threads = match args
         .threads
         .and_then(|threads| NonZeroUsize::new(threads.into()))
@@ -511,21 +508,22 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
             tracing::warn!("{line}");
         }
     }
+    let version = match args.oci_ref {
+        true => Version::V6,
+        false => args.fs_version.parse()?,
+    };
     Ok(ConvertOptions {
         platform: match (args.all_platforms, &*args.platform) {
             (true, _) => PlatformChoice::All,
             (false, []) => PlatformChoice::Host,
             (false, platforms) => PlatformChoice::Only(platforms.to_vec()),
         },
-        version: match args.oci_ref {
-            true => Version::V6,
-            false => args.fs_version.parse()?,
-        },
+        version,
         aligned_chunk: args.fs_align_chunk,
         compressor,
         level: args.compression_level.unwrap_or(defaults.level),
         chunk_size: args.fs_chunk_size,
-        batch_size: args.batch_size,
+        batch_size: stored::batches(args, version, compressor),
         dedup: match args.dedup {
             Scope::Layer => DedupScope::Layer,
             Scope::Image => DedupScope::Image,
@@ -634,51 +632,9 @@ pub(crate) fn write_report(path: &Path, report: &impl serde::Serialize) -> Resul
     std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads a decimal or `0x` number.
-fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    }
-}
-
-fn chunk_size(text: &str) -> Result<u32, String> {
-    number(text)
-        .and_then(|size| u32::try_from(size).ok())
-        .filter(|size| size.is_power_of_two() && (CHUNK_SIZE_MIN..=CHUNK_SIZE_MAX).contains(size))
-        .ok_or_else(|| "it must be a power of two from 0x1000 to 0x1000000".to_owned())
-}
-
-/// An environment variable may also be empty.
-fn batch_size(text: &str) -> Result<u32, String> {
-    match text.is_empty() || number(text) == Some(0) {
-        true => Ok(0),
-        false => chunk_size(text),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn chunk_sizes_are_powers_of_two() {
-        assert_eq!(chunk_size("0x100000"), Ok(1 << 20));
-        assert_eq!(chunk_size("4096"), Ok(4096));
-        for bad in ["0", "0x800", "0x2000000", "5000", "1MiB", "0x1_0000"] {
-            assert!(chunk_size(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn batch_sizes_are_chunk_sizes_or_zero() {
-        for none in ["0", "0x0", ""] {
-            assert_eq!(batch_size(none), Ok(0));
-        }
-        assert_eq!(batch_size("0x1000"), Ok(4096));
-        assert_eq!(batch_size("65536"), Ok(65_536));
-        assert!(batch_size("1").is_err());
-    }
 
     #[test]
     fn patterns_are_absolute_paths() {

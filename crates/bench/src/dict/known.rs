@@ -27,6 +27,8 @@ pub fn measure(programs: &Programs, image: &Input, work: &Path, runs: usize) -> 
         let words = [
             "convert",
             "--no-journal",
+            "--profile",
+            "compat",
             "--source",
             &source,
             "--target",

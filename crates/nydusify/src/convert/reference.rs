@@ -10,7 +10,10 @@ pub fn check(args: &ConvertArgs) -> Result<(), Usage> {
             args.chunk_dict.as_ref().is_some_and(|d| !d.is_empty()),
             "--chunk-dict",
         ),
-        (args.batch_size != 0, "--batch-size"),
+        (
+            args.batch_size.is_some_and(|size| size != 0),
+            "--batch-size",
+        ),
         (args.dedup == Scope::Image, "--dedup image"),
         (args.backend.choice().is_given(), "--backend-type"),
     ];

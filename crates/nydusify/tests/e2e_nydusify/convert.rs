@@ -285,7 +285,8 @@ fn small_files_are_compressed_together() {
             .sum()
     };
     let batched = ["--batch-size", "0x40000"];
-    let (alone, together) = (converted("alone", &[]), converted("batched", &batched));
+    let alone = converted("alone", &["--profile", "compat"]);
+    let together = converted("batched", &batched);
     assert!(
         together * 2 < alone,
         "{alone} bytes alone, {together} together"
@@ -344,6 +345,52 @@ fn small_files_are_compressed_together() {
             .says(&[words]);
     }
     assert!(!place.path("none").exists());
+}
+
+#[test]
+fn the_profile_says_how_files_are_stored_and_what_is_given_wins() {
+    let place = Place::new();
+    let mut tar = Tar::new();
+    for number in 0..300_usize {
+        let text = prose(number as u64 % 50, 500 + 40 * number);
+        tar.add(Entry::file(format!("{number}"), text));
+    }
+    tar.add(Entry::file("large", prose(7, 1_500_000)));
+    testkit::layout::write(&place.path("source"), &[tar.finish()], Packing::Gzip);
+    let source = place.oci("source", "latest");
+    let converted = |options: &[&str]| {
+        let tag = options.join("").replace("--", "");
+        let tag = format!("v{tag}");
+        convert(&source, &place.oci("nydus", &tag), options).ok();
+        check(&source, &place.oci("nydus", &tag)).ok();
+        digest(&place.path("nydus"), &tag)
+    };
+    let (compat, profile) = (["--profile", "compat"], ["--profile", "dense"]);
+    let (dense, plain) = (converted(&profile), converted(&compat));
+    assert!(dense != plain);
+    assert_eq!(converted(&["--batch-size", "0x40000"]), dense);
+    let none = [&profile[..], &["--batch-size", "0"]].concat();
+    assert_eq!(converted(&none), plain);
+    // What is given wins.
+    let batched = ["--batch-size", "0x4000"];
+    let both = [compat, profile].map(|profile| converted(&[profile, batched].concat()));
+    assert_eq!(both[0], both[1]);
+    assert!(both[0] != dense);
+    let chunks = ["--chunk-size", "0x10000"];
+    assert_eq!(
+        converted(&[&chunks[..], &["--batch-size", "0x10000"]].concat()),
+        converted(&[profile, chunks].concat())
+    );
+    // Where there are no batches, the profiles are one.
+    for other in [
+        ["--fs-version", "5"],
+        ["--compressor", "lz4_block"],
+        ["--compressor", "none"],
+        ["--oci-ref", "--no-journal"],
+    ] {
+        let both = [compat, profile].map(|profile| converted(&[profile, other].concat()));
+        assert_eq!(both[0], both[1], "{other:?}");
+    }
 }
 
 #[test]
