@@ -132,7 +132,7 @@ impl Scenario<'_> {
         )
     }
 
-    /// The profile that is the default.
+    /// The other profile.
     fn dense(&mut self) -> Result<()> {
         let target = self.path("dense");
         let command = args(&[
@@ -142,6 +142,8 @@ impl Scenario<'_> {
             self.input.reference().as_ref(),
             "--target".as_ref(),
             format!("oci:{}:nydus", target.display()).as_ref(),
+            "--profile".as_ref(),
+            "dense".as_ref(),
             "--no-journal".as_ref(),
         ]);
         let runs = self.repeat(&[&target], &command)?;
