@@ -9,7 +9,7 @@ use crate::args::Usage;
 /// How file data is stored if nothing else is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Preset {
-    /// Small files in batches, with zstd and version 6: the smaller image, for daemons since 2.2
+    /// Small files in batches: smaller images, for daemons since 2.2
     Dense,
     /// What the deployed tool makes: every chunk by itself
     Compat,
