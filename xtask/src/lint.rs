@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{system, test};
+use crate::{licences, system, test};
 
 /// Our crates by level: each depends only on crates of lower levels.
 const LEVELS: [&[&str]; 12] = [
@@ -41,8 +41,8 @@ const TEXT: [&str; 7] = ["rs", "toml", "md", "sh", "run", "justfile", "stderr"];
 /// A check that says what is wrong.
 type Lint = fn() -> Result<()>;
 
-/// Runs every lint and reports all that fail.
-pub fn run() -> Result<()> {
+/// Runs the lints named, or all, and reports those that fail.
+pub fn run(only: &[String]) -> Result<()> {
     let lints: [(&str, Lint); 6] = [
         ("format", || {
             system::run(system::cargo().args(["fmt", "--all", "--check"]))
@@ -58,13 +58,23 @@ pub fn run() -> Result<()> {
             ];
             system::run(system::cargo().args(arguments))
         }),
-        ("fuzz", fuzz),
+        ("fuzz", fuzz_targets),
         ("dependencies", dependencies),
         ("text", text),
-        ("licences", licences),
+        ("licences", licences::check),
     ];
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| !lints.iter().any(|(known, _)| known == name))
+    {
+        let known: Vec<&str> = lints.iter().map(|(name, _)| *name).collect();
+        bail!("no lint {unknown}; there are {}", known.join(", "));
+    }
     let mut failed = Vec::new();
     for (name, lint) in lints {
+        if !only.is_empty() && !only.iter().any(|wanted| wanted == name) {
+            continue;
+        }
         match lint() {
             Ok(()) => println!("lint {name}: ok"),
             Err(error) => {
@@ -164,7 +174,7 @@ fn is_merge_mark(line: &[u8]) -> bool {
 
 /// Whether the fuzzer's binaries, which are a workspace of their own, are in order. The C++ of libFuzzer is left out, for
 /// nothing is linked. They are checked with the versions of dependencies that all else is built with.
-fn fuzz() -> Result<()> {
+fn fuzz_targets() -> Result<()> {
     let lock = |dir: &str| testkit::workspace().join(dir).join("Cargo.lock");
     std::fs::copy(lock("."), lock("fuzz")).context("cannot copy Cargo.lock")?;
     let mut cargo = system::cargo();
@@ -177,13 +187,4 @@ fn fuzz() -> Result<()> {
             system::target_directory().join("fuzz-check"),
         );
     system::run(&mut cargo)
-}
-
-/// Licences of dependencies, where cargo-deny is installed.
-fn licences() -> Result<()> {
-    if testkit::oracle::program("cargo-deny").is_none() {
-        println!("cargo-deny is not installed: licences are not looked at");
-        return Ok(());
-    }
-    system::run(system::cargo().args(["deny", "check", "licenses", "bans", "sources"]))
 }

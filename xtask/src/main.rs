@@ -5,8 +5,10 @@ mod bench;
 mod consumers;
 mod demo;
 mod fixtures;
+mod licences;
 mod lint;
 mod oracle;
+mod packages;
 mod system;
 mod test;
 
@@ -39,8 +41,12 @@ enum Chore {
         #[arg(long)]
         no_skips: bool,
     },
-    /// Checks formatting, clippy, the fuzzer's binaries, the direction of dependencies and that sources are ASCII
-    Lint,
+    /// Checks formatting, clippy, the fuzzer's binaries, the direction of dependencies, their licences, and that sources are
+    /// ASCII
+    Lint {
+        /// Only these; all by default
+        names: Vec<String>,
+    },
     /// Converts images by containerd's converter (in Go) with our builder and proves the results equal to their sources
     Consumers,
     /// Opens images of every kind with the published crate `nydus-rafs` and compares what it sees with what we see
@@ -72,7 +78,7 @@ fn main() -> ExitCode {
         Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Consumers => consumers::run(),
         Chore::Oracle { filter } => oracle::run(filter),
-        Chore::Lint => lint::run(),
+        Chore::Lint { names } => lint::run(&names),
         Chore::Fixtures { busybox } => fixtures::run(busybox),
     };
     match done {
