@@ -159,8 +159,8 @@ fn what_v5_cannot_do_is_refused_and_leaves_nothing_behind() {
         at,
         "create -v 5 -t tar-rafs -b blob --blob-inline-meta --features blob-toc lower.tar",
     )
-    .exits(1)
-    .fails_with(&["table of contents", "v5"]);
+    .exits(2)
+    .fails_with(&["blob-toc", "--fs-version 5"]);
     assert_eq!(names(at), before);
     image(at, "-v 5");
     let lower = report(at)["blobs"][1].as_str().unwrap().to_owned();
