@@ -76,10 +76,8 @@ impl Journal {
     /// What the file system reports. Nothing depends on the record, so the conversion can go on.
     pub(crate) fn note(&self, key: &Key, record: &Record) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-        serde_json::to_writer(&mut file, record)?;
-        file.persist(self.path(key))?;
-        Ok(())
+        // In place: half a record counts as none, and a file of another name would stay if this process were killed.
+        fs::write(self.path(key), serde_json::to_vec(record)?)
     }
 
     fn path(&self, key: &Key) -> PathBuf {

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ const WAITING_MAX: usize = 1 << 18;
 const PLACES: usize = 4;
 /// How far from such a place, in bytes of the blob's uncompressed address space.
 const AROUND_MAX: u64 = 8 << 20;
+/// The same without a list, of which what is fetched in vain would be part sooner or later.
+const AROUND_ALONE: u64 = 1 << 20;
 /// A worker that had nothing to do for so long ends.
 const IDLE: Duration = Duration::from_secs(1);
 /// For how long after a read had to wait the line is left to reads and to what lies around them.
@@ -31,6 +34,8 @@ const CONTENDED: Duration = Duration::from_millis(500);
 /// mostly lie together, so what lies behind it in the blob is likely to be wanted next, and then what lies before it.
 #[derive(Default)]
 pub(super) struct Prefetch {
+    /// Whether there ever was a list.
+    listed: AtomicBool,
     state: Mutex<Queue>,
     changed: Condvar,
 }
@@ -217,6 +222,7 @@ impl Inner {
             &self.counters.prefetch_errors,
             (chunks.len() - keys.len()) as u64,
         );
+        self.prefetch.listed.store(true, Ordering::Relaxed);
         let mut queue = self.prefetch.with_room();
         queue.keys.extend(keys);
         self.start_prefetchers(&mut queue);
@@ -295,7 +301,10 @@ impl Inner {
                 .get(key.blob)
                 .is_some_and(|blob| self.look(blob, key.slot) != State::Present)
         };
-        let around = |place: Key| self.absent_around(place, AROUND_MAX);
+        let around = |place: Key| {
+            let listed = self.prefetch.listed.load(Ordering::Relaxed);
+            self.absent_around(place, if listed { AROUND_MAX } else { AROUND_ALONE })
+        };
         let mut done = false;
         while let Some((key, near)) = self.prefetch.next(done, &wanted, &around) {
             // A panic has been told of. Whoever waits until all is there must not wait for ever.
