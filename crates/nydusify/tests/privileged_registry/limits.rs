@@ -90,11 +90,12 @@ fn most_while(processes: &[u64], work: impl FnOnce()) -> u64 {
     most.saturating_sub(before)
 }
 
-/// All data in flight fits into the budget; what else threads and tables take is not much.
+/// All data in flight fits into the budget; what else threads and tables take, and what the allocator keeps for each
+/// thread, is not much.
 #[test]
 fn privileged_memory_is_limited_under_a_storm_of_readers() {
     const NAME: &str = "privileged_memory_is_limited_under_a_storm_of_readers";
-    const REST: u64 = 16 << 20;
+    const REST: u64 = 24 << 20;
     let Some(place) = Place::new(NAME) else {
         return;
     };
