@@ -95,7 +95,7 @@ fn most_while(processes: &[u64], work: impl FnOnce()) -> u64 {
 #[test]
 fn privileged_memory_is_limited_under_a_storm_of_readers() {
     const NAME: &str = "privileged_memory_is_limited_under_a_storm_of_readers";
-    const REST: u64 = 24 << 20;
+    const REST: u64 = 32 << 20;
     let Some(place) = Place::new(NAME) else {
         return;
     };
