@@ -119,8 +119,9 @@ func compareLayers(ctx context.Context, store content.Store, source, nydus ocisp
 	if last < len(from.Layers) || !converter.IsNydusBootstrap(to.Layers[last]) {
 		return fmt.Errorf("%d layers became %d, the last of which has to be the bootstrap", len(from.Layers), len(to.Layers))
 	}
-	if pack.ChunkDictPath != "" {
-		// The converter has no more than the layer's chunk data: not that of the dictionary's blobs.
+	if pack.ChunkDictPath != "" || pack.BatchSize != "" {
+		// The converter has no more than the layer's chunk data: not that of the dictionary's blobs, nor the table that
+		// says where the chunks of batches are, which cannot be found out from the data of every layer.
 		return nil
 	}
 	for i, layer := range from.Layers {
