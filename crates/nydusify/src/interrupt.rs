@@ -35,53 +35,37 @@ impl Interrupted {
     }
 }
 
-/// Stops work of a process that others want to know of these signals, too: for what comes before it serves a mount.
-pub struct Stop {
-    signal: Arc<AtomicUsize>,
-    cancel: Cancel,
-}
-
-impl Stop {
-    /// Watches for these signals from now on.
-    pub fn on(signals: &[i32]) -> Self {
-        let (signal, flag) = (Arc::new(AtomicUsize::new(0)), Arc::default());
-        for &number in signals {
-            // Without it, the work goes on to its end.
-            let _ = signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize);
-            let _ = signal_hook::flag::register(number, Arc::clone(&flag));
-        }
-        let cancel = Cancel::from_flag(flag);
-        Self { signal, cancel }
-    }
-
-    /// Asks the work to stop once a signal has come.
-    pub fn cancel(&self) -> &Cancel {
-        &self.cancel
-    }
-
-    /// What came of the work: after a signal, whatever failed did so since it was to stop.
-    pub fn settle<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
-        result.map_err(|error| match self.signal.load(Ordering::SeqCst) {
-            0 => error,
-            signal => Interrupted(signal).into(),
-        })
-    }
-}
-
 impl Interrupt {
-    /// Watches for signals from now on.
+    /// Watches for signals from now on; the second ends the process at once.
     pub fn watch() -> anyhow::Result<Self> {
         let flag = Arc::new(AtomicBool::new(false));
-        let signal = Arc::new(AtomicUsize::new(0));
         for number in [SIGINT, SIGTERM] {
-            let code = 128 + number;
-            // Order matters: the shutdown sees whether an earlier signal has set the flag.
-            signal_hook::flag::register_conditional_shutdown(number, code, Arc::clone(&flag))
-                .and_then(|_| signal_hook::flag::register(number, Arc::clone(&flag)))
-                .and_then(|_| {
-                    signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)
-                })
-                .context("cannot watch for signals")?;
+            // Before the flag is registered: the shutdown sees whether an earlier signal has set it.
+            signal_hook::flag::register_conditional_shutdown(
+                number,
+                128 + number,
+                Arc::clone(&flag),
+            )
+            .context("cannot watch for signals")?;
+        }
+        Self::on(&[SIGINT, SIGTERM], flag).context("cannot watch for signals")
+    }
+
+    /// Watches for these signals in a process that others in it want to know of, too: for what comes before it serves a mount. Without
+    /// it, the work goes on to its end.
+    pub fn watch_along(signals: &[i32]) -> Self {
+        let flag = Arc::default();
+        Self::on(signals, Arc::clone(&flag)).unwrap_or_else(|_| Self {
+            signal: Arc::default(),
+            cancel: Cancel::from_flag(flag),
+        })
+    }
+
+    fn on(signals: &[i32], flag: Arc<AtomicBool>) -> std::io::Result<Self> {
+        let signal = Arc::new(AtomicUsize::new(0));
+        for &number in signals {
+            signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)?;
+            signal_hook::flag::register(number, Arc::clone(&flag))?;
         }
         Ok(Self {
             signal,
@@ -95,19 +79,18 @@ impl Interrupt {
     }
 
     /// What came of the work: after a signal, whatever failed did so since it was to stop.
-    pub fn settle(&self, result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
-        match (result, self.exit_code()) {
-            (Err(_), Some(code)) => {
-                eprintln!("error: {}", ::progress::Cancelled);
-                Ok(code)
-            }
-            (result, _) => result,
-        }
+    pub fn settle<T>(&self, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        result.map_err(|error| self.interrupted().map_or(error, Into::into))
     }
 
     /// The exit status, 128 + signal, if a signal has come.
     pub fn exit_code(&self) -> Option<ExitCode> {
+        self.interrupted()
+            .map(|interrupted| interrupted.exit_code())
+    }
+
+    fn interrupted(&self) -> Option<Interrupted> {
         let signal = self.signal.load(Ordering::SeqCst);
-        (signal != 0).then(|| Interrupted(signal).exit_code())
+        (signal != 0).then_some(Interrupted(signal))
     }
 }

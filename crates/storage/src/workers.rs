@@ -31,23 +31,23 @@ struct State {
 impl Workers {
     /// At most `most` threads called `name`, 0 for one per core.
     pub fn new(name: &'static str, most: usize) -> Arc<Self> {
-        let cores = || thread::available_parallelism().map_or(1, usize::from);
-        Arc::new(Self {
-            name,
-            most: if most == 0 { cores() } else { most },
-            gives_way: false,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        })
+        Self::with(name, most, false)
     }
 
     /// The same for work that nobody waits for.
     pub fn giving_way(name: &'static str, most: usize) -> Arc<Self> {
-        let mut workers = Self::new(name, most);
-        if let Some(workers) = Arc::get_mut(&mut workers) {
-            workers.gives_way = true;
-        }
-        workers
+        Self::with(name, most, true)
+    }
+
+    fn with(name: &'static str, most: usize, gives_way: bool) -> Arc<Self> {
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            name,
+            most: if most == 0 { cores() } else { most },
+            gives_way,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
     }
 
     /// How many there may be.

@@ -15,7 +15,7 @@ use storage::{BlobSource, NamedSource};
 use super::LazyArgs;
 use crate::cache::of_indexes;
 use crate::index::push;
-use crate::interrupt::Stop;
+use crate::interrupt::Interrupt;
 use crate::place::{Places, reference};
 use crate::progress::{Mode, renderer};
 
@@ -68,9 +68,9 @@ impl Index {
             }
         };
         if args.push_index {
-            let (insecure, stop) = (args.target_insecure, Stop::on(&SIGNALS));
-            let pushed = push(&index, location, places, insecure, stop.cancel());
-            stop.settle(pushed)?;
+            let (insecure, interrupt) = (args.target_insecure, Interrupt::watch_along(&SIGNALS));
+            let pushed = push(&index, location, places, insecure, interrupt.cancel());
+            interrupt.settle(pushed)?;
         }
         Ok(Self {
             manifest: index.manifest,
@@ -150,10 +150,10 @@ fn make(
     );
     let begun = Instant::now();
     let progress = renderer(Mode::Auto, MultiProgress::new());
-    let stop = Stop::on(&SIGNALS);
-    let made = store.make(source, image, Some(chunks), &*progress, stop.cancel());
+    let interrupt = Interrupt::watch_along(&SIGNALS);
+    let made = store.make(source, image, Some(chunks), &*progress, interrupt.cancel());
     let made = made.with_context(|| format!("cannot index {target}"));
-    let index = stop.settle(made)?;
+    let index = interrupt.settle(made)?;
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!("the index is ready after {seconds:.1} s");
     Ok(index)

@@ -1,6 +1,5 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -34,8 +33,6 @@ const CONTENDED: Duration = Duration::from_millis(500);
 /// mostly lie together, so what lies behind it in the blob is likely to be wanted next, and then what lies before it.
 #[derive(Default)]
 pub(super) struct Prefetch {
-    /// Whether there ever was a list.
-    listed: AtomicBool,
     state: Mutex<Queue>,
     changed: Condvar,
 }
@@ -56,6 +53,8 @@ struct Queue {
     readers: usize,
     /// Workers come for places alone, without a list.
     follow: bool,
+    /// There was a list.
+    listed: bool,
     stop: bool,
 }
 
@@ -129,7 +128,7 @@ impl Prefetch {
         &self,
         done: bool,
         wanted: &impl Fn(Key) -> bool,
-        around: &impl Fn(Key) -> Vec<Key>,
+        around: &impl Fn(Key, u64) -> Vec<Key>,
     ) -> Option<(Key, Vec<Key>)> {
         let mut queue = self.lock();
         if done {
@@ -179,9 +178,14 @@ impl Prefetch {
 
 impl Queue {
     /// The absent chunks around the last read that had to wait and has any.
-    fn near_a_place(&mut self, around: &impl Fn(Key) -> Vec<Key>) -> Option<Vec<Key>> {
+    fn near_a_place(&mut self, around: &impl Fn(Key, u64) -> Vec<Key>) -> Option<Vec<Key>> {
         while let Some(&place) = self.places.front() {
-            let near = around(place);
+            let far = if self.listed {
+                AROUND_MAX
+            } else {
+                AROUND_ALONE
+            };
+            let near = around(place, far);
             if !near.is_empty() {
                 return Some(near);
             }
@@ -222,8 +226,8 @@ impl Inner {
             &self.counters.prefetch_errors,
             (chunks.len() - keys.len()) as u64,
         );
-        self.prefetch.listed.store(true, Ordering::Relaxed);
         let mut queue = self.prefetch.with_room();
+        queue.listed = true;
         queue.keys.extend(keys);
         self.start_prefetchers(&mut queue);
         if queue.present == 0 {
@@ -301,10 +305,7 @@ impl Inner {
                 .get(key.blob)
                 .is_some_and(|blob| self.look(blob, key.slot) != State::Present)
         };
-        let around = |place: Key| {
-            let listed = self.prefetch.listed.load(Ordering::Relaxed);
-            self.absent_around(place, if listed { AROUND_MAX } else { AROUND_ALONE })
-        };
+        let around = |place: Key, bytes: u64| self.absent_around(place, bytes);
         let mut done = false;
         while let Some((key, near)) = self.prefetch.next(done, &wanted, &around) {
             // A panic has been told of. Whoever waits until all is there must not wait for ever.
