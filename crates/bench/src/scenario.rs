@@ -106,22 +106,27 @@ impl Scenario<'_> {
         self.rows.last_mut().expect("a row was just pushed")
     }
 
-    fn convert(&mut self, compressor: Compressor) -> Result<()> {
-        let target = self.path(compressor.name());
-        let command = args(&[
+    /// The command that converts the image.
+    fn conversion(&self, compressor: Compressor, target: &str, profile: &str) -> Vec<OsString> {
+        args(&[
             self.programs.nydusify.as_os_str(),
             "convert".as_ref(),
             "--source".as_ref(),
             self.input.reference().as_ref(),
             "--target".as_ref(),
-            self.converted(compressor).as_ref(),
+            target.as_ref(),
             "--compressor".as_ref(),
             compressor.name().as_ref(),
-            // The floor compresses each chunk by itself.
             "--profile".as_ref(),
-            "compat".as_ref(),
+            profile.as_ref(),
             "--no-journal".as_ref(),
-        ]);
+        ])
+    }
+
+    fn convert(&mut self, compressor: Compressor) -> Result<()> {
+        let target = self.path(compressor.name());
+        // The floor compresses each chunk by itself.
+        let command = self.conversion(compressor, &self.converted(compressor), "compat");
         let layers = self.input.image_layers();
         self.with_floor(
             format!("convert, {compressor}"),
@@ -135,17 +140,8 @@ impl Scenario<'_> {
     /// The other profile.
     fn dense(&mut self) -> Result<()> {
         let target = self.path("dense");
-        let command = args(&[
-            self.programs.nydusify.as_os_str(),
-            "convert".as_ref(),
-            "--source".as_ref(),
-            self.input.reference().as_ref(),
-            "--target".as_ref(),
-            format!("oci:{}:nydus", target.display()).as_ref(),
-            "--profile".as_ref(),
-            "dense".as_ref(),
-            "--no-journal".as_ref(),
-        ]);
+        let image = format!("oci:{}:nydus", target.display());
+        let command = self.conversion(Compressor::Zstd, &image, "dense");
         let runs = self.repeat(&[&target], &command)?;
         let bytes = size(&target)?;
         self.push("convert, zstd, profile dense", runs, bytes);

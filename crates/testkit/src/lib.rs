@@ -79,6 +79,22 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(sha2::Sha256::digest(bytes))
 }
 
+/// The seeds of a test that goes through many: the one that the variable `NYDUS_{kind}_SEED` names, else as many as
+/// `NYDUS_{kind}_COUNT` says or `count`.
+///
+/// # Panics
+/// If a variable is no number.
+pub fn seeds(kind: &str, count: u64) -> std::ops::Range<u64> {
+    let number = |what: &str| {
+        let value = std::env::var(format!("NYDUS_{kind}_{what}")).ok()?;
+        Some(value.parse().expect("a number"))
+    };
+    match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("COUNT").unwrap_or(count),
+    }
+}
+
 /// Bytes that look random, the same for the same `seed`: compressors find nothing in them.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -107,13 +107,7 @@ fn a_conversion_that_is_killed_goes_on() {
     let whole = begun.elapsed();
     let want = Stored::take(&registry, "new", "1");
 
-    let seeds = match std::env::var("NYDUS_KILL_SEED") {
-        Ok(seed) => {
-            let seed: u64 = seed.parse().unwrap();
-            seed..seed + 1
-        }
-        Err(_) => 0..ROUNDS,
-    };
+    let seeds = testkit::seeds("KILL", ROUNDS);
     let next = AtomicU64::new(seeds.start);
     let (rounds, failed) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let work = || {

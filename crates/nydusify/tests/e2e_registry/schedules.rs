@@ -31,11 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Runs all schedules of a kind, each with its seed. What `one` returns is counted.
 fn run_all(one: fn(u64) -> &'static str) -> BTreeMap<&'static str, u64> {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
-    let seeds = match number("NYDUS_FAULT_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("NYDUS_FAULT_COUNT").unwrap_or(COUNT),
-    };
+    let seeds = testkit::seeds("FAULT", COUNT);
     let next = AtomicU64::new(seeds.start);
     let (counts, failed) = (Mutex::new(BTreeMap::new()), Mutex::new(Vec::new()));
     let work = || {

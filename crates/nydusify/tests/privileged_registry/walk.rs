@@ -516,11 +516,7 @@ fn some_faults(seed: u64) -> Faults {
 #[test]
 fn privileged_walks_end_well() {
     const NAME: &str = "privileged_walks_end_well";
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
-    let seeds = match number("NYDUS_WALK_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("NYDUS_WALK_COUNT").unwrap_or(COUNT),
-    };
+    let seeds = testkit::seeds("WALK", COUNT);
     if Place::new(NAME).is_none() {
         return;
     }
