@@ -30,9 +30,6 @@ impl Prefetcher {
         };
         let stop = Arc::new(AtomicBool::new(false));
         if first.is_empty() && nids.is_empty() {
-            if what != Prefetch::Nothing {
-                store.follow_reads();
-            }
             return Ok(Self {
                 store,
                 stop,

@@ -99,23 +99,6 @@ fn unreadable(root: &Path, expected: &BTreeMap<PathBuf, Vec<u8>>) -> usize {
     failed.count()
 }
 
-/// Stops processes, and waits until each of their threads has: on a busy machine some go on for a while.
-fn stop(processes: &[i32]) {
-    processes.iter().for_each(|&id| send(id, Signal::STOP));
-    let has_stopped = |task: std::fs::DirEntry| {
-        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.rsplit(") ")
-            .next()
-            .is_some_and(|rest| rest.starts_with('T'))
-    };
-    wait_until("all threads to have stopped", || {
-        let mut tasks = processes
-            .iter()
-            .flat_map(|id| std::fs::read_dir(format!("/proc/{id}/task")).unwrap());
-        tasks.all(|task| task.is_ok_and(has_stopped))
-    });
-}
-
 /// Each process in turn is stopped and goes on, then all together, as on a machine that was suspended. Whoever reads
 /// waits, and nobody takes the place of a process that lives.
 #[test]

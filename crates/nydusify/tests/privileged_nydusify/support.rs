@@ -282,12 +282,29 @@ impl Pair {
 
     /// Kills both at the same moment, which no mount outlives.
     pub fn kill(self, root: &Path) {
-        for signal in [Signal::STOP, Signal::KILL] {
-            send(self.keeper, signal);
-            send(self.server, signal);
-        }
+        let both = [self.keeper, self.server];
+        // Else one might see the other die, and start it again.
+        stop(&both);
+        both.iter().for_each(|&id| send(id, Signal::KILL));
         wait_until("the mount to be dead", || std::fs::metadata(root).is_err());
     }
+}
+
+/// Stops processes, and waits until each of their threads has: on a busy machine some go on for a while.
+pub fn stop(processes: &[i32]) {
+    processes.iter().for_each(|&id| send(id, Signal::STOP));
+    let has_stopped = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+    };
+    wait_until("all threads to have stopped", || {
+        let mut tasks = processes
+            .iter()
+            .flat_map(|id| std::fs::read_dir(format!("/proc/{id}/task")).unwrap());
+        tasks.all(|task| task.is_ok_and(has_stopped))
+    });
 }
 
 /// Sends a signal to a process, which may be gone.
