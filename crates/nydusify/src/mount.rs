@@ -141,7 +141,8 @@ pub struct LazyArgs {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_requests: u16,
 
-    /// Verify what the cache holds of the image before mounting it
+    /// Verify what the cache holds of the image before mounting it, and seal blobs that are complete where the file system has
+    /// fs-verity
     #[arg(long)]
     verify_cache: bool,
 
@@ -271,6 +272,7 @@ impl LazyArgs {
             memory: self.memory - self.memory / NOT_KEPT,
             recent: usize::try_from(self.memory / NOT_KEPT).unwrap_or(usize::MAX),
             requests: self.max_requests.into(),
+            seal: self.verify_cache,
             ..StoreOptions::default()
         }
     }
@@ -492,11 +494,15 @@ fn open_store(
     allow_many_files();
     let dir = args.cache_path()?;
     let of_store = args.store_options(Some(dir.clone()), words, options);
-    let store = ChunkStore::open(&image.bootstrap, image.blobs.clone(), of_store)?;
+    let open = || ChunkStore::open(&image.bootstrap, image.blobs.clone(), of_store.clone());
+    let mut store = open()?;
     if args.verify_cache && begins {
         let wrong = store.verify_cached();
         if wrong != 0 {
             tracing::warn!("{wrong} chunks in the cache were wrong and are fetched again");
+            // What is sealed takes no other chunks: opened anew, such a blob begins again.
+            drop(store);
+            store = open()?;
         }
     }
     if store.stats().cache_conflicts != 0 {

@@ -12,6 +12,7 @@ mod fill;
 mod keep;
 mod map;
 mod open;
+mod seal;
 mod turn;
 
 use std::fs::{self, File, TryLockError};
@@ -28,6 +29,7 @@ pub use check::{BadChunk, CheckedBlob, check_cache};
 pub use fill::CacheFill;
 pub use keep::{CachedBlob, Prune, Pruned, cached_blobs, prune_cache};
 pub(crate) use keep::{blob_ids, disk_usage, each_chunk, last_change};
+pub(crate) use seal::{open_existing, seal};
 pub(crate) use turn::{Ask, Turn};
 
 use crate::Error;

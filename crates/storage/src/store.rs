@@ -83,6 +83,9 @@ pub struct StoreOptions {
     pub threads: usize,
     /// Threads that prefetch.
     pub prefetch_threads: usize,
+    /// Whether to seal blobs that the cache has all of, where the file system has fs-verity: their data can't be changed
+    /// behind the store's back from then on.
+    pub seal: bool,
     /// Longest time that a chunk waits for a barrier, after which it survives a power loss.
     pub barrier_interval: Duration,
     /// Most bytes of chunks that wait for a barrier.
@@ -107,6 +110,7 @@ impl Default for StoreOptions {
             gap_max: 128 << 10,
             threads: 0,
             prefetch_threads: 4,
+            seal: false,
             barrier_interval: Duration::from_secs(5),
             barrier_bytes: 256 << 20,
             boot_id: None,
@@ -173,7 +177,12 @@ impl ChunkStore {
             .as_deref()
             .map(CacheDir::open)
             .transpose()?;
+        let seals = options.seal;
         let open = |dir: &Path, info: &BlobInfo, known: &KnownChunks, boot| {
+            if seals {
+                // Where it can't be, the blob is used as it is.
+                let _ = seal(dir, info);
+            }
             BlobCache::open(dir, info, known, boot)
         };
         Self::with_caches(bootstrap, source, options, cache_dir, open)

@@ -78,6 +78,14 @@ pub fn examine(cache_dir: &Path) -> Vec<Finding> {
             leases(cache_dir),
             "needs CONFIG_FILE_LOCKING, and the cache on a local file system",
         ),
+        Finding {
+            erofs: false,
+            ..finding(
+                "fs-verity",
+                sealed(cache_dir),
+                "mounts do without; for --verify-cache to seal what it has verified: CONFIG_FS_VERITY, and the cache on ext4 (tune2fs -O verity), btrfs or f2fs",
+            )
+        },
     ]
 }
 
@@ -156,6 +164,15 @@ fn refuse_a_read(file: &File, path: &Path) -> io::Result<()> {
             "the kernel does not say which bytes are read",
         )),
     }
+}
+
+fn sealed(dir: &Path) -> io::Result<()> {
+    let path = dir.join(format!(".seal-{}", std::process::id()));
+    std::fs::create_dir_all(dir)?;
+    std::fs::write(&path, b"sealed")?;
+    let outcome = File::open(&path).and_then(|file| sys::seal(&file));
+    std::fs::remove_file(&path)?;
+    outcome
 }
 
 fn leases(dir: &Path) -> io::Result<()> {

@@ -17,6 +17,7 @@ pub(super) fn blob(blob: &CachedBlob) -> Value {
         "chunks": blob.chunks,
         "missing_chunks": blob.missing,
         "complete": blob.is_complete(),
+        "sealed": blob.sealed,
         "in_use": blob.in_use,
         "processes": blob.processes,
         "last_used": last_used.map_or(0, |time| time.as_secs()),
@@ -43,7 +44,7 @@ pub(super) fn table(blobs: &[CachedBlob]) -> String {
             bytes(blob.size),
             bytes(blob.cached),
             bytes(blob.disk),
-            if blob.is_complete() { "yes" } else { "no" }.to_owned(),
+            complete(blob).to_owned(),
             age(blob.last_used),
             users(blob),
         ]
@@ -59,6 +60,14 @@ pub(super) fn table(blobs: &[CachedBlob]) -> String {
         let _ = writeln!(text, "{}", line.join("  ").trim_end());
     }
     text
+}
+
+fn complete(blob: &CachedBlob) -> &'static str {
+    match (blob.is_complete(), blob.sealed) {
+        (true, true) => "sealed",
+        (true, false) => "yes",
+        (false, _) => "no",
+    }
 }
 
 fn users(blob: &CachedBlob) -> String {

@@ -13,6 +13,7 @@ use rafs_format::Digester;
 use super::keep::blob_ids;
 use super::map::{AGREED, RECORD_SIZE, Record};
 use super::open::{each_row, is_at, lease};
+use super::seal::open_existing;
 use super::{cache_file, map_file, running_boot};
 use crate::Error;
 
@@ -72,8 +73,7 @@ fn check_blob(dir: &Path, id: String, threads: NonZeroUsize) -> Result<Option<Ch
     let Some(map) = map else {
         return Ok(None);
     };
-    let data = File::options().read(true).write(true).open(&data_path);
-    let data = data.map_err(Error::io("open the cache file", &data_path))?;
+    let data = open_existing(&data_path).map_err(Error::io("open the cache file", &data_path))?;
     let mut check = Check {
         data: sys::open_quietly(&data).unwrap_or(data),
         boot: running_boot(),

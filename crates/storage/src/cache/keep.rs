@@ -11,6 +11,7 @@ use rafs_format::Digest;
 
 use super::map::{AGREED, RECORD_SIZE, Record};
 use super::open::{discard, each_row};
+use super::seal::is_sealed;
 use super::{cache_file, map_file};
 use crate::Error;
 
@@ -35,6 +36,8 @@ pub struct CachedBlob {
     pub processes: Vec<u32>,
     /// When it was last used.
     pub last_used: SystemTime,
+    /// Whether its data can't be changed any more (fs-verity).
+    pub sealed: bool,
 }
 
 impl CachedBlob {
@@ -163,6 +166,7 @@ fn look_at(dir: &Path, id: String, holders: &Holders) -> Result<Option<CachedBlo
         in_use: false,
         processes: Vec::new(),
         last_used: SystemTime::UNIX_EPOCH,
+        sealed: is_sealed(&data_path),
     };
     let map = match File::open(&map_path) {
         Ok(map) => map,

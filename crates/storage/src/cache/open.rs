@@ -20,8 +20,9 @@ use rafs_format::BlobInfo;
 use sys::RangeLock;
 
 use super::bits::Bits;
-use super::blob::{BlobCache, BlobFiles};
+use super::blob::{BlobCache, BlobFiles, State};
 use super::map::{AGREED, HEADER_SIZE, Header, HeaderKind, RECORD_SIZE, Record, VERSION};
+use super::seal::{is_read_only, open_data};
 use super::{PATIENCE, cache_file, map_file};
 use crate::known::device_size;
 use crate::{Error, KnownChunk, KnownChunks};
@@ -81,16 +82,21 @@ impl BlobCache {
         let header = header(info);
         let unused = map.metadata().is_ok_and(|metadata| metadata.len() == 0);
         let data = if unused {
-            remove(&data_path).and_then(|()| begin(&map, &data_path, &header))
+            remove(&data_path)
+                .and_then(|()| begin(&map, &data_path, &header))
+                .map_err(fail)
         } else {
-            Ok(open_or_make(&data_path)?)
+            open_data(&data_path)
         };
         let files = BlobFiles {
-            data: data.map_err(fail)?,
+            data: data?,
             map,
         };
         let (cache, agreed) = Self::learned(dir, info, known, boot, files, turns)?;
-        let Some(agreed) = agreed else {
+        // What is sealed takes no more.
+        let lacks = |cache: &Self| (0..known.len()).any(|slot| cache.state(slot) == State::Absent);
+        let useless = is_read_only(&cache.data) && lacks(&cache);
+        let Some(agreed) = agreed.filter(|_| !useless) else {
             discard(&cache.map, &data_path, &map_path)
                 .map_err(Error::io("discard the cache file", &data_path))?;
             return Ok(None);

@@ -211,11 +211,7 @@ impl Inner {
             state.files.clear();
         }
         let open = || {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .open(cache_file(dir, &id));
-            let file = file.ok()?;
+            let file = open_existing(&cache_file(dir, &id)).ok()?;
             Some(Arc::new(sys::open_quietly(&file).unwrap_or(file)))
         };
         let file = state.files.entry(Arc::clone(&id)).or_insert_with(open);

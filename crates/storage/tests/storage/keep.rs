@@ -202,6 +202,64 @@ fn verifying_finds_what_was_changed_behind_our_back() {
     assert_eq!(store.stats().fetches, 1);
 }
 
+/// Most machines that run this have no fs-verity; all but the seal itself holds there as well.
+#[test]
+fn a_complete_blob_is_sealed_where_that_is_possible() {
+    let image = Image::new(some_chunks(20, 9000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    let sealing = || StoreOptions {
+        seal: true,
+        ..cached(dir.path())
+    };
+    let open = |options| open_as(&image, &id(), options);
+    let is_sealed = || cached_blobs(dir.path()).unwrap()[0].sealed;
+    let path = cache_file(dir.path(), &id());
+    let write = || File::options().write(true).open(&path);
+    let store = open(sealing());
+    let nineteen = image.pointers.iter().skip(1);
+    nineteen.for_each(|&pointer| drop(store.read(pointer, 0, &mut [0], &[]).unwrap()));
+    drop(store);
+    // It lacks a chunk.
+    let store = open(sealing());
+    assert!(!is_sealed());
+    image.check(&store).unwrap();
+    // Now it is complete, but in use.
+    let other = open(sealing());
+    assert!(!is_sealed());
+    drop((store, other));
+
+    let store = open(sealing());
+    match is_sealed() {
+        true => assert_eq!(write().unwrap_err().raw_os_error(), Some(1), "EPERM"),
+        false => {
+            eprintln!("no fs-verity here");
+            write().unwrap();
+        }
+    }
+    assert_eq!(store.verify_cached(), 0);
+    image.check(&store).unwrap();
+    assert_eq!(store.stats().fetches, 0);
+    let threads = NonZeroUsize::new(2).unwrap();
+    let checked: Result<Vec<_>, _> = check_cache(dir.path(), threads).unwrap().collect();
+    assert_eq!(checked.unwrap()[0].good, 20);
+    drop(store);
+
+    // A chunk is lost: what is sealed takes none, so the blob begins anew.
+    let was_sealed = is_sealed();
+    let map = File::options()
+        .write(true)
+        .open(dir.path().join(format!("{}.blob.map", id())))
+        .unwrap();
+    map.write_all_at(&[0; 64], 4096 + 64 * 3).unwrap();
+    let store = open(cached(dir.path()));
+    assert!(!is_sealed() || !was_sealed);
+    image.check(&store).unwrap();
+    let decoded = store.stats().chunks_verified;
+    assert_eq!(decoded, if was_sealed { 20 } else { 1 });
+    drop(store);
+    write().unwrap();
+}
+
 #[test]
 fn a_limit_evicts_what_nobody_uses_and_then_keeps_no_more() {
     let image = Image::new(some_chunks(60, 30_000), Kind::default());
