@@ -15,6 +15,7 @@ mod first;
 mod flight;
 mod hand_over;
 mod limit;
+mod line;
 mod observer;
 mod prefetch;
 mod read;
@@ -50,6 +51,7 @@ use budget::Budget;
 use elsewhere::{Elsewhere, Look};
 use flight::Flights;
 use limit::Limit;
+use line::Line;
 use observer::Watch;
 use prefetch::Prefetch;
 use read::check_bounds;
@@ -149,6 +151,7 @@ struct Inner {
     /// Those that decode what nobody waits for.
     background: Arc<Workers>,
     refusal: Refusal,
+    line: Line,
     limit: Limit,
     elsewhere: Elsewhere,
 }
@@ -243,6 +246,7 @@ impl ChunkStore {
             decoders: Workers::new("chunk-decode", options.threads),
             background: Workers::giving_way("chunk-later", options.threads),
             refusal: Refusal::default(),
+            line: Line::default(),
             limit: Limit::default(),
             elsewhere,
             options,

@@ -21,8 +21,10 @@ pub(super) const NEIGHBOURS_MAX: usize = 512;
 
 /// Which part of the budget the stored bytes of one request may take, and which its decoded neighbours.
 const BUDGET_SHARE: u64 = 4;
-/// Longest range to ask a blob for in the background while reads wait now and again.
-const CONTENDED_REQUEST_MAX: u64 = 256 << 10;
+/// How long the bytes of a request in the background may take while reads wait now and again.
+const CONTENDED_TIME: Duration = Duration::from_millis(40);
+/// So many bytes it may have in any case.
+const CONTENDED_REQUEST: u64 = 256 << 10;
 /// How long to wait for another process that fetches a chunk, and for one that writes it.
 const FETCH_PATIENCE: Duration = Duration::from_secs(5);
 const WRITE_PATIENCE: Duration = Duration::from_millis(100);
@@ -185,7 +187,8 @@ impl Inner {
             .request_max
             .min(self.options.memory / BUDGET_SHARE);
         if purpose == Purpose::Prefetch && self.prefetch.is_contended() {
-            request_max = request_max.min(CONTENDED_REQUEST_MAX);
+            let quick = self.line.bytes_within(CONTENDED_TIME);
+            request_max = request_max.min(quick.max(CONTENDED_REQUEST));
         }
         let first = Member { claim, record };
         let mut plan = self.plan(blob, &remote, first, extent, want, request_max);
@@ -348,7 +351,14 @@ impl Inner {
         let _permit = self.requests.take(1, background);
         add(&self.counters.fetches, 1);
         self.watch.ask(&mut request);
-        let read = || remote.reader.read_exact_at(&mut bytes, offset);
+        let read = || {
+            let asked = Instant::now();
+            let answer = remote.reader.read_exact_at(&mut bytes, offset);
+            if answer.is_ok() {
+                self.line.note(size, asked.elapsed());
+            }
+            answer
+        };
         let more = &self.counters.more;
         let answer = more.fetch(blob, size, read);
         self.watch.fetched(&request, blob, range, answer.is_err());
