@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::system;
@@ -138,7 +138,7 @@ impl Programs {
         consumer.arg("-builder").arg(&self.builder);
         consumer.arg("-layout").arg(layout).args(["-tag", tag]);
         consumer.arg("-out").arg(out.path()).args(options);
-        quietly(&mut consumer).with_context(|| what.to_owned())?;
+        system::output(&mut consumer).with_context(|| what.to_owned())?;
         let image = |tag: &str| format!("oci:{}:{tag}", out.path().display());
         let mut check = Command::new(&self.nydusify);
         check.args([
@@ -148,7 +148,7 @@ impl Programs {
             "--target",
             &image("nydus"),
         ]);
-        quietly(&mut check).with_context(|| what.to_owned())?;
+        system::output(&mut check).with_context(|| what.to_owned())?;
         Ok(out)
     }
 
@@ -203,18 +203,4 @@ fn bootstrap(layout: &Path) -> Result<PathBuf> {
         .arg("image/image.boot");
     system::run(&mut tar)?;
     Ok(layout.join("image/image.boot"))
-}
-
-/// Runs a command whose output is shown only if it fails.
-fn quietly(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    if !output.status.success() {
-        bail!(
-            "{command:?}: {}\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 mod bench;
 mod consumers;
 mod demo;
+mod dist;
 mod fixtures;
 mod licences;
 mod lint;
@@ -41,8 +42,8 @@ enum Chore {
         #[arg(long)]
         no_skips: bool,
     },
-    /// Checks formatting, clippy, the fuzzer's binaries, the direction of dependencies, their licences, and that sources are
-    /// ASCII
+    /// Checks formatting, clippy, the fuzzer's binaries, that the programs compile for arm64, the direction of dependencies, their
+    /// licences, and that sources are ASCII
     Lint {
         /// Only these; all by default
         names: Vec<String>,
@@ -59,6 +60,16 @@ enum Chore {
         /// What the benchmark program takes: `mount` for mounts, `dict` for chunk dictionaries, `series` for a series of versions; `--only NAME`, `--runs N`, `--big LAYOUT`, `--print`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Builds static binaries of both programs for amd64 and arm64 and packs them: archives with manual pages and completions,
+    /// a bill of materials, a container image; in `dist` below cargo's target directory
+    Dist {
+        /// Proves that the binaries are static, run, and make equal images; those of the other architecture run in qemu
+        #[arg(long)]
+        check: bool,
+        /// Makes everything a second time, from a clone in another directory, and compares the bytes
+        #[arg(long)]
+        twice: bool,
     },
     /// Makes the fixtures in tests/fixtures anew
     Fixtures {
@@ -77,6 +88,7 @@ fn main() -> ExitCode {
         } => test::run(privileged, no_skips),
         Chore::Bench { arguments } => bench::bench(&arguments),
         Chore::Consumers => consumers::run(),
+        Chore::Dist { check, twice } => dist::run(check, twice),
         Chore::Oracle { filter } => oracle::run(filter),
         Chore::Lint { names } => lint::run(&names),
         Chore::Fixtures { busybox } => fixtures::run(busybox),

@@ -1,6 +1,7 @@
 //! What our programs and tools are made of: the crates that cargo resolved.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -24,8 +25,15 @@ pub struct Package {
 /// The crates that are built for some targets, those of tests and tools included, as `Cargo.lock` has them. What is not
 /// here yet is fetched.
 pub fn packages(targets: &[&str]) -> Result<Vec<Package>> {
+    parse(&metadata(&testkit::workspace(), targets)?)
+}
+
+/// What cargo knows of all crates that are built for some targets of a workspace.
+pub fn metadata(workspace: &Path, targets: &[&str]) -> Result<Value> {
     let mut cargo = system::cargo();
-    cargo.args(["metadata", "--format-version", "1", "--locked"]);
+    cargo
+        .current_dir(workspace)
+        .args(["metadata", "--format-version", "1", "--locked"]);
     for target in targets {
         cargo.args(["--filter-platform", target]);
     }
@@ -36,7 +44,7 @@ pub fn packages(targets: &[&str]) -> Result<Vec<Package>> {
     if !output.status.success() {
         bail!("cargo metadata: {}", output.status);
     }
-    parse(&serde_json::from_slice(&output.stdout)?)
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// The crates in cargo's own words.

@@ -1,6 +1,6 @@
 //! Other programs: cargo, and the system packages that chores need.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,38 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("{text}: {status}");
     }
     Ok(())
+}
+
+/// What a command says; what it complains about is shown only if it fails.
+pub fn output(command: &mut Command) -> Result<String> {
+    let text = format!("{command:?}").replace('"', "");
+    let output = command.output().with_context(|| text.clone())?;
+    if !output.status.success() {
+        bail!(
+            "{text}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Sees to it that Rust's library for a target is there; why it is not, if it cannot be had.
+pub fn missing_target(target: &str) -> Result<Option<String>> {
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--print", "target-libdir", "--target", target]);
+    if Path::new(output(&mut rustc)?.trim()).is_dir() {
+        return Ok(None);
+    }
+    if program("rustup").is_none() {
+        let why = format!("no Rust library for {target}, and no rustup to get it");
+        return Ok(Some(why));
+    }
+    println!("installing Rust's library for {target}");
+    let mut rustup = Command::new("rustup");
+    rustup.args(["target", "add", target]);
+    Ok(output(&mut rustup).err().map(|error| error.to_string()))
 }
 
 /// Where cargo puts what it builds.

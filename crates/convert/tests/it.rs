@@ -3,6 +3,8 @@
 
 #[path = "it/dictionary.rs"]
 mod dictionary;
+#[path = "it/example.rs"]
+mod example;
 #[path = "it/good.rs"]
 mod good;
 #[path = "it/journal.rs"]
