@@ -358,7 +358,10 @@ impl Snapshot {
         }
         let index = ChunkIndex::from_parts(parts, count).ok_or_else(malformed)?;
         let place = |record: &ChunkRecord| (record.blob_index, record.index);
-        if !index.bare_records().is_sorted_by(|a, b| place(a) < place(b)) {
+        if !index
+            .bare_records()
+            .is_sorted_by(|a, b| place(a) < place(b))
+        {
             return Err(malformed());
         }
         Ok(Self {

@@ -36,10 +36,9 @@ fn files(version: Version) -> (Vec<u8>, Vec<u8>) {
     let dir = tempfile::tempdir().expect("there is a directory for temporary files");
     let images = [(true, 1), (false, 2)].map(|(aligned_chunk, number)| {
         let options = BuildOptions {
-            version,
             aligned_chunk,
             compressor: Compressor::Lz4Block,
-            ..sample::options()
+            ..sample::options_of(version)
         };
         let (layer, _) = sample::native_layer_with(&options);
         let bootstrap = builder::encode(&layer.image).expect("the sample can be encoded");

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, LazyLock};
 
-use builder::{BuildOptions, Dedup};
+use builder::Dedup;
 use chunkdict_store::Import;
 use inspect::Shell;
 use progress::Cancel;
@@ -81,10 +81,7 @@ impl Image {
     /// # Errors
     /// Whatever keeps it from being built.
     pub fn of(tar: &[u8], version: Version) -> Result<Self, builder::Error> {
-        let options = BuildOptions {
-            version,
-            ..sample::options()
-        };
+        let options = sample::options_of(version);
         let mut blob = Vec::new();
         let layer = builder::build_tar(tar, &mut blob, &options, Dedup::Layer)?;
         let mut source = NamedSource::new(None);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use builder::{Budget, BuildOptions, BuiltLayer, Dedup};
-use rafs_format::{Bootstrap, ChunkPointer};
+use rafs_format::{Bootstrap, ChunkPointer, Version};
 use storage::{BlobSource, ChunkStore, StoreOptions};
 use testkit::tar::{Entry, Sparse, Tar, flag};
 
@@ -80,6 +80,15 @@ pub fn tars() -> Vec<Vec<u8>> {
         tars.push(tar);
     }
     tars.iter().map(Tar::finish).collect()
+}
+
+/// The same for a version, in which there may be no table of contents.
+pub fn options_of(version: Version) -> BuildOptions {
+    BuildOptions {
+        version,
+        blob_toc: version == Version::V6,
+        ..options()
+    }
 }
 
 /// A store without a cache, with one thread.

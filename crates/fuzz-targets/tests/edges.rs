@@ -10,6 +10,8 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 const MEMORY: u64 = 256 << 20;
 /// What may be asked of the system for: threads reserve much that they do not use.
 const RESERVED: u64 = 8 << 30;
+/// Zeros before and behind that make a word padding, in bytes.
+const AROUND: usize = 32;
 /// How long one bootstrap may take.
 const TIME: Duration = Duration::from_secs(5);
 
@@ -27,10 +29,14 @@ fn serve(image: &Image, bootstraps: impl Iterator<Item = (String, Vec<u8>)>) -> 
     (sound, all)
 }
 
-/// The bootstrap with each of its words of so many bytes replaced by each edge.
+/// The bootstrap with each of its words of so many bytes replaced by each edge, but for what is nothing but padding all around.
 fn edges(bootstrap: &[u8], width: usize) -> impl Iterator<Item = (String, Vec<u8>)> {
     let max = u64::MAX >> (64 - 8 * width);
     let places = (0..bootstrap.len() / width).map(move |word| word * width);
+    let places = places.filter(|at| {
+        let around = &bootstrap[at.saturating_sub(AROUND)..bootstrap.len().min(at + AROUND)];
+        around.iter().any(|byte| *byte != 0)
+    });
     let cases = places.flat_map(move |at| [0, 1, max - 1, max].map(|value: u64| (at, value)));
     cases.filter_map(move |(at, value)| {
         let mut damaged = bootstrap.to_vec();
@@ -59,8 +65,14 @@ fn all_edges(version: Version) {
     for width in [2, 4, 8] {
         let (sound, all) = serve(&image, edges(&image.bootstrap, width));
         // Times, owners, reserved fields and file data may be anything.
+        println!("{sound} of {all} are sound");
         assert!(sound > 10 && all - sound > 100, "{sound} of {all}");
     }
+    println!(
+        "{} bytes of bootstrap, {} bytes of memory",
+        image.bootstrap.len(),
+        peak()
+    );
     assert!(peak() < MEMORY, "{} bytes", peak());
 }
 

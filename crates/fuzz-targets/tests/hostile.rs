@@ -80,7 +80,7 @@ fn more_attributes_than_there_is_room_for_are_refused() {
         is_refused(
             &attributes(64 << 10),
             version,
-            &["usr/file", "extended header"],
+            &["extended header", "limit"],
         );
     }
 }
