@@ -20,6 +20,14 @@ test-privileged:
 lint:
     cargo xtask lint
 
+# The fuzz targets, guided by coverage.
+fuzz *arguments:
+    cargo xtask fuzz {{arguments}}
+
+# Tests of parsers under Miri (nightly).
+miri *crates:
+    cargo xtask miri {{crates}}
+
 # Images converted by containerd's converter with our builder (Go).
 consumers:
     cargo xtask consumers

@@ -196,8 +196,7 @@ fn arm64() -> Result<()> {
 /// Whether the fuzzer's binaries, which are a workspace of their own, are in order. The C++ of libFuzzer is left out, for
 /// nothing is linked. They are checked with the versions of dependencies that all else is built with.
 fn fuzz_targets() -> Result<()> {
-    let lock = |dir: &str| testkit::workspace().join(dir).join("Cargo.lock");
-    std::fs::copy(lock("."), lock("fuzz")).context("cannot copy Cargo.lock")?;
+    system::lock_versions("fuzz")?;
     let mut cargo = system::cargo();
     cargo
         .args(["check", "--manifest-path", "fuzz/Cargo.toml"])

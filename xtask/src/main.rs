@@ -6,8 +6,10 @@ mod consumers;
 mod demo;
 mod dist;
 mod fixtures;
+mod fuzz;
 mod licences;
 mod lint;
+mod miri;
 mod oracle;
 mod packages;
 mod system;
@@ -48,6 +50,19 @@ enum Chore {
         /// Only these; all by default
         names: Vec<String>,
     },
+    /// Runs the fuzz targets under libFuzzer, guided by coverage; fails if an input shows a bug, and names it
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u32,
+        /// Only these; all by default
+        targets: Vec<String>,
+    },
+    /// Runs tests of parsers under Miri, which finds undefined behaviour; says so and does nothing where there is no nightly compiler
+    Miri {
+        /// Only of these crates; of all by default
+        crates: Vec<String>,
+    },
     /// Converts images by containerd's converter (in Go) with our builder and proves the results equal to their sources
     Consumers,
     /// Opens images of every kind with the published crate `nydus-rafs` and compares what it sees with what we see
@@ -87,6 +102,8 @@ fn main() -> ExitCode {
             no_skips,
         } => test::run(privileged, no_skips),
         Chore::Bench { arguments } => bench::bench(&arguments),
+        Chore::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
+        Chore::Miri { crates } => miri::run(&crates),
         Chore::Consumers => consumers::run(),
         Chore::Dist { check, twice } => dist::run(check, twice),
         Chore::Oracle { filter } => oracle::run(filter),

@@ -61,6 +61,13 @@ pub fn target_directory() -> PathBuf {
         .map_or_else(|| testkit::workspace().join("target"), PathBuf::from)
 }
 
+/// Gives a workspace of its own the versions of dependencies that all else is built with.
+pub fn lock_versions(workspace: &str) -> Result<()> {
+    let lock = |dir: &str| testkit::workspace().join(dir).join("Cargo.lock");
+    std::fs::copy(lock("."), lock(workspace)).context("cannot copy Cargo.lock")?;
+    Ok(())
+}
+
 /// Sees to it that each program is there, given as (program, Debian package): installs the packages of missing ones
 /// when that is possible without asking (root on Debian), else says what to install.
 pub fn require(programs: &[(&str, &str)]) -> Result<()> {

@@ -105,7 +105,7 @@ impl Catalogue {
         Self::parse(path, &bytes).map(Some)
     }
 
-    fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
         let damaged = |reason| Error::damaged(path, reason);
         let mut lines = bytes.splitn(2, |byte| *byte == b'\n');
         let first = lines.next().unwrap_or_default();
@@ -127,16 +127,20 @@ impl Catalogue {
         serde_json::from_slice(rest).map_err(|_| damaged("it is malformed"))
     }
 
+    /// A catalogue's file: its first line, and the rest.
+    pub(crate) fn with_hash(json: &[u8]) -> Vec<u8> {
+        let sum = blake3::hash(json).to_hex();
+        [format!("{LAYOUT} {sum}\n").as_bytes(), json].concat()
+    }
+
     /// Puts it into the place of the one in `dir`, which is kept beside it: as a whole, or not at all.
     pub(crate) fn save(&self, dir: &Path) -> Result<(), Error> {
         let path = dir.join(FILE);
         let failed = || Error::io("write", &path);
         let mut json = serde_json::to_vec_pretty(self).expect("a catalogue always serialises");
         json.push(b'\n');
-        let sum = blake3::hash(&json).to_hex();
         let mut file = crate::store::unfinished(dir).map_err(failed())?;
-        writeln!(file, "{LAYOUT} {sum}").map_err(failed())?;
-        file.write_all(&json).map_err(failed())?;
+        file.write_all(&Self::with_hash(&json)).map_err(failed())?;
         file.as_file().sync_all().map_err(failed())?;
         match fs::read(&path) {
             Ok(before) if Self::parse(&path, &before).is_ok() => {

@@ -24,6 +24,8 @@ mod coding;
 mod draft;
 mod error;
 mod export;
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod kind;
 mod rows;

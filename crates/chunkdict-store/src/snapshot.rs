@@ -271,6 +271,13 @@ impl Snapshot {
         counting.0
     }
 
+    /// What its file holds.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes).expect("memory takes all");
+        bytes
+    }
+
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let (mut blobs, mut images) = (Vec::new(), Vec::new());
         for blob in &self.blobs {
@@ -350,6 +357,13 @@ impl Snapshot {
             return Err(malformed());
         }
         let index = ChunkIndex::from_parts(parts, count).ok_or_else(malformed)?;
+        let place = |record: &ChunkRecord| (record.blob_index, record.index);
+        if !index
+            .bare_records()
+            .is_sorted_by(|a, b| place(a) < place(b))
+        {
+            return Err(malformed());
+        }
         Ok(Self {
             id,
             kind: head.kind,
@@ -434,5 +448,65 @@ impl Write for Counting {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chunkdict::IndexBuilder;
+    use rafs_format::ChunkFlags;
+
+    use super::*;
+
+    /// A snapshot of two blobs with a chunk in each of these places.
+    fn snapshot(places: &[(u32, u32)]) -> Snapshot {
+        let kind = Kind {
+            version: Version::V6,
+            digester: Digester::Blake3,
+            compressor: Compressor::Zstd,
+            chunk_size: 4096,
+        };
+        let blob = |id: &str| {
+            let id = BlobId::new(id).unwrap();
+            BlobInfo::new(id, 4096, Compressor::Zstd, Digester::Blake3)
+        };
+        let mut index = IndexBuilder::default();
+        for &(blob_index, row) in places {
+            let record = ChunkRecord {
+                digest: [(16 * blob_index + row) as u8; 32],
+                blob_index,
+                flags: ChunkFlags::empty(),
+                compressed_size: 10,
+                uncompressed_size: 20,
+                compressed_offset: 10 * u64::from(row),
+                uncompressed_offset: 4096 * u64::from(row),
+                file_offset: 0,
+                index: row,
+                crc32: 0,
+            };
+            index.push(&record).unwrap();
+        }
+        Snapshot::new(kind, vec![blob("a"), blob("b")], Vec::new(), index.finish())
+    }
+
+    #[test]
+    fn a_snapshot_whose_chunks_are_in_no_order_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        for (places, sound) in [
+            (&[(0, 1), (0, 2), (1, 0)][..], true),
+            (&[(1, 0), (0, 1), (0, 2)], false),
+            (&[(0, 2), (0, 1), (1, 0)], false),
+            (&[(0, 1), (0, 1)], false),
+        ] {
+            let snapshot = snapshot(places);
+            snapshot.save(dir.path()).unwrap();
+            let path = dir.path().join(hex(&snapshot.id()));
+            let file = Arc::new(File::open(&path).unwrap());
+            let loaded = Snapshot::load(&path, &file, snapshot.id());
+            assert_eq!(loaded.is_ok(), sound, "{places:?}");
+            if let Err(error) = loaded {
+                assert!(matches!(error, Error::Damaged { .. }), "{error}");
+            }
+        }
     }
 }

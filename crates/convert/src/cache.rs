@@ -242,7 +242,7 @@ fn manifests(source: &Source) -> Result<Content, CacheError> {
     Ok(Content::Cache(index, manifests))
 }
 
-fn version(manifest: &Manifest) -> Option<&str> {
+pub(crate) fn version(manifest: &Manifest) -> Option<&str> {
     let annotations = manifest.annotations.as_ref()?;
     annotations
         .get(nydus::ANNOTATION_CACHE_VERSION)
@@ -250,13 +250,13 @@ fn version(manifest: &Manifest) -> Option<&str> {
 }
 
 /// The source layer that a record is of.
-fn source_layer(blob: &Descriptor) -> Option<Digest> {
+pub(crate) fn source_layer(blob: &Descriptor) -> Option<Digest> {
     let digest = blob.annotation(nydus::ANNOTATION_SOURCE_DIGEST)?;
     digest.parse().ok()
 }
 
 /// Reads a record of ours: its key, and the rest.
-fn read(blob: &Descriptor) -> Option<(Digest, Record)> {
+pub(crate) fn read(blob: &Descriptor) -> Option<(Digest, Record)> {
     let digest = |key| blob.annotation(key)?.parse().ok();
     let record = Record::new(
         blob.digest,

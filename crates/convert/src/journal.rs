@@ -65,9 +65,7 @@ impl Journal {
     pub(crate) fn find(&self, key: &Key) -> Option<Record> {
         let path = self.path(key);
         let small = fs::metadata(&path).is_ok_and(|found| found.len() <= RECORD_MAX);
-        let record: Record =
-            serde_json::from_slice(&fs::read(path).ok().filter(|_| small)?).ok()?;
-        (record.schema == SCHEMA).then_some(record)
+        parse(&fs::read(path).ok().filter(|_| small)?)
     }
 
     /// Keeps a record, for later runs.
@@ -83,6 +81,12 @@ impl Journal {
     fn path(&self, key: &Key) -> PathBuf {
         self.dir.join(format!("{}.json", key.0.hex()))
     }
+}
+
+/// Reads a record; `None` if it is none of this layout.
+pub(crate) fn parse(json: &[u8]) -> Option<Record> {
+    let record: Record = serde_json::from_slice(json).ok()?;
+    (record.schema == SCHEMA).then_some(record)
 }
 
 /// All that the blob of a layer depends on.

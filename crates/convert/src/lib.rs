@@ -18,6 +18,8 @@ mod cache;
 mod copy;
 mod dictionary;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod generate;
 mod index;
 mod journal;

@@ -89,15 +89,7 @@ impl Image {
         let (layer, blob) = sample::native_layer_with(options);
         let bootstrap = builder::encode(&layer.image).expect("the sample can be encoded");
         let bootstrap = Bootstrap::parse(bootstrap).expect("what was written can be read");
-        let chunks = bootstrap
-            .chunk_table()
-            .filter_map(Result::ok)
-            .map(|record| ChunkPointer {
-                blob_index: record.blob_index,
-                index: record.index,
-                uncompressed_offset: record.uncompressed_offset,
-            })
-            .collect();
+        let chunks = sample::pointers(&bootstrap);
         Self {
             bootstrap,
             blob: Arc::new(Bytes(blob)),

@@ -11,10 +11,14 @@ mod blob;
 mod bootstraps;
 mod cache;
 mod credentials;
+mod dictionary;
+mod images;
 mod layers;
 mod places;
 mod sample;
 mod traces;
+
+pub use images::Image;
 
 /// Something that can be fuzzed.
 #[derive(Debug, Clone, Copy)]
@@ -30,10 +34,11 @@ pub struct Target {
 }
 
 /// All there is to fuzz.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 26] = [
     bootstraps::V6,
     bootstraps::V5,
     bootstraps::LOAD,
+    images::SERVE,
     blob::META,
     blob::TOC_TAIL,
     blob::TAIL,
@@ -42,12 +47,18 @@ pub const TARGETS: [Target; 19] = [
     cache::STORE,
     layers::TAR,
     layers::OVERLAY,
+    layers::REPLAY,
+    layers::REFERENCE,
     layers::DECOMPRESS,
+    layers::ZSTD_FRAMES,
     layers::GZIP_INDEX,
     layers::ESTARGZ_TOC,
     layers::ESTARGZ_FOOTER,
     places::DOCUMENTS,
     places::ARCHIVE,
+    places::BOOTSTRAP_LAYER,
+    dictionary::SNAPSHOT,
+    dictionary::CATALOGUE,
     traces::TRACE,
     credentials::CREDENTIALS,
 ];

@@ -5,13 +5,15 @@ use std::sync::LazyLock;
 
 use backend::{Config, DaemonConfig, Kind};
 use builder::Attributes;
-use image::{Descriptor, Digest, Node, Platform, PlatformChoice, Source, media};
+use image::{Descriptor, Digest, Node, Platform, PlatformChoice, Source, media, nydus};
+use testkit::layout::{Packing, pack};
 use testkit::tar::{Entry, Tar};
 
-use crate::Target;
+use crate::{Target, sample};
 
 /// A kind of text, told by the first byte, and the text: manifests, indexes, image configurations, names of images and
-/// platforms, headers of registries, configurations of backends and daemons, lists of mirrors, attributes of external files; and partition tables.
+/// platforms, headers of registries, configurations of backends and daemons, lists of mirrors, attributes of external files; partition
+/// tables; errors and tokens; what is needed first; records of the journal and of build caches; figures and tables of mounts; sizes.
 pub const DOCUMENTS: Target = Target {
     name: "documents",
     run: document,
@@ -24,6 +26,13 @@ pub const DOCUMENTS: Target = Target {
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"c","digest":"{digest}","size":2}},"layers":[{{"mediaType":"l","digest":"{digest}","size":3,"annotations":{{"a":"b"}}}}],"x":1}}"#,
             media::OCI_MANIFEST
+        );
+        let page = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"c","digest":"{digest}","size":2}},"layers":[{{"mediaType":"l","digest":"{digest}","size":3,"annotations":{{"{}":"{digest}","{}":"{digest}","{}":"{digest}"}}}}],"annotations":{{"{}":"v1"}}}}"#,
+            nydus::ANNOTATION_CACHE_KEY,
+            nydus::ANNOTATION_CACHE_BOOTSTRAP,
+            nydus::ANNOTATION_SOURCE_DIGEST,
+            nydus::ANNOTATION_CACHE_VERSION
         );
         let index = format!(
             r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"m","digest":"{digest}","size":4,"platform":{{"os":"linux","architecture":"arm64","variant":"v8"}}}}]}}"#
@@ -42,6 +51,15 @@ pub const DOCUMENTS: Target = Target {
             (7, r#"{"device":{"backend":{"type":"oss","config":{"bucket_name":"b","endpoint":"e"}}},"mode":"direct"}"#),
             (8, &external),
             (9, "[host.\"https://m.example:5000/x\"]\nca = [\"a.pem\"]\nskip_verify = true\nping_url = \"http://m/ping\"\n[host.\"https://m.example:5000/x\".header]\na = [\"1\", \"2\"]\n[host.\"http://n\"]\noverride_path = true\ncapabilities = [\"pull\"]\nfailure_limit = 2\nhealth_check_interval = 7\n"),
+            (12, r#"{"errors":[{"code":"DENIED","message":"no\n","detail":null}]}"#),
+            (12, r#"{"token":"t","access_token":"a","expires_in":300}"#),
+            (12, "<?xml version=\"1.0\"?><Error><Code>NoSuchKey</Code><Message>gone</Message></Error>"),
+            (13, r#"{"version":"v1","files":[{"path":"/a","ranges":[[0,10],[4096,1]]},{"path":"/b"}]}"#),
+            (14, &*format!(r#"{{"schema":"nydusify-journal/1","blob":"{digest}","size":7,"bootstrap":"{digest}"}}"#)),
+            (15, &*page),
+            (16, "# TYPE nydusify_x counter\nnydusify_x{a=\"b\\\"\\n\",c=\"\"} 1\nnydusify_t_bucket{le=\"0.5\"} 1\nnydusify_t_bucket{le=\"+Inf\"} 2\n"),
+            (17, "40 22 0:35 / /mnt/a\\040b ro,relatime shared:9 master:2 - fuse.rafs rafs ro,user_id=0\n"),
+            (18, "1.5MiB"),
             (10, r#"{"timeout":1,"connect_timeout":0,"retry_limit":2,"ca_cert_files":["/a"],"proxy":{"url":"http://p:1","ping_url":"http://p","fallback":false,"use_http":true},"mirrors":[{"host":"http://m","headers":{"a":"b"},"auth_through":true,"failure_limit":3}]}"#),
         ]
         .into_iter()
@@ -60,6 +78,33 @@ pub const ARCHIVE: Target = Target {
     changes: 1000,
 };
 
+/// Any bytes as the layer that a bootstrap is in; behind a first byte of 0 it is compressed first. What is found in it is checked.
+pub const BOOTSTRAP_LAYER: Target = Target {
+    name: "bootstrap_layer",
+    run: |input| {
+        let packed = match input.split_first() {
+            Some((0, tar)) => pack(tar, Packing::Gzip),
+            Some((_, layer)) => layer.to_vec(),
+            None => return,
+        };
+        if let Ok((bootstrap, _)) = nydus::unpack_bootstrap(&packed[..], "the layer") {
+            let _ = bootstrap::Parsed::parse(bootstrap).map(|parsed| parsed.check());
+        }
+    },
+    samples: || {
+        let (layer, _) = sample::native_layer();
+        let bootstrap = builder::encode(&layer.image).expect("the sample can be encoded");
+        let mut tar = Tar::new();
+        tar.add(Entry::directory("image/"))
+            .add(Entry::file("./image/image.boot", bootstrap).pax("comment", "x"))
+            .add(Entry::file("image/backend.json", "{}").in_gnu_format());
+        let tar = tar.finish();
+        let packed = pack(&tar, Packing::Gzip);
+        vec![[&[0], &tar[..]].concat(), [&[1], &packed[..]].concat()]
+    },
+    changes: 2000,
+};
+
 fn document(input: &[u8]) {
     let Some((kind, text)) = input.split_first() else {
         return;
@@ -69,6 +114,11 @@ fn document(input: &[u8]) {
         1 => node(media::OCI_INDEX, text),
         4 => registry::fuzzing::headers(text),
         8 => attributes(text),
+        12 => registry::fuzzing::answer(text),
+        13 => drop(builder::parse_prefetch_list(text)),
+        14 => convert::fuzzing::record(text),
+        15 => page(text),
+        17 => mount::fuzzing::mounts(text),
         11 => backend::fuzzing::partitions(text),
         _ => {}
     }
@@ -94,6 +144,8 @@ fn document(input: &[u8]) {
         7 => drop(DaemonConfig::parse(text)),
         9 => backend::fuzzing::hosts(text),
         10 => backend::fuzzing::keys(text),
+        16 => mount::fuzzing::figures(text),
+        18 => drop(builder::parse_size(text)),
         _ => {}
     }
 }
@@ -126,6 +178,13 @@ fn node(media_type: &str, bytes: &[u8]) {
     };
     let again = Node::parse(&descriptor, &json).expect("what was written can be read");
     assert_eq!(again, node);
+}
+
+fn page(bytes: &[u8]) {
+    let descriptor = Descriptor::new(media::OCI_MANIFEST, Digest::of(bytes), bytes.len() as u64);
+    if let Ok(Node::Manifest(manifest)) = Node::parse(&descriptor, bytes) {
+        convert::fuzzing::page(&manifest);
+    }
 }
 
 fn archive(input: &[u8]) {

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use builder::{Budget, BuildOptions, BuiltLayer, Dedup};
+use rafs_format::{Bootstrap, ChunkPointer, Version};
+use storage::{BlobSource, ChunkStore, StoreOptions};
 use testkit::tar::{Entry, Sparse, Tar, flag};
 
 /// The bytes to look at: those of the input as they are, or behind a first byte of 0 changes to `sample`, three bytes
@@ -29,7 +31,7 @@ pub fn options() -> BuildOptions {
     BuildOptions {
         chunk_size: 0x1000,
         layer: layer::Options {
-            max_inodes: 10_000,
+            max_inodes: 20_000,
             ..layer::Options::default()
         },
         ..BuildOptions::new(Arc::clone(&POOL), Budget::new(1 << 20))
@@ -78,6 +80,35 @@ pub fn tars() -> Vec<Vec<u8>> {
         tars.push(tar);
     }
     tars.iter().map(Tar::finish).collect()
+}
+
+/// The same for a version, in which there may be no table of contents.
+pub fn options_of(version: Version) -> BuildOptions {
+    BuildOptions {
+        version,
+        blob_toc: version == Version::V6,
+        ..options()
+    }
+}
+
+/// A store without a cache, with one thread.
+pub fn store(bootstrap: &Bootstrap<Vec<u8>>, source: Arc<dyn BlobSource>) -> ChunkStore {
+    let options = StoreOptions {
+        threads: 1,
+        ..StoreOptions::default()
+    };
+    ChunkStore::open(bootstrap, source, options).expect("the image is sound")
+}
+
+/// All chunks of an image.
+pub fn pointers(bootstrap: &Bootstrap<Vec<u8>>) -> Vec<ChunkPointer> {
+    let records = bootstrap.chunk_table().filter_map(Result::ok);
+    let pointers = records.map(|record| ChunkPointer {
+        blob_index: record.blob_index,
+        index: record.index,
+        uncompressed_offset: record.uncompressed_offset,
+    });
+    pointers.collect()
 }
 
 /// A native layer with table of contents, and its blob.

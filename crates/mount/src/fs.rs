@@ -3,6 +3,8 @@
 //! Nothing ever changes, so there are no locks and no state per open file; the kernel may cache all it likes for as
 //! long as it likes.
 
+pub mod fuzzing;
+
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
@@ -153,6 +155,15 @@ impl RafsFs {
         Ok(())
     }
 
+    /// Where a link leads.
+    fn target(&self, ino: INodeNo) -> Result<Vec<u8>, Fault> {
+        let inode = self.inode(ino)?;
+        if !inode.is_symlink() {
+            return Err(Fault::WrongType);
+        }
+        Ok(self.bootstrap.symlink(&inode)?.into_owned())
+    }
+
     /// Reads into `scratch.data` and returns how many bytes of it count.
     fn read_file(
         &self,
@@ -299,13 +310,7 @@ impl Filesystem for RafsFs {
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let _flight = self.flights.begin(request);
-        let target = self.inode(ino).and_then(|inode| {
-            if !inode.is_symlink() {
-                return Err(Fault::WrongType);
-            }
-            Ok(self.bootstrap.symlink(&inode)?.into_owned())
-        });
-        match target {
+        match self.target(ino) {
             Ok(target) => reply.data(&target),
             Err(fault) => reply.error(self.errno("readlink", ino, &fault)),
         }

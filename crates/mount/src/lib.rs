@@ -42,6 +42,8 @@ pub use erofs::{
     Finding, KernelOptions, Resumed, ResumedSocket, examine, guard, mount_kernel, resume_kernel,
 };
 pub use error::Error;
+#[doc(hidden)]
+pub use fs::fuzzing;
 pub use fuse::{Kept, Orphan, Seat, ToKeep, keep, keep_beside, keep_on};
 pub use metrics::{Sample, Samples, Upstream};
 pub use mountinfo::{MountEntry, find_mount};

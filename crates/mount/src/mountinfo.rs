@@ -101,7 +101,7 @@ fn topmost(table: &[u8], mountpoint: &Path) -> Option<MountEntry> {
 }
 
 /// `id parent major:minor root mountpoint options [optional ...] - type source options`
-fn parse_line(line: &[u8]) -> Option<MountEntry> {
+pub(crate) fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|&b| b == b' ');
     let device = text(fields.nth(2)?);
     let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));

@@ -365,6 +365,27 @@ impl TokenServer<'_> {
     }
 
     fn parse(&self, body: &[u8], asked: Instant) -> Result<Arc<Token>, Error> {
+        let Answer { token, lifetime } = Answer::parse(body);
+        let Some(token) = token else {
+            return Err(Error::Answer {
+                subject: Box::new(self.subject.clone()),
+                peer: peer(&self.realm),
+                reason: "it gave no token".to_owned(),
+            });
+        };
+        let until = asked.checked_add(lifetime.saturating_sub(MARGIN.min(lifetime / 4)));
+        header(self.subject, format!("Bearer {token}"), until)
+    }
+}
+
+/// What a token server says.
+pub(crate) struct Answer {
+    token: Option<String>,
+    lifetime: Duration,
+}
+
+impl Answer {
+    pub(crate) fn parse(body: &[u8]) -> Self {
         #[derive(Default, serde::Deserialize)]
         #[serde(default)]
         struct Document {
@@ -375,16 +396,10 @@ impl TokenServer<'_> {
         let document: Document = serde_json::from_slice(body).unwrap_or_default();
         let filled = |text: &String| !text.is_empty();
         let token = document.token.filter(filled);
-        let Some(token) = token.or(document.access_token.filter(filled)) else {
-            return Err(Error::Answer {
-                subject: Box::new(self.subject.clone()),
-                peer: peer(&self.realm),
-                reason: "it gave no token".to_owned(),
-            });
-        };
-        let lifetime = Duration::from_secs(document.expires_in.unwrap_or(LIFETIME));
-        let until = asked.checked_add(lifetime.saturating_sub(MARGIN.min(lifetime / 4)));
-        header(self.subject, format!("Bearer {token}"), until)
+        Self {
+            token: token.or(document.access_token.filter(filled)),
+            lifetime: Duration::from_secs(document.expires_in.unwrap_or(LIFETIME)),
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use image::{Descriptor, Digest, Index, media};
 use reqwest::Method;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
 
-use crate::client::Document;
 use crate::transport::Target;
 use crate::{Error, Repository};
 
@@ -88,7 +87,7 @@ impl Repository {
                 400 | 404 | 405 | 406 | 501 if page == 0 => return Ok(None),
                 _ => return Err(self.core().refusal(&call, document.status, &document.body)),
             }
-            match parse(&document) {
+            match parse(&document.body) {
                 Some(index) => all.extend(index.manifests),
                 None if page == 0 => return Ok(None),
                 None => {
@@ -148,13 +147,13 @@ fn call_path(target: &Target) -> String {
     }
 }
 
-fn parse(document: &Document) -> Option<Index> {
-    let index: Index = serde_json::from_slice(&document.body).ok()?;
+pub(crate) fn parse(body: &[u8]) -> Option<Index> {
+    let index: Index = serde_json::from_slice(body).ok()?;
     (index.media_type.is_empty() || index.media_type == media::OCI_INDEX).then_some(index)
 }
 
 /// The next page: `Link: <...>; rel="next"`.
-fn next(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn next(headers: &HeaderMap) -> Option<String> {
     let link = headers.get(LINK)?.to_str().ok()?;
     let (address, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
     let next = parameters.contains("rel=\"next\"") || parameters.contains("rel=next");

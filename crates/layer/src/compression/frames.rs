@@ -86,15 +86,15 @@ impl<R: Read> Read for FramingReader<R> {
             })?;
             self.in_frame = more != 0;
             let begin = self.ends.last().map_or(0, |end| end.out_offset);
-            if !self.in_frame && self.ends.len() >= self.most {
+            if self.at.out_offset - begin > self.limit {
+                let limit = self.limit;
+                let text = format!("has a frame of more than {limit} bytes");
+                return Err(self.error(io::ErrorKind::Unsupported, &text));
+            } else if !self.in_frame && self.ends.len() >= self.most {
                 let text = format!("has more than {} frames", self.most);
                 return Err(self.error(io::ErrorKind::Unsupported, &text));
             } else if !self.in_frame {
                 self.ends.push(self.at);
-            } else if self.at.out_offset - begin > self.limit {
-                let limit = self.limit;
-                let text = format!("has a frame of more than {limit} bytes");
-                return Err(self.error(io::ErrorKind::Unsupported, &text));
             } else if ended && produced == 0 {
                 return Err(self.error(io::ErrorKind::UnexpectedEof, "is truncated: it ends"));
             }
@@ -168,6 +168,16 @@ mod tests {
         let error = io::copy(&mut reader, &mut io::sink()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
         assert!(rest.len() > 1 << 20);
+    }
+
+    #[test]
+    fn a_frame_beyond_the_limit_is_given_up_even_if_it_ends_in_one_piece() {
+        let stream = frame(&[0; 1001]);
+        for piece in [10, 1 << 20] {
+            assert_eq!(read(&stream, 1001, piece).unwrap().1.len(), 1);
+            let error = read(&stream, 1000, piece).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        }
     }
 
     #[test]

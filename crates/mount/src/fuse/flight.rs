@@ -46,11 +46,11 @@ thread_local! {
 
 impl Flights {
     /// Memory for them.
-    pub(super) fn create() -> io::Result<OwnedFd> {
+    pub(crate) fn create() -> io::Result<OwnedFd> {
         SharedWords::create("nydusify-requests", HEAD + SLOTS)
     }
 
-    pub(super) fn map(memory: &OwnedFd) -> io::Result<Self> {
+    pub(crate) fn map(memory: &OwnedFd) -> io::Result<Self> {
         SharedWords::map(memory, HEAD + SLOTS).map(Self)
     }
 
