@@ -37,7 +37,7 @@ pub use observer::{Decoded, Fetch, Observer, Purpose};
 pub use sequence::Sequence;
 pub use stats::{BlobDetails, Details, Stats};
 
-use crate::cache::{BlobCache, CacheDir, State, boot_tag, running_boot};
+use crate::cache::{BlobCache, CacheDir, State, boot_tag, running_boot, seal};
 use crate::decode::require_supported;
 use crate::workers::Workers;
 use crate::{

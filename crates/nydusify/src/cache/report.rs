@@ -155,6 +155,7 @@ mod tests {
             in_use: true,
             processes: vec![11, 12],
             last_used: UNIX_EPOCH,
+            sealed: false,
         };
         let idle = CachedBlob {
             id: "short".to_owned(),

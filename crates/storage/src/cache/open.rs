@@ -88,10 +88,7 @@ impl BlobCache {
         } else {
             open_data(&data_path)
         };
-        let files = BlobFiles {
-            data: data?,
-            map,
-        };
+        let files = BlobFiles { data: data?, map };
         let (cache, agreed) = Self::learned(dir, info, known, boot, files, turns)?;
         // What is sealed takes no more.
         let lacks = |cache: &Self| (0..known.len()).any(|slot| cache.state(slot) == State::Absent);

@@ -20,10 +20,10 @@ use crate::Error;
 /// Where the file system has no fs-verity, or while others have the file open for writing.
 pub(crate) fn seal(dir: &Path, info: &BlobInfo) -> Result<bool, Error> {
     let [data_path, map_path] = paths(dir, info);
-    let fail = Error::io("seal the cache file", &data_path);
+    let fail = |source| Error::io("seal the cache file", &data_path)(source);
     let map = match File::open(&map_path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        other => other.map_err(&fail)?,
+        other => other.map_err(fail)?,
     };
     let Some(map) = lease(map, &map_path)? else {
         return Ok(false);
@@ -34,7 +34,7 @@ pub(crate) fn seal(dir: &Path, info: &BlobInfo) -> Result<bool, Error> {
         there += u32::from(record.is_some_and(|record| record.boot != AGREED));
         Ok(())
     })
-    .map_err(&fail)?;
+    .map_err(fail)?;
     if there < info.chunk_count || info.chunk_count == 0 {
         return Ok(false);
     }

@@ -15,7 +15,7 @@ use rafs_format::Digest;
 
 use super::stats::add;
 use super::{Blob, Inner, Key};
-use crate::cache::{State, blob_ids, each_chunk, last_change};
+use crate::cache::{State, blob_ids, each_chunk, last_change, open_existing};
 use crate::{KnownChunk, VerifiedChunk, cache_file};
 
 /// How long the first reads wait for the first look around: less than a fetch takes.
