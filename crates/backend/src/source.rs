@@ -35,8 +35,7 @@ pub fn open_source(
     settings: &Settings,
     mirrors_dir: Option<&Path>,
 ) -> Result<Blobs, Error> {
-    let kind = Type::parse(kind)?;
-    let keys = Keys::parse(kind.name(), json)?;
+    let (kind, keys) = Type::parse(kind, json)?;
     let settings = kind.settings(&keys, settings)?;
     let mut place = kind.open(&keys, &settings)?;
     let (mut mirrors, mut proxy) = (MirrorList::default(), None);
@@ -65,7 +64,7 @@ pub fn open_source(
             mirrors.push(Arc::new(detour));
         }
     }
-    if let (Type::Registry, Some(dir)) = (kind, mirrors_dir) {
+    if let (Type::Registry, Some(dir)) = (&kind, mirrors_dir) {
         mirrors.list(dir, &repository(&keys)?, &settings)?;
     }
     Ok(Blobs {
@@ -76,35 +75,32 @@ pub fn open_source(
 }
 
 /// Types of backends that can be read from.
-#[derive(Debug, Clone, Copy)]
 enum Type {
-    Store(Kind),
+    /// All ways to a store go by the same configuration, and share what it leads to.
+    Store(Box<Config>),
     Registry,
     Proxy,
     Disk,
 }
 
 impl Type {
-    fn parse(name: &str) -> Result<Self, Error> {
+    fn parse(name: &str, json: &str) -> Result<(Self, Keys), Error> {
         Ok(match name {
-            REGISTRY => Self::Registry,
-            proxy::KIND => Self::Proxy,
-            disk::KIND => Self::Disk,
-            _ => Self::Store(name.parse().map_err(|_| Error::Source(name.to_owned()))?),
+            REGISTRY => (Self::Registry, Keys::parse(REGISTRY, json)?),
+            proxy::KIND => (Self::Proxy, Keys::parse(proxy::KIND, json)?),
+            disk::KIND => (Self::Disk, Keys::parse(disk::KIND, json)?),
+            _ => {
+                let kind: Kind = name.parse().map_err(|_| Error::Source(name.to_owned()))?;
+                let keys = Keys::parse(kind.name(), json)?;
+                let config = Config::of(kind, &keys)?.absolute();
+                let config = config.map_err(Error::io("find", "."))?;
+                (Self::Store(Box::new(config)), keys)
+            }
         })
     }
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::Store(kind) => kind.name(),
-            Self::Registry => REGISTRY,
-            Self::Proxy => proxy::KIND,
-            Self::Disk => disk::KIND,
-        }
-    }
-
     /// How to speak to its host.
-    fn settings(self, keys: &Keys, settings: &Settings) -> Result<Settings, Error> {
+    fn settings(&self, keys: &Keys, settings: &Settings) -> Result<Settings, Error> {
         let settings = keys.settings(settings)?;
         if !matches!(self, Self::Registry) {
             return Ok(settings);
@@ -128,9 +124,9 @@ impl Type {
         })
     }
 
-    fn open(self, keys: &Keys, settings: &Settings) -> Result<Arc<dyn Reading>, Error> {
+    fn open(&self, keys: &Keys, settings: &Settings) -> Result<Arc<dyn Reading>, Error> {
         Ok(match self {
-            Self::Store(kind) => Arc::new(store(kind, keys, settings, None)?.0),
+            Self::Store(config) => Arc::new(store(config, settings, None)?.0),
             Self::Registry => {
                 let Origin { host, repository } = repository(keys)?;
                 let client = Client::new(settings.clone())?;
@@ -143,15 +139,16 @@ impl Type {
 
     /// By way of a mirror, where there is such a way.
     fn mirror(
-        self,
+        &self,
         keys: &Keys,
         mut host: MirrorHost,
         settings: &Settings,
     ) -> Result<Option<Detour>, Error> {
         match self {
-            Self::Store(Kind::Localfs) | Self::Proxy | Self::Disk => Ok(None),
-            Self::Store(kind) => {
-                let (place, client) = store(kind, keys, &briefly(settings), Some(&host))?;
+            Self::Proxy | Self::Disk => Ok(None),
+            Self::Store(config) if config.is_local() => Ok(None),
+            Self::Store(config) => {
+                let (place, client) = store(config, &briefly(settings), Some(&host))?;
                 let detour = Detour::new(host.name(), Arc::new(place), &host.check, &client);
                 Ok(Some(detour))
             }
@@ -165,15 +162,12 @@ impl Type {
 
 /// A bucket or files, and the client that a bucket is asked with.
 fn store(
-    kind: Kind,
-    keys: &Keys,
+    config: &Config,
     settings: &Settings,
     mirror: Option<&MirrorHost>,
 ) -> Result<(Place, Client), Error> {
-    let config = Config::of(kind, keys)?.absolute();
-    let config = config.map_err(Error::io("find", "."))?;
     let client = Client::new(settings.clone())?;
-    Ok((Place::open(&config, &client, mirror)?, client))
+    Ok((Place::open(config, &client, mirror)?, client))
 }
 
 /// The repository of a configuration.

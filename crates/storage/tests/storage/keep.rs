@@ -217,7 +217,7 @@ fn a_complete_blob_is_sealed_where_that_is_possible() {
     let write = || File::options().write(true).open(&path);
     let store = open(sealing());
     let nineteen = image.pointers.iter().skip(1);
-    nineteen.for_each(|&pointer| drop(store.read(pointer, 0, &mut [0], &[]).unwrap()));
+    nineteen.for_each(|&pointer| store.read(pointer, 0, &mut [0], &[]).unwrap());
     drop(store);
     // It lacks a chunk.
     let store = open(sealing());
