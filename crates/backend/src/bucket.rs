@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use registry::{Client, Exchange, Incoming, Make, Outgoing, Subject};
+use registry::{Client, Exchange, Fetch, Incoming, Make, Outgoing, Subject};
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 
-use crate::config::{self, Key, Kind};
+use crate::access::{Access, KeySource};
+use crate::config::{self, Kind};
 use crate::date::Moment;
 use crate::hosts::MirrorHost;
 use crate::sign::{ToSign, encode, sha256};
@@ -55,7 +56,7 @@ struct Signer {
     name: String,
     prefix: String,
     region: String,
-    key: Option<Key>,
+    key: KeySource,
     /// Who is asked instead, and is to pass on what is signed for the store.
     mirror: Option<MirrorHost>,
 }
@@ -290,7 +291,8 @@ fn contains(body: &[u8], text: &str) -> bool {
 }
 
 impl Signer {
-    fn sign(&self, ask: &Ask, payload: &str) -> Outgoing {
+    /// The request, unless its key has to be fetched first.
+    fn sign(&self, ask: &Ask, payload: &str) -> Result<Outgoing, Fetch> {
         let path = format!("{}{}", self.path, encode(&ask.object, b"/"));
         let resource = format!("/{}/{}", self.name, ask.object);
         let request = ToSign {
@@ -302,14 +304,15 @@ impl Signer {
             headers: &ask.headers,
             payload,
         };
-        let (key, now) = (self.key.as_ref(), Moment::now());
+        let (Access { key, lent }, now) = (self.key.access()?, Moment::now());
         let signed = match self.kind {
-            Kind::Oss => oss::sign(key, &request, now),
-            _ => s3::sign(key, &self.region, &request, now),
+            Kind::Oss => oss::sign(key.as_deref(), &request, now),
+            _ => s3::sign(key.as_deref(), &self.region, &request, now),
         };
         let mut headers = HeaderMap::new();
         for (name, value) in ask.headers.iter().chain(&signed.headers) {
-            if let Ok(value) = HeaderValue::try_from(value) {
+            if let Ok(mut value) = HeaderValue::try_from(value) {
+                value.set_sensitive(name.ends_with("-security-token"));
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
@@ -336,13 +339,14 @@ impl Signer {
             })
             .collect();
         url.set_query(Some(&*query.join("&")).filter(|query| !query.is_empty()));
-        Outgoing {
+        Ok(Outgoing {
             method: ask.method.clone(),
             url,
             headers,
             authorization,
             body: ask.body.clone(),
-        }
+            key: lent,
+        })
     }
 }
 
@@ -364,7 +368,8 @@ mod tests {
             query: vec![("uploads", String::new()), ("partNumber", "1&2".to_owned())],
             ..Ask::new(Method::GET, &bucket.object("a b"))
         };
-        bucket.signer.sign(&ask, "").url.to_string()
+        let signed = bucket.signer.sign(&ask, "").ok().unwrap();
+        signed.url.to_string()
     }
 
     #[test]

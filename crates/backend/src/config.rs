@@ -5,10 +5,12 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use registry::{Client, Settings};
 
 use crate::Error;
+use crate::access::{self, Key, KeySource, Program};
 use crate::keys::Keys;
 
 /// Largest configuration that is read from a file, in bytes.
@@ -81,15 +83,7 @@ pub(crate) struct Bucket {
     pub(crate) region: String,
     pub(crate) name: String,
     pub(crate) prefix: String,
-    /// `None`: requests are not signed.
-    pub(crate) key: Option<Key>,
-}
-
-/// An access key.
-#[derive(Debug, Clone)]
-pub(crate) struct Key {
-    pub(crate) id: String,
-    pub(crate) secret: Secret,
+    pub(crate) key: KeySource,
 }
 
 /// Files.
@@ -124,6 +118,11 @@ impl Config {
         })
     }
 
+    /// Whether it is about files of this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.place, Place::Local(_))
+    }
+
     /// Connections for the store. `settings` is how to speak to hosts; what the configuration says goes before it.
     ///
     /// # Errors
@@ -137,11 +136,14 @@ impl Config {
     /// # Errors
     /// If the working directory cannot be found out.
     pub fn absolute(mut self) -> io::Result<Self> {
-        if let Place::Local(local) = &mut self.place {
-            let paths = local.dir.iter_mut().chain(&mut local.file);
-            for path in paths.chain(&mut local.others) {
-                *path = std::path::absolute(&*path)?;
+        match &mut self.place {
+            Place::Local(local) => {
+                let paths = local.dir.iter_mut().chain(&mut local.file);
+                for path in paths.chain(&mut local.others) {
+                    *path = std::path::absolute(&*path)?;
+                }
             }
+            Place::Bucket(bucket) => bucket.key = bucket.key.clone().absolute()?,
         }
         Ok(self)
     }
@@ -204,21 +206,6 @@ impl Keys {
                 "begins with a slash, or has a part . or ..",
             ));
         }
-        let key = match (self.text("access_key_id")?, self.text("access_key_secret")?) {
-            (Some(id), Some(secret)) => Some(Key {
-                id: id.to_owned(),
-                secret: Secret(secret.to_owned()),
-            }),
-            (None, None) => None,
-            (Some(_), None) => return Err(self.wrong("access_key_secret", "is missing")),
-            (None, Some(_)) => return Err(self.wrong("access_key_id", "is missing")),
-        };
-        if key
-            .as_ref()
-            .is_some_and(|key| !key.id.bytes().all(|byte| byte.is_ascii_graphic()))
-        {
-            return Err(self.wrong("access_key_id", "has characters that no such name has"));
-        }
         Ok(Bucket {
             kind,
             scheme: scheme.to_owned(),
@@ -226,8 +213,38 @@ impl Keys {
             region: region.to_owned(),
             name: name.to_owned(),
             prefix: prefix.to_owned(),
-            key,
+            key: self.key_source(host)?,
         })
+    }
+
+    /// Where the key comes from that requests to `host` are signed with.
+    fn key_source(&self, host: &str) -> Result<KeySource, Error> {
+        let pair = (self.text("access_key_id")?, self.text("access_key_secret")?);
+        if let Some(command) = self.text("credential_process")? {
+            if pair != (None, None) {
+                return Err(self.wrong(
+                    "credential_process",
+                    "stands beside access_key_id or access_key_secret, of which it is to take the place",
+                ));
+            }
+            let unfinished = || self.wrong("credential_process", "has a quote without its end");
+            let command = access::words(command).ok_or_else(unfinished)?;
+            return Ok(KeySource::Program(Arc::new(Program::new(command, host))));
+        }
+        let (id, secret) = match pair {
+            (Some(id), Some(secret)) => (id, secret),
+            (None, None) => return Ok(KeySource::None),
+            (Some(_), None) => return Err(self.wrong("access_key_secret", "is missing")),
+            (None, Some(_)) => return Err(self.wrong("access_key_id", "is missing")),
+        };
+        if !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(self.wrong("access_key_id", "has characters that no such name has"));
+        }
+        Ok(KeySource::Fixed(Arc::new(Key {
+            id: id.to_owned(),
+            secret: Secret(secret.to_owned()),
+            token: None,
+        })))
     }
 }
 
@@ -263,12 +280,16 @@ mod tests {
             (&*found.scheme, &*found.endpoint),
             ("https", "s3.eu-1.amazonaws.com")
         );
-        assert!(found.key.is_none());
+        assert!(matches!(found.key, KeySource::None));
         let found = bucket(
             Kind::Oss,
             r#"{"endpoint":"http://oss-x/","bucket_name":"b"}"#,
         );
         assert_eq!((&*found.scheme, &*found.endpoint), ("http", "oss-x"));
+        let json =
+            r#"{"endpoint":"e","bucket_name":"b","credential_process":"sts --for \"my bucket\""}"#;
+        let found = bucket(Kind::Oss, json);
+        assert!(matches!(found.key, KeySource::Program(_)));
         let json = r#"{"dir":"/d","alt_dirs":["/e"]}"#;
         let found = Config::parse(Kind::Localfs, json).unwrap();
         assert!(matches!(found.place, Place::Local(local) if local.others.len() == 1));
@@ -305,6 +326,16 @@ mod tests {
                 r#"{"bucket_name":"b","endpoint":"e","access_key_secret":{"sesame":1}}"#,
                 "access_key_secret",
             ),
+            (
+                Kind::S3,
+                r#"{"region":"r","bucket_name":"b","credential_process":"sts sesame","access_key_id":"i"}"#,
+                "credential_process",
+            ),
+            (
+                Kind::S3,
+                r#"{"region":"r","bucket_name":"b","credential_process":"sts 'sesame"}"#,
+                "credential_process",
+            ),
             (Kind::Localfs, "{}", "dir"),
             (
                 Kind::Localfs,
@@ -323,6 +354,13 @@ mod tests {
         let shown = format!("{:?}", Config::parse(Kind::S3, S3).unwrap());
         assert!(
             shown.contains("localhost") && !shown.contains("sesame"),
+            "{shown}"
+        );
+        let program =
+            r#"{"region":"r","bucket_name":"b","credential_process":"sts --with sesame"}"#;
+        let shown = format!("{:?}", Config::parse(Kind::S3, program).unwrap());
+        assert!(
+            shown.contains("Program(sts)") && !shown.contains("sesame"),
             "{shown}"
         );
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use registry::Settings;
 
 use crate::keys::Keys;
-use crate::{disk, hosts};
+use crate::{access, disk, hosts};
 
 /// Any text as `hosts.toml`.
 pub fn hosts(text: &str) {
@@ -21,6 +21,11 @@ pub fn keys(text: &str) {
         let _ = keys.proxy();
         let _ = keys.mirrors("registry.example");
     }
+}
+
+/// Any text as the answer of a program that gives keys, and as a command line.
+pub fn credential_process(text: &[u8]) {
+    access::fuzz(text);
 }
 
 /// Any bytes as a disk, and as entries of its partition table.

@@ -21,6 +21,7 @@
 //! log line or debug output.
 #![forbid(unsafe_code)]
 
+mod access;
 mod bucket;
 mod config;
 mod copy;

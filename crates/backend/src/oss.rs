@@ -3,16 +3,26 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::config::Key;
+use crate::access::Key;
 use crate::date::Moment;
 use crate::sign::{Signed, ToSign, hmac_sha1};
 
 /// Signs a request for `now`. All parameters that are used here are part of what is signed.
 pub(crate) fn sign(key: Option<&Key>, request: &ToSign<'_>, now: Moment) -> Signed {
     let date = now.http();
-    let authorization = key.map(|key| authorization(key, request, &date));
+    let mut headers = request.headers.to_vec();
+    let token = key.and_then(|key| key.token.as_ref());
+    let token = token.map(|token| ("x-oss-security-token", token.0.clone()));
+    headers.extend(token.clone());
+    let authorization = key.map(|key| {
+        let request = ToSign {
+            headers: &headers,
+            ..*request
+        };
+        authorization(key, &request, &date)
+    });
     Signed {
-        headers: vec![("date", date)],
+        headers: [("date", date)].into_iter().chain(token).collect(),
         authorization,
     }
 }
@@ -70,6 +80,7 @@ mod tests {
         let key = Key {
             id: "44CF9590006BF252F707".to_owned(),
             secret: Secret("OtxrzxIsfpFjA7SwPzILwy8Bw21TLhquhboDYROV".to_owned()),
+            token: None,
         };
         let headers = [
             (
@@ -94,6 +105,38 @@ mod tests {
         assert_eq!(
             header,
             "OSS 44CF9590006BF252F707:26NBxoKdsyly4EDv6inkoDft/yA="
+        );
+    }
+
+    /// The expected value is by a script of the same description.
+    #[test]
+    fn the_token_of_a_session_is_sent_and_signed() {
+        let key = Key {
+            id: "44CF9590006BF252F707".to_owned(),
+            secret: Secret("OtxrzxIsfpFjA7SwPzILwy8Bw21TLhquhboDYROV".to_owned()),
+            token: Some(Secret("CAIS+token/with=chars".to_owned())),
+        };
+        let request = ToSign {
+            method: "PUT",
+            host: "",
+            path: "",
+            resource: "/oss-example/nelson",
+            query: &[("uploadId", "u".to_owned()), ("partNumber", "1".to_owned())],
+            headers: &[("x-oss-copy-source", "/oss-example/other".to_owned())],
+            payload: "",
+        };
+        let signed = sign(Some(&key), &request, Moment::at(1_132_253_398));
+        let token = key.token.unwrap().0;
+        assert_eq!(
+            signed.headers,
+            [
+                ("date", "Thu, 17 Nov 2005 18:49:58 GMT".to_owned()),
+                ("x-oss-security-token", token)
+            ]
+        );
+        assert_eq!(
+            signed.authorization.unwrap(),
+            "OSS 44CF9590006BF252F707:Es1N674zP6ZUmYCf34Zon0BuIX4="
         );
     }
 }

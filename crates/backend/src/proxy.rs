@@ -74,12 +74,15 @@ impl Proxy {
     fn exchange(&self, method: Method, id: &str) -> Exchange {
         let mut url = self.base.clone();
         url.set_path(&format!("{}{}", url.path(), encode(id, b"")));
-        let make: Make = Arc::new(move |_| Outgoing {
-            method: method.clone(),
-            url: url.clone(),
-            headers: HeaderMap::new(),
-            authorization: None,
-            body: Default::default(),
+        let make: Make = Arc::new(move |_| {
+            Ok(Outgoing {
+                method: method.clone(),
+                url: url.clone(),
+                headers: HeaderMap::new(),
+                authorization: None,
+                body: Default::default(),
+                key: None,
+            })
         });
         Exchange {
             subject: Subject {
@@ -160,7 +163,7 @@ mod tests {
     fn address(json: &str) -> Result<String, Error> {
         let proxy = Proxy::open(&Keys::parse(KIND, json)?, &Settings::default())?;
         let exchange = proxy.exchange(Method::GET, "abc");
-        Ok((exchange.make)(None).url.to_string())
+        Ok((exchange.make)(None).ok().unwrap().url.to_string())
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Signature version 4 of Amazon's object store.
 
-use crate::config::Key;
+use crate::access::Key;
 use crate::date::Moment;
 use crate::sign::{Signed, ToSign, encode, hmac_sha256, sha256};
 
 /// Signs a request for `now`.
 pub(crate) fn sign(key: Option<&Key>, region: &str, request: &ToSign<'_>, now: Moment) -> Signed {
     let date = now.basic();
-    let headers = vec![
+    let mut headers = vec![
         ("x-amz-content-sha256", request.payload.to_owned()),
         ("x-amz-date", date.clone()),
     ];
+    if let Some(token) = key.and_then(|key| key.token.as_ref()) {
+        headers.push(("x-amz-security-token", token.0.clone()));
+    }
     let authorization = key.map(|key| {
         let mut signed: Vec<(&str, &str)> = vec![("host", request.host)];
         let own = request.headers.iter().chain(&headers);
@@ -84,6 +87,7 @@ mod tests {
         let key = Key {
             id: "AKIAIOSFODNN7EXAMPLE".to_owned(),
             secret: Secret("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned()),
+            token: None,
         };
         let nothing = sha256(b"");
         let text = sha256(b"Welcome to Amazon S3.");
@@ -153,6 +157,34 @@ mod tests {
                 )
             );
         }
+    }
+
+    /// The expected value is by a script of the same description, which gives the published example's without the token.
+    #[test]
+    fn the_token_of_a_session_is_sent_and_signed() {
+        let key = Key {
+            id: "AKIAIOSFODNN7EXAMPLE".to_owned(),
+            secret: Secret("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned()),
+            token: Some(Secret("FwoGZXIvYXdzEJr//wEaD+token/with=chars".to_owned())),
+        };
+        let request = ToSign {
+            method: "GET",
+            host: "examplebucket.s3.amazonaws.com",
+            path: "/test.txt",
+            resource: "",
+            query: &[],
+            headers: &[("range", "bytes=0-9".to_owned())],
+            payload: &sha256(b""),
+        };
+        let signed = sign(Some(&key), "us-east-1", &request, Moment::at(1_369_353_600));
+        let token = key.token.unwrap().0;
+        assert!(signed.headers.contains(&("x-amz-security-token", token)));
+        assert_eq!(
+            signed.authorization.unwrap(),
+            "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,\
+             SignedHeaders=host;range;x-amz-content-sha256;x-amz-date;x-amz-security-token,\
+             Signature=d49162a2a80539bb1cd33732349415754a5b40df56d991d8a6843ae3224ac897"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use image::{Digest, Origin, Store};
-use registry::{Client, Credentials, Reference, Secret, Settings};
+use registry::{BlobAddresses, Client, Credentials, Reference, Secret, Settings};
 use storage::{BlobReader, BlobSource, MirroredBlob};
 
 use crate::config::Config;
@@ -35,8 +35,7 @@ pub fn open_source(
     settings: &Settings,
     mirrors_dir: Option<&Path>,
 ) -> Result<Blobs, Error> {
-    let kind = Type::parse(kind)?;
-    let keys = Keys::parse(kind.name(), json)?;
+    let (kind, keys) = Type::parse(kind, json)?;
     let settings = kind.settings(&keys, settings)?;
     let mut place = kind.open(&keys, &settings)?;
     let (mut mirrors, mut proxy) = (MirrorList::default(), None);
@@ -65,7 +64,7 @@ pub fn open_source(
             mirrors.push(Arc::new(detour));
         }
     }
-    if let (Type::Registry, Some(dir)) = (kind, mirrors_dir) {
+    if let (Type::Registry, Some(dir)) = (&kind, mirrors_dir) {
         mirrors.list(dir, &repository(&keys)?, &settings)?;
     }
     Ok(Blobs {
@@ -76,35 +75,32 @@ pub fn open_source(
 }
 
 /// Types of backends that can be read from.
-#[derive(Debug, Clone, Copy)]
 enum Type {
-    Store(Kind),
+    /// All ways to a store go by the same configuration, and share what it leads to.
+    Store(Box<Config>),
     Registry,
     Proxy,
     Disk,
 }
 
 impl Type {
-    fn parse(name: &str) -> Result<Self, Error> {
+    fn parse(name: &str, json: &str) -> Result<(Self, Keys), Error> {
         Ok(match name {
-            REGISTRY => Self::Registry,
-            proxy::KIND => Self::Proxy,
-            disk::KIND => Self::Disk,
-            _ => Self::Store(name.parse().map_err(|_| Error::Source(name.to_owned()))?),
+            REGISTRY => (Self::Registry, Keys::parse(REGISTRY, json)?),
+            proxy::KIND => (Self::Proxy, Keys::parse(proxy::KIND, json)?),
+            disk::KIND => (Self::Disk, Keys::parse(disk::KIND, json)?),
+            _ => {
+                let kind: Kind = name.parse().map_err(|_| Error::Source(name.to_owned()))?;
+                let keys = Keys::parse(kind.name(), json)?;
+                let config = Config::of(kind, &keys)?.absolute();
+                let config = config.map_err(Error::io("find", "."))?;
+                (Self::Store(Box::new(config)), keys)
+            }
         })
     }
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::Store(kind) => kind.name(),
-            Self::Registry => REGISTRY,
-            Self::Proxy => proxy::KIND,
-            Self::Disk => disk::KIND,
-        }
-    }
-
     /// How to speak to its host.
-    fn settings(self, keys: &Keys, settings: &Settings) -> Result<Settings, Error> {
+    fn settings(&self, keys: &Keys, settings: &Settings) -> Result<Settings, Error> {
         let settings = keys.settings(settings)?;
         if !matches!(self, Self::Registry) {
             return Ok(settings);
@@ -124,13 +120,14 @@ impl Type {
         Ok(Settings {
             plain_http: settings.plain_http || keys.text("scheme")? == Some("http"),
             credentials,
+            blob_addresses: blob_addresses(keys)?,
             ..settings
         })
     }
 
-    fn open(self, keys: &Keys, settings: &Settings) -> Result<Arc<dyn Reading>, Error> {
+    fn open(&self, keys: &Keys, settings: &Settings) -> Result<Arc<dyn Reading>, Error> {
         Ok(match self {
-            Self::Store(kind) => Arc::new(store(kind, keys, settings, None)?.0),
+            Self::Store(config) => Arc::new(store(config, settings, None)?.0),
             Self::Registry => {
                 let Origin { host, repository } = repository(keys)?;
                 let client = Client::new(settings.clone())?;
@@ -143,15 +140,16 @@ impl Type {
 
     /// By way of a mirror, where there is such a way.
     fn mirror(
-        self,
+        &self,
         keys: &Keys,
         mut host: MirrorHost,
         settings: &Settings,
     ) -> Result<Option<Detour>, Error> {
         match self {
-            Self::Store(Kind::Localfs) | Self::Proxy | Self::Disk => Ok(None),
-            Self::Store(kind) => {
-                let (place, client) = store(kind, keys, &briefly(settings), Some(&host))?;
+            Self::Proxy | Self::Disk => Ok(None),
+            Self::Store(config) if config.is_local() => Ok(None),
+            Self::Store(config) => {
+                let (place, client) = store(config, &briefly(settings), Some(&host))?;
                 let detour = Detour::new(host.name(), Arc::new(place), &host.check, &client);
                 Ok(Some(detour))
             }
@@ -165,15 +163,30 @@ impl Type {
 
 /// A bucket or files, and the client that a bucket is asked with.
 fn store(
-    kind: Kind,
-    keys: &Keys,
+    config: &Config,
     settings: &Settings,
     mirror: Option<&MirrorHost>,
 ) -> Result<(Place, Client), Error> {
-    let config = Config::of(kind, keys)?.absolute();
-    let config = config.map_err(Error::io("find", "."))?;
     let client = Client::new(settings.clone())?;
-    Ok((Place::open(&config, &client, mirror)?, client))
+    Ok((Place::open(config, &client, mirror)?, client))
+}
+
+/// Where the blobs are that a registry redirects to, if not where it says.
+fn blob_addresses(keys: &Keys) -> Result<BlobAddresses, Error> {
+    let (scheme, host) = (
+        keys.text("blob_url_scheme")?,
+        keys.text("blob_redirected_host")?,
+    );
+    if scheme.is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Err(keys.wrong("blob_url_scheme", "is neither http nor https"));
+    }
+    if host.is_some_and(|host| MirrorHost::new(host, false).is_none() || host.contains("://")) {
+        return Err(keys.wrong("blob_redirected_host", "is no host with an optional port"));
+    }
+    Ok(BlobAddresses {
+        scheme: scheme.map(str::to_owned),
+        host: host.map(str::to_owned),
+    })
 }
 
 /// The repository of a configuration.
@@ -268,6 +281,16 @@ mod tests {
                 "auth",
             ),
             ("registry", r#"{"host":"sesame@h","repo":"r"}"#, "host"),
+            (
+                "registry",
+                r#"{"host":"h","repo":"r","blob_url_scheme":"sesame"}"#,
+                "blob_url_scheme",
+            ),
+            (
+                "registry",
+                r#"{"host":"h","repo":"r","blob_redirected_host":"http://sesame"}"#,
+                "blob_redirected_host",
+            ),
             (
                 "registry",
                 r#"{"host":"h","repo":"r","mirrors":[{"host":"http://sesame@m"}]}"#,

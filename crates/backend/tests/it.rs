@@ -1,6 +1,8 @@
 //! Backends against stores in this process.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "it/access.rs"]
+mod access;
 #[path = "it/detours.rs"]
 mod detours;
 #[path = "it/faults.rs"]

@@ -7,6 +7,8 @@ mod dictionary;
 mod example;
 #[path = "it/good.rs"]
 mod good;
+#[path = "it/indexes.rs"]
+mod indexes;
 #[path = "it/journal.rs"]
 mod journal;
 #[path = "it/kept.rs"]

@@ -7,13 +7,14 @@ use registry::{Credentials, fuzzing};
 use crate::Target;
 
 /// A kind of text, told by the first byte, and the text: an `auth`, docker's configuration behind a line with the host that is
-/// looked for, the answer of a credential helper.
+/// looked for, the answer of a credential helper, the answer of a program that gives access keys or its command line.
 pub const CREDENTIALS: Target = Target {
     name: "credentials",
     run: |input| match input.split_first() {
         Some((0, text)) => auth(text),
         Some((1, text)) => docker_config(text),
         Some((2, json)) => fuzzing::helper_answer(json),
+        Some((3, text)) => backend::fuzzing::credential_process(text),
         _ => {}
     },
     samples: || {
@@ -25,6 +26,8 @@ pub const CREDENTIALS: Target = Target {
         // With the zeros that docker pads passwords with.
         samples.push(b"\0dTpwAAAA".to_vec());
         samples.push(b"\x02{\"Username\":\"<token>\",\"Secret\":\"s\"}".to_vec());
+        samples.push(b"\x03{\"Version\":1,\"AccessKeyId\":\"i\",\"SecretAccessKey\":\"s\",\"SessionToken\":\"t\",\"Expiration\":\"2026-11-26T01:02:03+01:00\"}".to_vec());
+        samples.push(b"\x03sts --for \"my \\\"bucket\" 'a b'\\ c".to_vec());
         samples
     },
     changes: 20_000,

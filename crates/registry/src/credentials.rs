@@ -1,24 +1,22 @@
 //! Credentials from docker's configuration and its helper programs.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::error::bounded;
+use crate::helper::{Answered, ask_helper};
 use crate::{Credentials, Error, Secret};
 
 /// What docker calls its own registry in its configuration.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 /// How long a helper may take: it may ask its user.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest answer of a helper.
-const HELPER_ANSWER_MAX: u64 = 1 << 16;
 
 /// What is shown to a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -226,47 +224,11 @@ fn ask(name: &str, server: &str) -> Result<Option<Credential>, String> {
     if name.contains('/') {
         return Err("the name of a helper has no slash".to_owned());
     }
-    let program = format!("docker-credential-{name}");
-    let mut child = Command::new(&program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot run {program}: {error}"))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A helper that does not read is judged by what it answers.
-        let _ = stdin.write_all(server.as_bytes());
-    }
-    let deadline = Instant::now() + HELPER_TIMEOUT;
-    let (sender, answers) = mpsc::channel();
-    if let Some(stdout) = child.stdout.take() {
-        // On its own: a program that the helper has started may hold the pipe open for ever.
-        std::thread::spawn(move || {
-            let mut answer = Vec::new();
-            let read = stdout.take(HELPER_ANSWER_MAX).read_to_end(&mut answer);
-            let _ = sender.send(read.map(|_| answer));
-        });
-    }
-    let late = || format!("no answer within {} s", HELPER_TIMEOUT.as_secs());
-    let status = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-            Ok(None) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(late());
-            }
-            Err(error) => return Err(error.to_string()),
-        }
-    };
-    let answer = answers
-        .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        .map_err(|_| late())?
-        .map_err(|error| error.to_string())?;
+    let mut command = Command::new(format!("docker-credential-{name}"));
+    let answered = ask_helper(command.arg("get"), server.as_bytes(), HELPER_TIMEOUT)?;
+    let Answered { status, output } = answered;
     if !status.success() {
-        let text = String::from_utf8_lossy(&answer);
+        let text = String::from_utf8_lossy(&output);
         if text.contains("credentials not found") {
             return Ok(None);
         }
@@ -276,7 +238,7 @@ fn ask(name: &str, server: &str) -> Result<Option<Credential>, String> {
             false => format!("it failed ({status}): {}", bounded(&text)),
         });
     }
-    parse_answer(&answer)
+    parse_answer(&output)
 }
 
 /// Reads what a helper has answered; `None` if it has no credentials.

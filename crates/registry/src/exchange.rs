@@ -37,6 +37,15 @@ pub struct Outgoing {
     pub authorization: Option<HeaderValue>,
     /// What is sent.
     pub body: Bytes,
+    /// What it was signed with, if that may end.
+    pub key: Option<Arc<dyn Lent>>,
+}
+
+/// A key that comes from elsewhere and may end at any time.
+pub trait Lent: Send + Sync {
+    /// The store has refused a request that was signed with it. Whether that may be because it has ended; then it is not used
+    /// any more.
+    fn is_over(&self, refused: &Incoming) -> bool;
 }
 
 impl fmt::Debug for Outgoing {
@@ -56,8 +65,12 @@ pub struct Incoming {
     pub body: Vec<u8>,
 }
 
-/// Makes a request each time that it is tried; the bytes of an object that it is about, if not all of them.
-pub type Make = Arc<dyn Fn(Option<HeaderValue>) -> Outgoing + Send + Sync>;
+/// Makes a request each time that it is tried; the bytes of an object that it is about, if not all of them. What is not there
+/// yet is fetched, and then the request is made once more.
+pub type Make = Arc<dyn Fn(Option<HeaderValue>) -> Result<Outgoing, Fetch> + Send + Sync>;
+
+/// Fetches what a request needs. It may take its time.
+pub type Fetch = Box<dyn FnOnce() -> Result<(), Error> + Send>;
 
 /// One operation on an object.
 #[derive(Clone)]
@@ -216,8 +229,50 @@ impl Exchange {
         }
     }
 
+    /// One attempt, and another if the key that it was signed with had ended.
     async fn send(&self, core: &Core, bytes: Option<HeaderValue>) -> Result<Answer, Failure> {
-        let outgoing = (self.make)(bytes.clone());
+        let mut renewed = false;
+        loop {
+            let mut outgoing = self.outgoing(bytes.clone()).await?;
+            let key = outgoing.key.take();
+            let answer = self.send_once(core, outgoing, bytes.clone()).await?;
+            let refused = is(answer.response.status(), &[400, 401, 403]);
+            let Some(key) = key.filter(|_| refused) else {
+                return Ok(answer);
+            };
+            let peer = peer(&answer.url);
+            let incoming = self.whole(core, answer).await?;
+            if renewed || !key.is_over(&incoming) {
+                core.budget(&peer).refund();
+                return Err(self.failure(&incoming, peer));
+            }
+            renewed = true;
+        }
+    }
+
+    /// The request, with all that it needs.
+    async fn outgoing(&self, bytes: Option<HeaderValue>) -> Result<Outgoing, Failure> {
+        loop {
+            let fetch = match (self.make)(bytes.clone()) {
+                Ok(outgoing) => return Ok(outgoing),
+                Err(fetch) => fetch,
+            };
+            let fetched = tokio::task::spawn_blocking(fetch).await;
+            let fetched = fetched.unwrap_or_else(|error| {
+                Err(Error::Setup {
+                    reason: format!("what a request needs was not fetched: {error}"),
+                })
+            });
+            fetched.map_err(Failure::last)?;
+        }
+    }
+
+    async fn send_once(
+        &self,
+        core: &Core,
+        outgoing: Outgoing,
+        bytes: Option<HeaderValue>,
+    ) -> Result<Answer, Failure> {
         let mut request = Request::new(outgoing.method, Target::Url(outgoing.url));
         request.headers = outgoing.headers;
         if let Some(bytes) = bytes {
@@ -233,29 +288,44 @@ impl Exchange {
             .map_err(|fault| Failure::of(fault, &self.subject))
     }
 
-    async fn attempt(&self, core: &Core) -> Result<Incoming, Failure> {
-        let mut answer = self.send(core, None).await?;
+    /// An answer with its body.
+    async fn whole(&self, core: &Core, mut answer: Answer) -> Result<Incoming, Failure> {
         let (status, headers) = (answer.response.status(), answer.response.headers().clone());
-        let peer = peer(&answer.url);
         let body = core.transport.body(&mut answer, ANSWER_MAX).await;
         let body = body.map_err(|fault| Failure::of(fault, &self.subject))?;
-        let incoming = Incoming {
+        let too_large = || {
+            Failure::last(Error::TooLarge {
+                subject: Box::new(self.subject.clone()),
+                limit: ANSWER_MAX,
+            })
+        };
+        Ok(Incoming {
             status,
             headers,
-            body: body.ok_or_else(|| {
-                Failure::last(Error::TooLarge {
-                    subject: Box::new(self.subject.clone()),
-                    limit: ANSWER_MAX,
-                })
-            })?,
-        };
-        if retry::may_pass(status) || (self.again)(&incoming) {
-            return Err(Failure {
-                error: self.refusal(&incoming),
-                asked: retry::retry_after(&incoming.headers),
-                may_pass: true,
-                peer,
-            });
+            body: body.ok_or_else(too_large)?,
+        })
+    }
+
+    /// What an answer is that was not hoped for.
+    fn failure(&self, incoming: &Incoming, peer: String) -> Failure {
+        Failure {
+            error: self.refusal(incoming),
+            asked: retry::retry_after(&incoming.headers),
+            may_pass: self.may_pass(incoming),
+            peer,
+        }
+    }
+
+    fn may_pass(&self, incoming: &Incoming) -> bool {
+        retry::may_pass(incoming.status) || (self.again)(incoming)
+    }
+
+    async fn attempt(&self, core: &Core) -> Result<Incoming, Failure> {
+        let answer = self.send(core, None).await?;
+        let peer = peer(&answer.url);
+        let incoming = self.whole(core, answer).await?;
+        if self.may_pass(&incoming) {
+            return Err(self.failure(&incoming, peer));
         }
         core.budget(&peer).refund();
         Ok(incoming)

@@ -34,6 +34,64 @@ pub(crate) fn parse_iso(text: &str) -> Option<SystemTime> {
     )
 }
 
+/// A point in time as RFC 3339 has it: `2026-11-26T01:02:03.5+01:00`; `None` for what is none after the beginning of 1970.
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    let number = |from: usize, to: usize| -> Option<u64> {
+        let digits = text.get(from..to)?;
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse().ok().filter(|_| plain)
+    };
+    let between = |at: usize, wanted: &[u8]| {
+        let byte = text.as_bytes().get(at)?;
+        wanted.contains(byte).then_some(())
+    };
+    for (at, wanted) in [
+        (4, &b"-"[..]),
+        (7, b"-"),
+        (10, b"Tt "),
+        (13, b":"),
+        (16, b":"),
+    ] {
+        between(at, wanted)?;
+    }
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    if hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let local = at(
+        number(0, 4)?,
+        number(5, 7)?,
+        number(8, 10)?,
+        hour,
+        minute,
+        second,
+    )?;
+    let mut zone = 19;
+    if between(zone, b".").is_some() {
+        let fraction = text.get(zone + 1..)?;
+        let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+        zone += 1 + digits;
+        (digits > 0).then_some(())?;
+    }
+    match text.get(zone..)? {
+        "Z" | "z" => Some(local),
+        offset if offset.len() == 6 => {
+            between(zone + 3, b":")?;
+            let (hours, minutes) = (number(zone + 1, zone + 3)?, number(zone + 4, zone + 6)?);
+            if hours > 23 || minutes > 59 {
+                return None;
+            }
+            let offset = Duration::from_secs(hours * 3600 + minutes * 60);
+            match text.as_bytes().get(zone)? {
+                b'+' => local.checked_sub(offset),
+                b'-' => local.checked_add(offset),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
 /// `Thu, 26 Nov 2026 01:02:03 GMT`.
 pub(crate) fn parse_http(text: &str) -> Option<SystemTime> {
     const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
@@ -61,6 +119,35 @@ pub(crate) fn parse_epoch(text: &str) -> Option<SystemTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_with_an_offset_are_read_strictly() {
+        let expected = parse_epoch("1795654923").unwrap();
+        for text in [
+            "2026-11-26T01:02:03Z",
+            "2026-11-26t01:02:03.123456789z",
+            "2026-11-26 02:02:03+01:00",
+            "2026-11-25T19:32:03.0-05:30",
+        ] {
+            assert_eq!(parse_rfc3339(text), Some(expected), "{text}");
+        }
+        for bad in [
+            "",
+            "2026-11-26",
+            "2026-11-26T01:02:03",
+            "2026-11-26T01:02:03.Z",
+            "2026-11-26T01:02:03+1:00",
+            "2026-11-26T01:02:03*01:00",
+            "2026-11-26T01:02:03+01:000",
+            "2026-11-26T24:02:03Z",
+            "2026-11-26T+1:02:03Z",
+            "2026-13-26T01:02:03Z",
+            "20261126T010203Z",
+            "2026-11-26T01:02:03\u{e9}1:00",
+        ] {
+            assert_eq!(parse_rfc3339(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn times_are_read_in_all_spellings() {
