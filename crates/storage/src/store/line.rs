@@ -11,6 +11,8 @@ use std::time::Duration;
 const MEMORY: f64 = 64.0;
 /// Fewer tell nothing.
 const ENOUGH: f64 = 12.0;
+/// Lengths that differ less, as their standard deviation in bytes, tell nothing either.
+const ALIKE: f64 = 4096.0;
 /// A request that took longer was held up by something else, in seconds.
 const LONGEST: f64 = 1.0;
 
@@ -61,7 +63,7 @@ impl Sums {
     /// The slope of the line, and twice its standard error on top; `None` if there is too little to go by.
     fn time_per_byte(&self) -> Option<f64> {
         let spread = self.size_size - self.size * self.size / self.count;
-        if self.count < ENOUGH || spread <= 0.0 {
+        if self.count < ENOUGH || spread < self.count * ALIKE * ALIKE {
             return None;
         }
         let common = self.size_time - self.size * self.time / self.count;
