@@ -16,7 +16,7 @@ test:
 test-privileged:
     cargo xtask test --privileged
 
-# Formatting, clippy, direction of dependencies, ASCII.
+# Formatting, clippy, arm64, direction of dependencies, ASCII.
 lint:
     cargo xtask lint
 
@@ -39,6 +39,10 @@ oracle *filter:
 # The table of docs/benchmarks.md.
 bench *arguments:
     cargo xtask bench {{arguments}}
+
+# What a release consists of: static binaries, archives, a container image (`--check` proves it).
+dist *options:
+    cargo xtask dist {{options}}
 
 # Make tests/fixtures anew.
 fixtures:

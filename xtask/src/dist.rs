@@ -128,27 +128,27 @@ pub fn run(check: bool, twice: bool) -> Result<()> {
             bail!("a clone would lack what is not committed:\n{changes}");
         }
     }
-    make(&place)?;
+    let zig = zig::Zig::find(&place.target)?;
+    make(&place, &zig)?;
     if check {
         check::check(&place)?;
     }
     if twice {
-        again(&place)?;
+        again(&place, &zig)?;
     }
     Ok(())
 }
 
 /// Makes everything, and lists it.
-fn make(place: &Place) -> Result<()> {
+fn make(place: &Place, zig: &zig::Zig) -> Result<()> {
     let release = Release::of(place)?;
-    let zig = zig::Zig::find(&place.target)?;
     let dist = place.dist();
     if dist.exists() {
         std::fs::remove_dir_all(&dist).with_context(|| dist.display().to_string())?;
     }
-    build::build(place, &zig)?;
+    build::build(place, zig)?;
     let sbom = sbom::bill(place, &release)?;
-    let notices = notices::notices(&sbom.linked, &zig)?;
+    let notices = notices::notices(&sbom.linked, zig)?;
     write(
         &dist.join(format!("{}.cdx.json", release.name())),
         sbom.json.as_bytes(),
@@ -167,7 +167,7 @@ fn make(place: &Place) -> Result<()> {
 }
 
 /// Makes everything in a clone with another path and compares.
-fn again(place: &Place) -> Result<()> {
+fn again(place: &Place, zig: &zig::Zig) -> Result<()> {
     let clone = place.target.join("dist-again/a-clone-elsewhere");
     if clone.exists() {
         std::fs::remove_dir_all(&clone).with_context(|| clone.display().to_string())?;
@@ -181,7 +181,7 @@ fn again(place: &Place) -> Result<()> {
         target: clone.join("target"),
         workspace: clone,
     };
-    make(&second)?;
+    make(&second, zig)?;
     let (first, second) = (place.dist(), second.dist());
     let names = list(&first)?;
     if names != list(&second)? {

@@ -65,9 +65,12 @@ fn compile(
         cargo.args(["--target", architecture.target]);
     }
     let paths = paths(place)?;
+    let mut c_flags = flags(&paths, "-ffile-prefix-map=");
+    // Without optimisation, zig adds checks that call a library of its own.
+    c_flags.push("-fno-sanitize=undefined".to_owned());
     zig.set(&mut cargo);
     cargo
-        .env("CFLAGS", flags(&paths, "-ffile-prefix-map=").join(" "))
+        .env("CFLAGS", c_flags.join(" "))
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(&paths).join("\x1f"))
         // They would change what is built.
         .env_remove("RUSTFLAGS")
