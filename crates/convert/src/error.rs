@@ -66,6 +66,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The chunk cache cannot be looked after.
+    #[error(transparent)]
+    Cache(#[from] storage::Error),
     /// The bootstrap of an image that is copied is malformed.
     #[error("cannot read the bootstrap of {manifest}")]
     Bootstrap {

@@ -2,21 +2,30 @@
 //! [`ConvertOptions::reference`] makes it, without the original layers; it refers to the image that it is of.
 //!
 //! Indexes that this user has made lie in a directory: an OCI layout, `images`, where they have a tag that is the digest of the
-//! image's manifest and the version of what makes indexes; the journal of what layers were described; and locks, one of which
-//! whoever makes an index holds, so that two who want the same make it once.
+//! image's manifest and the version of what makes indexes; the journal of what layers were described; and locks. One of them
+//! whoever makes an index holds, so that two who want the same make it once; another all who use it ([`lease`]). Who has both
+//! may remove the index ([`keep`]).
+
+mod keep;
+mod lease;
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use image::{
-    Descriptor, Digest, Location, Manifest, Node, PlatformChoice, Source, Target, media, nydus,
+    Descriptor, Digest, Location, Manifest, Node, PlatformChoice, Source, Target, layout_images,
+    media, nydus,
 };
 use progress::{Cancel, Progress};
 use rafs_format::Compressor;
+
+pub use keep::KeptIndex;
+pub use lease::Lease;
 
 use crate::toc;
 use crate::{ChunkCache, ConvertOptions, Error, convert_image};
@@ -32,19 +41,26 @@ pub struct IndexStore {
     dir: PathBuf,
 }
 
-/// An index, and where it lies.
+/// An index, and where it lies. Nobody removes one that was made on this machine as long as this value or its lease is there.
 #[derive(Clone)]
 pub struct ImageIndex {
     /// The place with its documents, its bootstrap and its blobs, but not with the original layers.
     pub source: Source,
     /// Its manifest.
     pub manifest: Manifest,
+    /// What keeps it, where others may remove it and this process may keep them from it.
+    pub lease: Option<Lease>,
 }
 
 impl IndexStore {
     /// The store in `dir`, which need not exist.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
+    }
+
+    /// The store of those who have their chunks in the cache directory `dir`.
+    pub fn beside(dir: &Path) -> Self {
+        Self::new(dir.join("index"))
     }
 
     /// The place of an index that was found before, for reading.
@@ -61,21 +77,63 @@ impl IndexStore {
         Ok(Source::in_layout(&self.images(), root)?)
     }
 
-    /// The index of the image whose manifest is `image`, if there is one and all of it is there.
+    /// The index of the image whose manifest is `image`, if there is one and all of it is there and sound. All of it is read
+    /// to tell, once after each boot of the machine and whenever its files are others.
     pub fn find(&self, image: &Digest) -> Option<ImageIndex> {
+        self.look(image, |error| {
+            tracing::warn!("the index of {image} is damaged and is not used: {error}");
+        })
+    }
+
+    /// As [`find`](Self::find). What is wrong with a damaged one is for `say` to say.
+    fn look(&self, image: &Digest, say: impl FnOnce(image::Error)) -> Option<ImageIndex> {
+        // First: what is looked at is to stay.
+        let lease = self.lease(image);
         let found = Source::open(&self.location(image)).ok()?;
         let Ok(Node::Manifest(manifest)) = found.node(found.root()) else {
             return None;
         };
-        let here = |layer: &Descriptor| {
-            let blob = found.blob(&layer.digest, None);
-            blob.is_ok_and(|blob| blob.size() == layer.size)
-        };
-        let whole = subject(&manifest) == Some(*image) && manifest.layers.iter().all(here);
-        whole.then_some(ImageIndex {
+        if subject(&manifest) != Some(*image) {
+            return None;
+        }
+        let parts = || manifest.layers.iter().chain([&manifest.config]);
+        let note = self.note(parts())?;
+        let is_known = lease.as_ref().and_then(Lease::note) == Some(note.clone());
+        if !is_known {
+            let verified = parts().try_for_each(|part| found.verify_blob(part));
+            verified.map_err(say).ok()?;
+            if let Some(lease) = &lease {
+                lease.put_note(&note);
+            }
+        }
+        Some(ImageIndex {
             source: found,
             manifest: *manifest,
+            lease,
         })
+    }
+
+    /// Keeps the index of an image from being removed. `None` where that can't be, as where nobody may write.
+    pub fn lease(&self, image: &Digest) -> Option<Lease> {
+        Lease::take(&self.use_file(image)).ok()
+    }
+
+    /// What is to be noted of files that are sound: which they are, and the boot in which they were read. `None` if one is not
+    /// there, or has another size.
+    fn note<'a>(&self, parts: impl Iterator<Item = &'a Descriptor>) -> Option<Vec<u8>> {
+        let boot = fs::read("/proc/sys/kernel/random/boot_id");
+        // Where the system does not tell, no two notes are the same.
+        let mut note = boot.unwrap_or_else(|_| format!("{:?}\n", SystemTime::now()).into_bytes());
+        for part in parts {
+            let path = self.images().join("blobs/sha256").join(part.digest.hex());
+            let file = fs::metadata(path).ok()?;
+            let changed = (file.ctime(), file.ctime_nsec());
+            writeln!(note, "{} {} {changed:?}", part.digest, file.ino()).ok()?;
+            if file.len() != part.size {
+                return None;
+            }
+        }
+        Some(note)
     }
 
     /// Makes the index of the image whose manifest is `image` in one pass over its layers, unless there is one by then. The
@@ -92,9 +150,11 @@ impl IndexStore {
         cancel: &Cancel,
     ) -> Result<ImageIndex, Error> {
         let _only = self.lock(&image.digest, cancel)?;
-        if let Some(index) = self.find(&image.digest) {
+        // Whoever has looked before has said what is wrong.
+        if let Some(index) = self.look(&image.digest, drop) {
             return Ok(index);
         }
+        self.mend();
         let original = source.at(Descriptor::new(
             image.media_type.clone(),
             image.digest,
@@ -124,6 +184,16 @@ impl IndexStore {
         self.dir.join("images")
     }
 
+    /// What whoever makes the index of an image locks.
+    fn make_file(&self, image: &Digest) -> PathBuf {
+        self.dir.join("locks").join(image.hex())
+    }
+
+    /// What all who use the index of an image lock.
+    fn use_file(&self, image: &Digest) -> PathBuf {
+        self.dir.join("locks").join(format!("{}.use", image.hex()))
+    }
+
     fn location(&self, image: &Digest) -> Location {
         Location::OciLayout {
             dir: self.images(),
@@ -133,8 +203,8 @@ impl IndexStore {
 
     /// Waits until nobody else makes the index of the image, or the work is to stop.
     fn lock(&self, image: &Digest, cancel: &Cancel) -> Result<File, Error> {
-        let dir = self.dir.join("locks");
-        let file = fs::create_dir_all(&dir).and_then(|()| File::create(dir.join(image.hex())));
+        let dir = fs::create_dir_all(self.dir.join("locks"));
+        let file = dir.and_then(|()| File::create(self.make_file(image)));
         let file = file.map_err(|source| self.unusable(source))?;
         loop {
             cancel.check()?;
@@ -143,6 +213,18 @@ impl IndexStore {
                 Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
                 Err(TryLockError::Error(source)) => return Err(self.unusable(source)),
             }
+        }
+    }
+
+    /// Removes a list of indexes that can't be read: it would be in the way of every index to come.
+    fn mend(&self) {
+        if let Err(error) = layout_images(&self.images()) {
+            tracing::warn!(
+                "the indexes in {} are made anew: {error}",
+                self.dir.display()
+            );
+            // If it stays, whoever writes to the list says so.
+            let _ = fs::remove_file(self.images().join("index.json"));
         }
     }
 
@@ -186,6 +268,7 @@ impl ImageIndex {
         Ok(Self {
             source,
             manifest: *manifest,
+            lease: None,
         })
     }
 

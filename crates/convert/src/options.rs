@@ -7,9 +7,9 @@ use std::sync::atomic::AtomicU64;
 
 use image::PlatformChoice;
 use rafs_format::{CHUNK_SIZE_DEFAULT, Compressor, Version};
-use storage::CacheFill;
+use storage::{Besides as _, CacheFill};
 
-use crate::{BuildCache, ChunkDictionary};
+use crate::{BesideBlobs, BuildCache, ChunkDictionary};
 
 /// Where a chunk is looked for before it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,7 +42,9 @@ impl ChunkCache {
 
     /// Makes ready for the chunks of a layer. `None`, and why has been said, where they can't be kept.
     pub(crate) fn begin(&self) -> Option<CacheFill> {
-        let fill = CacheFill::begin(&self.dir, self.limit, Arc::clone(&self.unsettled));
+        let besides = BesideBlobs::new(&self.dir).disk_usage();
+        let limit = self.limit.map(|limit| limit.saturating_sub(besides));
+        let fill = CacheFill::begin(&self.dir, limit, Arc::clone(&self.unsettled));
         fill.inspect_err(|error| tracing::warn!("chunks are not kept: {error}"))
             .ok()
     }

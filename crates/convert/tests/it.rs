@@ -5,6 +5,8 @@
 mod dictionary;
 #[path = "it/good.rs"]
 mod good;
+#[path = "it/indexes.rs"]
+mod indexes;
 #[path = "it/journal.rs"]
 mod journal;
 #[path = "it/kept.rs"]

@@ -29,8 +29,8 @@ pub use error::Error;
 pub use location::Location;
 pub use model::{Descriptor, Index, Manifest, Node};
 pub use platform::{Platform, PlatformChoice};
-pub use source::{Origin, Selected, Source, Store};
-pub use target::{Arrival, BlobSink, BlobWriter, Sink, Target};
+pub use source::{Origin, Selected, Source, Store, layout_images};
+pub use target::{Arrival, BlobSink, BlobWriter, Sink, Target, remove_images};
 
 /// Largest manifest, index or configuration that is read, in bytes.
 pub const DOCUMENT_SIZE_MAX: u64 = 8 << 20;

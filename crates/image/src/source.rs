@@ -19,7 +19,8 @@ use crate::{
 };
 
 pub(crate) use archive::Archive;
-pub(crate) use layout::{Directory, read_file};
+pub use layout::layout_images;
+pub(crate) use layout::{Directory, names_of, read_file};
 
 /// Indexes nest no deeper than this.
 const INDEX_DEPTH_MAX: u32 = 4;

@@ -12,6 +12,8 @@ use progress::Cancel;
 use serde_json::{Value, json};
 use storage::BlobReader;
 
+pub use layout::remove_images;
+
 use crate::source::{Store, tag_of};
 use crate::{
     ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error, Location, Source,

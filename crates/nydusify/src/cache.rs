@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use convert::IndexStore;
 use serde_json::json;
 use storage::Prune;
 
@@ -33,13 +34,13 @@ pub fn of_mounts() -> anyhow::Result<PathBuf> {
     Ok(base.join("blobs"))
 }
 
-/// Where the indexes of images lie that nobody converted: beside their chunks.
-pub fn of_indexes(cache_dir: Option<&Path>) -> anyhow::Result<PathBuf> {
+/// The indexes of images that nobody converted: they lie beside their chunks.
+pub fn of_indexes(cache_dir: Option<&Path>) -> anyhow::Result<IndexStore> {
     let cache = match cache_dir {
         Some(dir) => std::path::absolute(dir).with_context(|| dir.display().to_string())?,
         None => of_mounts()?,
     };
-    Ok(cache.join("index"))
+    Ok(IndexStore::beside(&cache))
 }
 
 /// Arguments of `nydusify cache`.
@@ -55,7 +56,7 @@ enum CacheCommand {
     Ls(Common),
     /// Say how much room the cache takes on the disk
     Du(Common),
-    /// Remove blobs that nobody uses
+    /// Remove blobs and indexes that nobody uses
     Prune(PruneArgs),
     /// Verify every chunk in the cache; wrong ones of blobs that nobody uses are dropped
     Verify(VerifyArgs),
@@ -83,15 +84,15 @@ enum Output {
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("which").required(true).multiple(true))]
 struct PruneArgs {
-    /// Remove blobs, those not used for longest first, until the rest takes no more than this, such as 20GiB
+    /// Remove blobs and indexes, those not used for longest first, until the rest takes no more than this, such as 20GiB
     #[arg(long, value_name = "SIZE", value_parser = size, group = "which")]
     max_size: Option<u64>,
 
-    /// Remove blobs that were not used for this long, such as 12h or 720h
+    /// Remove blobs and indexes that were not used for this long, such as 12h or 720h
     #[arg(long, value_name = "DURATION", value_parser = crate::place::duration, group = "which")]
     older_than: Option<Duration>,
 
-    /// Remove all blobs that nobody uses
+    /// Remove all blobs and indexes that nobody uses
     #[arg(long, group = "which")]
     all: bool,
 
@@ -154,25 +155,33 @@ fn ls(common: &Common) -> anyhow::Result<ExitCode> {
 }
 
 fn du(common: &Common) -> anyhow::Result<ExitCode> {
-    let blobs = storage::cached_blobs(&common.dir()?)?;
+    let dir = common.dir()?;
+    let (blobs, store) = (storage::cached_blobs(&dir)?, IndexStore::beside(&dir));
+    let (indexes, of_indexes) = (store.list()?, store.disk_usage()?);
     let disk: u64 = blobs.iter().map(|blob| blob.disk).sum();
     let cached: u64 = blobs.iter().map(|blob| blob.cached).sum();
     let used = blobs.iter().filter(|blob| blob.in_use);
     let in_use: u64 = used.clone().map(|blob| blob.disk).sum();
+    let used_indexes = indexes.iter().filter(|index| index.in_use);
+    let of_indexes_in_use: u64 = used_indexes.clone().map(|index| index.disk).sum();
     let json = json!({
         "blobs": blobs.len(),
         "disk_bytes": disk,
         "cached_bytes": cached,
         "blobs_in_use": used.count(),
         "disk_bytes_in_use": in_use,
+        "indexes": indexes.len(),
+        "index_disk_bytes": of_indexes,
+        "indexes_in_use": used_indexes.count(),
+        "index_disk_bytes_in_use": of_indexes_in_use,
     });
     common.print(&json, || {
-        format!(
-            "{} on the disk for {}, of which {} in use\n",
-            report::bytes(disk),
-            report::count(blobs.len(), "blob"),
-            report::bytes(in_use)
-        )
+        report::usage(disk, &report::count(blobs.len(), "blob"), in_use)
+            + &report::usage(
+                of_indexes,
+                &report::indexes(indexes.len()),
+                of_indexes_in_use,
+            )
     });
     Ok(ExitCode::SUCCESS)
 }
@@ -184,11 +193,14 @@ fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
         all: args.all,
         dry_run: args.dry_run,
     };
-    let pruned = storage::prune_cache(&args.common.dir()?, &what)?;
-    let freed: u64 = pruned.removed.iter().map(|blob| blob.disk).sum();
+    let pruned = convert::prune_cache(&args.common.dir()?, &what)?;
+    let of_blobs: u64 = pruned.blobs.iter().map(|blob| blob.disk).sum();
+    let of_indexes: u64 = pruned.indexes.iter().map(|index| index.disk).sum();
+    let freed = of_blobs + of_indexes;
     let json = json!({
         "dry_run": args.dry_run,
-        "removed": pruned.removed.iter().map(report::blob).collect::<Vec<_>>(),
+        "removed": pruned.blobs.iter().map(report::blob).collect::<Vec<_>>(),
+        "removed_indexes": pruned.indexes.iter().map(report::index).collect::<Vec<_>>(),
         "freed_bytes": freed,
         "left_bytes": pruned.left,
         "in_use_bytes": pruned.in_use,
@@ -200,12 +212,17 @@ fn prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
             "removed"
         };
         let mut text = String::new();
-        for blob in &pruned.removed {
+        for blob in &pruned.blobs {
             text += &format!("{removed} {} ({})\n", blob.id, report::bytes(blob.disk));
         }
+        for index in &pruned.indexes {
+            let disk = report::bytes(index.disk);
+            text += &format!("{removed} the index of {} ({disk})\n", index.image);
+        }
         text + &format!(
-            "{removed} {}, {}; left: {}, of which {} in use\n",
-            report::count(pruned.removed.len(), "blob"),
+            "{removed} {} and {}, {}; left: {}, of which {} in use\n",
+            report::count(pruned.blobs.len(), "blob"),
+            report::indexes(pruned.indexes.len()),
             report::bytes(freed),
             report::bytes(pruned.left),
             report::bytes(pruned.in_use)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow};
-use convert::{ImageIndex, IndexStore};
+use convert::ImageIndex;
 use image::{Location, Platform, PlatformChoice, nydus};
 use indicatif::MultiProgress;
 use progress::Cancel;
@@ -81,7 +81,7 @@ fn index(args: &IndexArgs, terminal: MultiProgress, cancel: &Cancel) -> Result<(
         .iter()
         .find(|(_, manifest)| !nydus::is_nydus(manifest))
         .ok_or_else(|| anyhow!("{}: it is converted, and needs no index", args.image))?;
-    let store = IndexStore::new(crate::cache::of_indexes(args.cache_dir.as_deref())?);
+    let store = crate::cache::of_indexes(args.cache_dir.as_deref())?;
     let progress = renderer(args.progress, terminal);
     let made = store.make(&source, (descriptor, manifest), None, &*progress, cancel);
     let index = made.with_context(|| format!("cannot index {}", args.image))?;

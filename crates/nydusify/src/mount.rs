@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use ::image::Platform;
 use anyhow::{Context, Result};
+use convert::BesideBlobs;
 use mount::{Kept, Mounted, Options, Orphan, Prefetch, Resumed, Signals};
-use storage::{ChunkStore, Observer, StoreOptions, Words};
+use storage::{Besides, ChunkStore, Observer, StoreOptions, Words};
 use trace::{Begin, Recorder};
 
 use crate::args::unsupported::{Flag, Table, Unsupported};
@@ -118,8 +119,8 @@ pub struct LazyArgs {
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 
-    /// Most that the cache directory may take on the disk, such as 20GiB: blobs that no mount uses are removed, those not
-    /// used for longest first; if that is not enough, no more is kept (with `--mode erofs`, all is kept)
+    /// Most that the cache directory may take on the disk, such as 20GiB: blobs and indexes that no mount uses are removed,
+    /// those not used for longest first; if that is not enough, no more is kept (with `--mode erofs`, all is kept)
     #[arg(long, value_name = "SIZE", value_parser = crate::cache::size)]
     cache_size: Option<u64>,
 
@@ -264,11 +265,13 @@ impl LazyArgs {
         options: &Options,
     ) -> StoreOptions {
         let observer = options.trace.clone();
+        let besides = cache_dir.as_ref().map(BesideBlobs::new);
         StoreOptions {
             words: Some(Arc::new(words)),
             observer: observer.map(|recorder| recorder as Arc<dyn Observer>),
             cache_dir,
             cache_limit: self.cache_size,
+            besides: besides.map(|besides| Arc::new(besides) as Arc<dyn Besides>),
             memory: self.memory - self.memory / NOT_KEPT,
             recent: usize::try_from(self.memory / NOT_KEPT).unwrap_or(usize::MAX),
             requests: self.max_requests.into(),

@@ -25,7 +25,7 @@ pub use batches::can_locate_batches;
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
 pub use cache::{
     BadChunk, BlobFiles, CacheFill, CachedBlob, CheckedBlob, Prune, Pruned, cache_file,
-    cached_blobs, check_cache, prune_cache,
+    cached_blobs, check_cache, prune_cache, remove_cached,
 };
 pub use decode::{
     BATCH_SIZE_MAX, ChunkDecoder, ChunkError, DecodedBatch, OpenSlice, SLICE_SIZE_MAX,
@@ -38,7 +38,7 @@ pub use meta::{read_blob_meta, read_blob_meta_from, read_chunk_table};
 pub use mirror::{Mirror, MirrorStats, MirroredBlob, MirroredSource, Mirrors, Standing, Tolerance};
 pub use reader::{BlobReader, BlobSource, DirSource, FileBlob, Forward, NamedSource};
 pub use store::{
-    BlobDetails, ChunkStore, Decoded, Details, Fetch, HandedOver, Observer, Purpose, Sequence,
-    Stats, StoreOptions, complete_cache_files,
+    Besides, BlobDetails, ChunkStore, Decoded, Details, Fetch, HandedOver, Observer, Purpose, Room,
+    Sequence, Stats, StoreOptions, complete_cache_files,
 };
 pub use words::{Counter, Histogram, Timer, Times, Words};

@@ -33,6 +33,7 @@ use std::time::Duration;
 use rafs_format::{BlobInfo, Bootstrap, ChunkPointer};
 
 pub use hand_over::HandedOver;
+pub use limit::{Besides, Room};
 pub use observer::{Decoded, Fetch, Observer, Purpose};
 pub use sequence::Sequence;
 pub use stats::{BlobDetails, Details, Stats};
@@ -69,6 +70,8 @@ pub struct StoreOptions {
     /// then: blobs that nobody uses are removed, those not used for longest first; if that is not enough, no more is
     /// kept, except for a mount by the kernel, which can't do without.
     pub cache_limit: Option<u64>,
+    /// What else lies in the cache directory and counts.
+    pub besides: Option<Arc<dyn Besides>>,
     /// Most bytes that may be in flight: stored ones on their way in, and decoded ones on their way to the cache.
     pub memory: u64,
     /// Most bytes of chunks to keep in memory where they cannot be kept in a cache directory.
@@ -103,6 +106,7 @@ impl Default for StoreOptions {
         Self {
             cache_dir: None,
             cache_limit: None,
+            besides: None,
             memory: 64 << 20,
             recent: 32 << 20,
             requests: 16,

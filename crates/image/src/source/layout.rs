@@ -76,8 +76,35 @@ fn open(store: Arc<dyn Store>, index: &[u8], tag: Option<&str>) -> Result<Source
     Source::new(store, root, name)
 }
 
+/// The images on the list of the layout in `dir`, with the names that they go by. None if there is no layout.
+///
+/// # Errors
+/// If the list cannot be read, or is none.
+pub fn layout_images(dir: &Path) -> Result<Vec<(Vec<String>, Descriptor)>, Error> {
+    let path = dir.join("index.json");
+    let Some(index) = read_file(&path)? else {
+        return Ok(Vec::new());
+    };
+    let what = || path.display().to_string();
+    let json = |source| Error::Json {
+        what: what(),
+        source,
+    };
+    let mut index: Value = serde_json::from_slice(&index).map_err(json)?;
+    let Some(Value::Array(entries)) = index.get_mut("manifests").map(Value::take) else {
+        return Err(Error::Document {
+            what: what(),
+            reason: "it has no list of manifests".to_owned(),
+        });
+    };
+    let images = entries
+        .into_iter()
+        .map(|entry| Ok((names_of(&entry), serde_json::from_value(entry)?)));
+    images.collect::<Result<_, _>>().map_err(json)
+}
+
 /// The names an index entry goes by: the full one, if there is, last.
-fn names_of(entry: &Value) -> Vec<String> {
+pub(crate) fn names_of(entry: &Value) -> Vec<String> {
     let annotation = |key: &str| {
         entry
             .pointer("/annotations")?

@@ -6,6 +6,7 @@
 //! written since it began: else somebody may count on them. What killed writers left unfinished goes when the next
 //! one begins alone.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
@@ -19,8 +20,10 @@ use tempfile::NamedTempFile;
 
 use super::behind::WriteBehind;
 use super::{BlobSink, OCI_LAYOUT, Sink, empty_index, index_entry, named};
-use crate::source::{Directory, Store, read_file};
-use crate::{ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error};
+use crate::source::{Directory, Store, layout_images, names_of, read_file};
+use crate::{
+    ANNOTATION_CONTAINERD_NAME, ANNOTATION_REF_NAME, Descriptor, Digest, Error, Node, Source,
+};
 
 /// What the names of unfinished files begin with.
 const UNFINISHED: &str = ".new-";
@@ -236,6 +239,74 @@ impl Read for Interruptible<'_> {
         self.cancel.check().map_err(io::Error::other)?;
         self.inner.read(buf)
     }
+}
+
+/// Takes the images with these names off the list of the layout in `dir`, and then removes the blobs that no image on the list
+/// needs; what an image needs whose documents cannot be read is not known. While somebody writes to the layout no blob is
+/// removed: writers may count on any that are there. Whoever removes from the layout next removes them then.
+///
+/// # Errors
+/// If the list cannot be read, or is none; if it cannot be written, or a blob not removed.
+pub fn remove_images(dir: &Path, unwanted: &[String]) -> Result<(), Error> {
+    let path = dir.join("index.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let _lock = lock(dir)?;
+    let is_unwanted = |names: &[String]| names.iter().any(|name| unwanted.contains(name));
+    let images = layout_images(dir)?;
+    if images.iter().any(|(names, _)| is_unwanted(names))
+        && let Some(bytes) = read_file(&path)?
+    {
+        let json = |source| Error::Json {
+            what: path.display().to_string(),
+            source,
+        };
+        let mut index: Value = serde_json::from_slice(&bytes).map_err(json)?;
+        if let Some(Value::Array(entries)) = index.get_mut("manifests") {
+            entries.retain(|entry| !is_unwanted(&names_of(entry)));
+        }
+        let index = serde_json::to_vec(&index).expect("a JSON value always serialises");
+        replace(&path, &index)?;
+        sync(dir)?;
+    }
+    let blobs = dir.join("blobs/sha256");
+    let presence = File::open(&blobs).map_err(Error::io("open", &blobs))?;
+    if presence.try_lock().is_err() {
+        return Ok(());
+    }
+    take_away_unfinished(&blobs)?;
+    let kept = images.into_iter().filter(|(names, _)| !is_unwanted(names));
+    let needed = needed(dir, kept.map(|(_, root)| root));
+    for name in names(&blobs)? {
+        let digest = name.to_str().map(|hex| format!("sha256:{hex}").parse());
+        if !digest.is_some_and(|digest| digest.is_ok_and(|digest| needed.contains(&digest))) {
+            let blob = blobs.join(name);
+            fs::remove_file(&blob).map_err(Error::io("remove", &blob))?;
+        }
+    }
+    Ok(())
+}
+
+/// The blobs that these images are made of, as far as their documents can be read.
+fn needed(dir: &Path, roots: impl Iterator<Item = Descriptor>) -> HashSet<Digest> {
+    let mut needed = HashSet::new();
+    let mut documents: Vec<Descriptor> = roots.collect();
+    while let Some(document) = documents.pop() {
+        if !needed.insert(document.digest) {
+            continue;
+        }
+        let source = Source::in_layout(dir, document.clone());
+        match source.and_then(|source| source.node(&document)) {
+            Ok(Node::Manifest(manifest)) => {
+                needed.insert(manifest.config.digest);
+                needed.extend(manifest.layers.iter().map(|layer| layer.digest));
+            }
+            Ok(Node::Index(index)) => documents.extend(index.manifests.iter().cloned()),
+            Err(_) => {}
+        }
+    }
+    needed
 }
 
 /// Makes what is missing of an empty layout, and takes the shared lock.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use convert::KeptIndex;
 use serde_json::{Value, json};
 use storage::{CachedBlob, CheckedBlob};
 
@@ -22,6 +23,31 @@ pub(super) fn blob(blob: &CachedBlob) -> Value {
         "processes": blob.processes,
         "last_used": last_used.map_or(0, |time| time.as_secs()),
     })
+}
+
+/// An index of an image that nobody converted, for a program.
+pub(super) fn index(index: &KeptIndex) -> Value {
+    let last_used = index.last_used.duration_since(UNIX_EPOCH);
+    json!({
+        "image": index.image.to_string(),
+        "disk_bytes": index.disk,
+        "in_use": index.in_use,
+        "last_used": last_used.map_or(0, |time| time.as_secs()),
+    })
+}
+
+/// A number of indexes.
+pub(super) fn indexes(number: usize) -> String {
+    match number {
+        1 => "1 index".to_owned(),
+        _ => format!("{number} indexes"),
+    }
+}
+
+/// What some things take on the disk, for a person.
+pub(super) fn usage(disk: u64, things: &str, in_use: u64) -> String {
+    let (disk, in_use) = (bytes(disk), bytes(in_use));
+    format!("{disk} on the disk for {things}, of which {in_use} in use\n")
 }
 
 /// All blobs for a person.

@@ -189,7 +189,10 @@ fn in_image(
         Ok(mirrors::around(Arc::new(blobs), mirrors.as_ref()))
     };
     let blobs = match &found.index {
-        Some(index) => index.blobs(args, source, &found.manifest, around)?,
+        Some(index) => {
+            let image = (&found.descriptor, &found.manifest);
+            index.blobs(target, args, source, image, around)?
+        }
         None => around(ImageBlobs::new(source, &found.manifest))?,
     };
     Ok(Image {

@@ -1,16 +1,17 @@
 //! Images that nobody converted: they are mounted by an index of their layers, which is made in one pass over them.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
-use convert::{ChunkCache, ImageIndex, IndexStore};
+use anyhow::{Context as _, Result, ensure};
+use convert::{ChunkCache, ImageIndex, IndexStore, Lease};
 use image::nydus::{self, ImageBlobs};
 use image::{Descriptor, Digest, Location, Manifest, Source};
 use indicatif::{BinaryBytes, MultiProgress};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use storage::{BlobSource, NamedSource};
+use storage::{BlobReader, BlobSource, NamedSource};
 
 use super::LazyArgs;
 use crate::cache::of_indexes;
@@ -27,6 +28,9 @@ const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 pub(super) struct Index {
     manifest: Manifest,
     place: Place,
+    /// Keeps it until what it is made of is open.
+    #[serde(skip)]
+    lease: Option<Lease>,
 }
 
 /// Where an index lies.
@@ -55,10 +59,11 @@ impl Index {
             return Ok(Self {
                 manifest: index.manifest,
                 place: Place::Image,
+                lease: None,
             });
         }
         let cache = args.cache_path()?;
-        let store = IndexStore::new(of_indexes(Some(&cache))?);
+        let store = of_indexes(Some(&cache))?;
         let index = match store.find(&image.0.digest) {
             Some(index) => index,
             None => {
@@ -75,6 +80,7 @@ impl Index {
         Ok(Self {
             manifest: index.manifest,
             place: Place::Here,
+            lease: index.lease,
         })
     }
 
@@ -84,34 +90,73 @@ impl Index {
         Ok(nydus::read_bootstrap(&source, &self.manifest)?)
     }
 
-    /// The blobs of the image: what describes its layers, and by way of `around` the layers themselves.
+    /// The blobs of the image: what describes its layers, and by way of `around` the layers themselves. An index that was
+    /// made here and is gone is made again: a process that takes the place of another one finds it so if it was removed
+    /// before it came.
     pub(super) fn blobs(
         &self,
+        target: &str,
         args: &LazyArgs,
         source: Source,
-        image: &Manifest,
+        image: (&Descriptor, &Manifest),
         around: impl FnOnce(ImageBlobs) -> Result<Arc<dyn BlobSource>>,
     ) -> Result<Arc<dyn BlobSource>> {
+        const GONE: &str = "the index of the image is gone: mount it again";
         let index = self.source(args, &source)?;
-        let mut blobs = NamedSource::new(Some(around(ImageBlobs::new(source, image))?));
-        let described = self.manifest.layers.iter();
-        for layer in described.filter(|layer| layer.media_type == nydus::BLOB_MEDIA_TYPE) {
-            let blob = index.blob(&layer.digest, Some(layer.size));
-            let blob = blob.context("the index of the image is gone: mount it again")?;
-            blobs.insert(layer.digest.hex(), blob);
+        let mut lease = None;
+        if self.place == Place::Here {
+            let store = of_indexes(Some(&args.cache_path()?))?;
+            lease = self.lease.clone();
+            lease = lease.or_else(|| store.lease(&image.0.digest));
+            if self.described(&index).is_err() {
+                let chunks = ChunkCache::new(args.cache_path()?, args.cache_size);
+                let made = make(target, &source, image, &store, chunks)?;
+                ensure!(made.manifest == self.manifest, GONE);
+            }
         }
-        Ok(Arc::new(blobs))
+        let described = self.described(&index).context(GONE)?;
+        let mut blobs = NamedSource::new(Some(around(ImageBlobs::new(source, image.1))?));
+        for (id, blob) in described {
+            blobs.insert(id, blob);
+        }
+        Ok(Arc::new(Kept {
+            blobs,
+            _lease: lease,
+        }))
+    }
+
+    /// What describes the layers, by the names of blobs.
+    fn described(&self, index: &Source) -> Result<Vec<(String, Arc<dyn BlobReader>)>> {
+        let described = self.manifest.layers.iter();
+        let described = described.filter(|layer| layer.media_type == nydus::BLOB_MEDIA_TYPE);
+        let open = |layer: &Descriptor| {
+            let blob = index.blob(&layer.digest, Some(layer.size))?;
+            Ok((layer.digest.hex(), blob))
+        };
+        described.map(open).collect()
     }
 
     /// Where the index of the image in `source` lies.
     fn source(&self, args: &LazyArgs, source: &Source) -> Result<Source> {
         match self.place {
             Place::Here => {
-                let dir = of_indexes(Some(&args.cache_path()?))?;
-                Ok(IndexStore::new(dir).source(&self.manifest)?)
+                let store = of_indexes(Some(&args.cache_path()?))?;
+                Ok(store.source(&self.manifest)?)
             }
             Place::Image => Ok(source.clone()),
         }
+    }
+}
+
+/// Blobs of an index that nobody removes as long as they are read.
+struct Kept {
+    blobs: NamedSource,
+    _lease: Option<Lease>,
+}
+
+impl BlobSource for Kept {
+    fn open(&self, id: &str) -> io::Result<Arc<dyn BlobReader>> {
+        self.blobs.open(id)
     }
 }
 

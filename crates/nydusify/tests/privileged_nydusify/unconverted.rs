@@ -186,9 +186,7 @@ fn privileged_layers_are_read_in_pieces_by_the_index() {
         mount_at(&place, "plain", &image, "cache-plain", &options)
             .stop()
             .ok();
-        let cache = place.path("cache-plain");
-        let prune = ["cache", "prune", "--all", "--cache-dir"];
-        run(NYDUSIFY, prune.iter().chain(&[cache.to_str().unwrap()])).ok();
+        drop_chunks(&place.path("cache-plain"));
         let mount = mount_at(&place, "plain", &image, "cache-plain", &options);
         assert_equal(&compare_trees(converted.path(), mount.path()));
         mount.stop().ok();
@@ -267,9 +265,7 @@ fn privileged_a_layer_that_changed_after_it_was_indexed_is_found() {
     mount_at(&place, "plain", &image, "cache-plain", &[])
         .stop()
         .ok();
-    let cache = place.path("cache-plain");
-    let prune = ["cache", "prune", "--all", "--cache-dir"];
-    run(NYDUSIFY, prune.iter().chain(&[cache.to_str().unwrap()])).ok();
+    drop_chunks(&place.path("cache-plain"));
     let mount = mount_at(&place, "plain", &image, "cache-plain", &["--no-prefetch"]);
     for blob in std::fs::read_dir(place.path("source/blobs/sha256")).unwrap() {
         let path = blob.unwrap().path();
@@ -406,6 +402,66 @@ fn privileged_a_program_of_an_image_that_nobody_converted_runs() {
     }
 }
 
+/// An index stays as long as it is used, whichever process serves; one that is gone nevertheless is made again.
+#[test]
+fn privileged_an_index_that_is_mounted_is_not_removed() {
+    const NAME: &str = "privileged_an_index_that_is_mounted_is_not_removed";
+    let Some(place) = Place::new(NAME) else {
+        return;
+    };
+    let image = every_way(&place);
+    let cache = |words: &[&str]| {
+        let mut command = std::process::Command::new(NYDUSIFY);
+        command.arg("cache").args(words).args(["--output", "json"]);
+        let ran = output(command.arg("--cache-dir").arg(place.path("cache-plain"))).ok();
+        serde_json::from_str::<serde_json::Value>(&ran.stdout).unwrap()
+    };
+    for mode in modes(NAME, &place) {
+        let mount = mount_at(&place, "plain", &image, "cache-plain", &["--mode", mode]);
+        let right = || {
+            let path = mount.path().join("data/prose");
+            assert!(std::fs::read(path).unwrap() == prose(1, 3_000_000));
+            let path = mount.path().join("zstd/frame");
+            assert!(std::fs::read(path).unwrap() == noise(6, 20 << 20));
+        };
+        right();
+        let usage = cache(&["du"]);
+        assert_eq!(usage["indexes"], 1, "{usage}");
+        assert_eq!(usage["indexes_in_use"], 1, "{usage}");
+        // The copy of a layer that can be read in no other way.
+        assert!(
+            usage["index_disk_bytes"].as_u64().unwrap() > 20 << 20,
+            "{usage}"
+        );
+        let pruned = cache(&["prune", "--all"]);
+        assert_eq!(pruned["removed_indexes"].as_array().unwrap().len(), 0);
+        right();
+        if mode == "fuse" {
+            // Nobody has it when the server dies, and who comes next finds it gone.
+            let index = place.path("cache-plain/index");
+            std::fs::rename(&index, place.path("taken")).unwrap();
+            for server in children(mount.id()) {
+                send(server, Signal::KILL);
+            }
+            // The kernel has the data of these files still.
+            let begun = std::time::Instant::now();
+            while cache(&["du"])["indexes_in_use"] != 1 {
+                assert!(begun.elapsed().as_secs() < 60, "it is not made again");
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            right();
+            std::fs::remove_dir_all(place.path("taken")).unwrap();
+        }
+        mount.stop().ok();
+        let dry = cache(&["prune", "--all", "--dry-run"]);
+        assert_eq!(dry["removed_indexes"].as_array().unwrap().len(), 1, "{dry}");
+        let pruned = cache(&["prune", "--all"]);
+        assert_eq!(pruned["removed_indexes"], dry["removed_indexes"]);
+        assert_eq!(pruned["left_bytes"], 0, "{pruned}");
+        assert_eq!(cache(&["du"])["index_disk_bytes"], 0);
+    }
+}
+
 /// A cache that may not grow takes what fits; the rest is fetched when it is read.
 #[test]
 fn privileged_the_pass_keeps_no_more_than_the_cache_may_hold() {
@@ -451,6 +507,15 @@ fn privileged_reference_images_that_nobody_converted_equal_their_unpacked_layers
         assert_equal(&compare(mount.path(), &torture.join("expect.json")));
         mount.stop().ok();
         std::fs::remove_dir_all(place.path("cache-plain")).unwrap();
+    }
+}
+
+/// Removes all chunks of a cache that nobody uses, and leaves its indexes.
+fn drop_chunks(cache: &Path) {
+    for path in files_below(cache) {
+        if path.contains(".blob.") {
+            std::fs::remove_file(path).unwrap();
+        }
     }
 }
 

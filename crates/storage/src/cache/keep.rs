@@ -60,6 +60,16 @@ pub struct Prune {
     pub dry_run: bool,
 }
 
+impl Prune {
+    /// Whether something is to go that was last used then, while so many bytes are left of all.
+    pub fn wants(&self, last_used: SystemTime, left: u64) -> bool {
+        let old = |age| last_used.elapsed().is_ok_and(|since| since >= age);
+        self.all
+            || self.max_size.is_some_and(|most| left > most)
+            || self.older_than.is_some_and(old)
+    }
+}
+
 /// What was removed, and what is left.
 #[derive(Debug, Clone, Default)]
 pub struct Pruned {
@@ -98,11 +108,8 @@ pub fn prune_cache(dir: &Path, what: &Prune) -> Result<Pruned, Error> {
         ..Pruned::default()
     };
     for blob in blobs.into_iter().filter(|blob| !blob.in_use) {
-        let old = |age| blob.last_used.elapsed().is_ok_and(|since| since >= age);
-        let unwanted = what.all
-            || what.max_size.is_some_and(|most| pruned.left > most)
-            || what.older_than.is_some_and(old);
-        if unwanted && (what.dry_run || remove(dir, &blob.id)?) {
+        let unwanted = what.wants(blob.last_used, pruned.left);
+        if unwanted && (what.dry_run || remove_cached(dir, &blob)?) {
             pruned.left = pruned.left.saturating_sub(blob.disk);
             pruned.removed.push(blob);
         }
@@ -110,9 +117,12 @@ pub fn prune_cache(dir: &Path, what: &Prune) -> Result<Pruned, Error> {
     Ok(pruned)
 }
 
-/// Removes a blob; false if somebody uses it.
-fn remove(dir: &Path, id: &str) -> Result<bool, Error> {
-    let (data, map) = (cache_file(dir, id), map_file(dir, id));
+/// Removes a blob from the cache directory `dir`; false if somebody uses it.
+///
+/// # Errors
+/// [`Error::Io`] if a file of it cannot be removed.
+pub fn remove_cached(dir: &Path, blob: &CachedBlob) -> Result<bool, Error> {
+    let [data, map] = files(dir, &blob.id);
     let mut options = File::options();
     // Files without a map are what a crash has left; who uses one has made the map before.
     options.read(true).write(true).create(true).truncate(false);

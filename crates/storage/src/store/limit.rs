@@ -1,3 +1,6 @@
+use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -9,6 +12,27 @@ use crate::{Error, Prune, prune_cache};
 
 /// Bytes to write before the next look, unless the limit itself is small.
 const LOOK_EVERY: u64 = 64 << 20;
+
+/// What lies in a cache directory besides blobs.
+pub trait Besides: fmt::Debug + Send + Sync {
+    /// Bytes on the disk that it takes.
+    fn disk_usage(&self) -> u64;
+
+    /// Removes of it, and of the blobs, what nobody uses, until all takes at most `limit` bytes.
+    ///
+    /// # Errors
+    /// What keeps something from being removed.
+    fn make_room(&self, limit: u64) -> io::Result<Room>;
+}
+
+/// What comes of making room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// How many blobs and other things are gone.
+    pub removed: u64,
+    /// Bytes on the disk that are left.
+    pub left: u64,
+}
 
 /// Whether the cache directory has reached its limit.
 #[derive(Default)]
@@ -71,16 +95,30 @@ impl Inner {
     }
 
     /// Removes what nobody uses; whether the directory is over its limit all the same.
-    fn make_room(&self, dir: &std::path::Path, limit: u64) -> Result<bool, Error> {
-        if disk_usage(dir)? <= limit {
+    fn make_room(&self, dir: &Path, limit: u64) -> Result<bool, Error> {
+        let besides = self.options.besides.as_ref();
+        let more = besides.map_or(0, |besides| besides.disk_usage());
+        if disk_usage(dir)?.saturating_add(more) <= limit {
             return Ok(false);
         }
-        let what = Prune {
-            max_size: Some(limit),
-            ..Prune::default()
+        let room = match besides {
+            Some(besides) => {
+                let made = besides.make_room(limit);
+                made.map_err(Error::io("make room in the cache directory", dir))?
+            }
+            None => {
+                let what = Prune {
+                    max_size: Some(limit),
+                    ..Prune::default()
+                };
+                let pruned = prune_cache(dir, &what)?;
+                Room {
+                    removed: pruned.removed.len() as u64,
+                    left: pruned.left,
+                }
+            }
         };
-        let pruned = prune_cache(dir, &what)?;
-        add(&self.counters.cache_evicted, pruned.removed.len() as u64);
-        Ok(pruned.left > limit)
+        add(&self.counters.cache_evicted, room.removed);
+        Ok(room.left > limit)
     }
 }

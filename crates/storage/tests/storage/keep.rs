@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use rafs_format::BlobId;
 use storage::{
-    BlobReader, BlobSource, CachedBlob, ChunkStore, Prune, StoreOptions, cache_file, cached_blobs,
-    check_cache, prune_cache,
+    Besides, BlobReader, BlobSource, CachedBlob, ChunkStore, Prune, Room, StoreOptions, cache_file,
+    cached_blobs, check_cache, prune_cache,
 };
 
 use crate::image::{Counting, Image, Kind, Source, bootstrap, cached, id, some_chunks};
@@ -292,6 +292,56 @@ fn a_limit_evicts_what_nobody_uses_and_then_keeps_no_more() {
     other.hand_over().unwrap();
     other.fill(0, 0..image.info.uncompressed_size).unwrap();
     assert!(other.is_complete(0));
+}
+
+/// Something else in the cache directory; what was asked of it.
+#[derive(Debug, Default)]
+struct Else {
+    disk: u64,
+    asked: Mutex<Vec<u64>>,
+}
+
+impl Besides for Else {
+    fn disk_usage(&self) -> u64 {
+        self.disk
+    }
+
+    fn make_room(&self, limit: u64) -> std::io::Result<Room> {
+        self.asked.lock().unwrap().push(limit);
+        Ok(Room {
+            removed: 3,
+            left: limit + 1,
+        })
+    }
+}
+
+#[test]
+fn what_lies_besides_blobs_counts_and_makes_room() {
+    let image = Image::new(some_chunks(60, 30_000), Kind::default());
+    let dir = tempfile::tempdir().unwrap();
+    three(&image, dir.path());
+    let one = cached_blobs(dir.path()).unwrap()[0].disk;
+    for (disk, is_over) in [(one, false), (one * 7, true)] {
+        let besides = Arc::new(Else {
+            disk,
+            ..Else::default()
+        });
+        let limit = one * 8;
+        let options = StoreOptions {
+            cache_limit: Some(limit),
+            besides: Some(besides.clone()),
+            barrier_interval: Duration::ZERO,
+            ..cached(dir.path())
+        };
+        let store = open_as(&image, &format!("d{disk}"), options);
+        image.check(&store).unwrap();
+        let stats = store.stats();
+        let asked = besides.asked.lock().unwrap();
+        assert_eq!(!asked.is_empty(), is_over, "{stats}");
+        assert_eq!(stats.cache_refused != 0, is_over, "{stats}");
+        assert_eq!(stats.cache_evicted, 3 * asked.len() as u64, "{stats}");
+        assert!(asked.iter().all(|&asked| asked == limit));
+    }
 }
 
 #[test]
