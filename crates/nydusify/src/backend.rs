@@ -68,28 +68,28 @@ options!(
     "Where `mount` finds blobs.",
     "",
     "the blobs that the image does not list",
-    "oss, s3, localfs, registry or http-proxy"
+    "oss, s3, localfs, localdisk, registry or http-proxy"
 );
 options!(
     DictionaryOptions,
     "Where `chunkdict generate` finds blobs.",
     "",
     "the blobs that the sources do not list",
-    "oss, s3, localfs, registry or http-proxy"
+    "oss, s3, localfs, localdisk, registry or http-proxy"
 );
 options!(
     SourceSide,
     "Where `check`, `copy` and `optimize` find blobs of the source.",
     "source-",
     "the source's blobs that it does not list",
-    "oss, s3, localfs, registry or http-proxy"
+    "oss, s3, localfs, localdisk, registry or http-proxy"
 );
 options!(
     TargetSide,
     "Where `check` finds blobs of the target.",
     "target-",
     "the target's blobs that it does not list",
-    "oss, s3, localfs, registry or http-proxy"
+    "oss, s3, localfs, localdisk, registry or http-proxy"
 );
 
 impl Choice<'_> {
