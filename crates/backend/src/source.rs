@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use image::{Digest, Origin, Store};
-use registry::{Client, Credentials, Reference, Secret, Settings};
+use registry::{BlobAddresses, Client, Credentials, Reference, Secret, Settings};
 use storage::{BlobReader, BlobSource, MirroredBlob};
 
 use crate::config::Config;
@@ -120,6 +120,7 @@ impl Type {
         Ok(Settings {
             plain_http: settings.plain_http || keys.text("scheme")? == Some("http"),
             credentials,
+            blob_addresses: blob_addresses(keys)?,
             ..settings
         })
     }
@@ -168,6 +169,24 @@ fn store(
 ) -> Result<(Place, Client), Error> {
     let client = Client::new(settings.clone())?;
     Ok((Place::open(config, &client, mirror)?, client))
+}
+
+/// Where the blobs are that a registry redirects to, if not where it says.
+fn blob_addresses(keys: &Keys) -> Result<BlobAddresses, Error> {
+    let (scheme, host) = (
+        keys.text("blob_url_scheme")?,
+        keys.text("blob_redirected_host")?,
+    );
+    if scheme.is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Err(keys.wrong("blob_url_scheme", "is neither http nor https"));
+    }
+    if host.is_some_and(|host| MirrorHost::new(host, false).is_none() || host.contains("://")) {
+        return Err(keys.wrong("blob_redirected_host", "is no host with an optional port"));
+    }
+    Ok(BlobAddresses {
+        scheme: scheme.map(str::to_owned),
+        host: host.map(str::to_owned),
+    })
 }
 
 /// The repository of a configuration.
@@ -262,6 +281,16 @@ mod tests {
                 "auth",
             ),
             ("registry", r#"{"host":"sesame@h","repo":"r"}"#, "host"),
+            (
+                "registry",
+                r#"{"host":"h","repo":"r","blob_url_scheme":"sesame"}"#,
+                "blob_url_scheme",
+            ),
+            (
+                "registry",
+                r#"{"host":"h","repo":"r","blob_redirected_host":"http://sesame"}"#,
+                "blob_redirected_host",
+            ),
             (
                 "registry",
                 r#"{"host":"h","repo":"r","mirrors":[{"host":"http://sesame@m"}]}"#,

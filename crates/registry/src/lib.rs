@@ -48,6 +48,6 @@ pub use exchange::{Exchange, Fetch, Incoming, Lent, Make, Outgoing, Pending};
 pub use helper::{Answered, ask_helper};
 pub use reference::Reference;
 pub use repository::{Pushed, RawManifest, Repository};
-pub use settings::{Credentials, Proxy, Retried, Secret, Settings, StandIn};
+pub use settings::{BlobAddresses, Credentials, Proxy, Retried, Secret, Settings, StandIn};
 pub use time::parse_rfc3339;
 pub use upload::Upload;

@@ -103,7 +103,9 @@ impl Repository {
 
     pub(crate) fn blob_call(&self, digest: &Digest, method: Method) -> Call<'_> {
         let path = format!("blobs/{digest}");
-        self.call(format!("blob {digest}"), method, &path)
+        let mut call = self.call(format!("blob {digest}"), method, &path);
+        call.request.blob = true;
+        call
     }
 
     /// Reads the manifest or index behind a tag or digest.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use progress::Cancel;
+use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 /// A password or token: never shown.
@@ -173,6 +174,36 @@ impl fmt::Debug for StandIn {
     }
 }
 
+/// What is another than registries say in the addresses that they redirect to for blobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlobAddresses {
+    /// `http` or `https`.
+    pub scheme: Option<String>,
+    /// The host; its port stays unless one is named.
+    pub host: Option<String>,
+}
+
+impl BlobAddresses {
+    /// Changes an address. `None` if that makes none.
+    pub(crate) fn change(&self, mut url: Url) -> Option<Url> {
+        if let Some(scheme) = &self.scheme {
+            url.set_scheme(scheme).ok()?;
+        }
+        if let Some(host) = &self.host {
+            let other = Url::parse(&format!("{}://{host}/", url.scheme())).ok()?;
+            url.set_host(other.host_str()).ok()?;
+            // A port that is the scheme's own is not among what was parsed.
+            let named = host
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse().ok());
+            if let Some(port) = named {
+                url.set_port(Some(port)).ok()?;
+            }
+        }
+        Some(url)
+    }
+}
+
 /// Counts how often something was tried again; clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Retried(Arc<AtomicU64>);
@@ -207,6 +238,8 @@ pub struct Settings {
     pub credentials: Credentials,
     /// Proxies.
     pub proxy: Proxy,
+    /// Where blobs are fetched from when a registry redirects to them.
+    pub blob_addresses: BlobAddresses,
     /// A socket that every request goes through, whatever host it names.
     pub unix_socket: Option<PathBuf>,
     /// Whether the hosts are registries themselves (`None`), or stand in for one.
@@ -238,6 +271,7 @@ impl Default for Settings {
             impatient: false,
             credentials: Credentials::default(),
             proxy: Proxy::default(),
+            blob_addresses: BlobAddresses::default(),
             unix_socket: None,
             stand_in: None,
             segment_size: 8 << 20,
@@ -247,6 +281,39 @@ impl Default for Settings {
             seed: None,
             threads: 2,
             retried: Retried::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_blobs_are_changed_as_asked_for() {
+        let change = |scheme: &str, host: &str, url: &str| {
+            let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+            let (scheme, host) = (given(scheme), given(host));
+            let changed = BlobAddresses { scheme, host }.change(Url::parse(url).unwrap());
+            changed.unwrap().to_string()
+        };
+        let signed = "https://store.example/b/1?sig=a%2Fb";
+        assert_eq!(change("", "", signed), signed);
+        for (scheme, host, url, expected) in [
+            ("http", "", signed, "http://store.example/b/1?sig=a%2Fb"),
+            ("", "peer", signed, "https://peer/b/1?sig=a%2Fb"),
+            (
+                "http",
+                "peer:65001",
+                signed,
+                "http://peer:65001/b/1?sig=a%2Fb",
+            ),
+            ("", "peer", "https://s:8443/x", "https://peer:8443/x"),
+            ("", "peer:443", "https://s:8443/x", "https://peer/x"),
+            ("https", "[::1]", "http://s/x", "https://[::1]/x"),
+            ("https", "[::1]:9", "http://s/x", "https://[::1]:9/x"),
+        ] {
+            assert_eq!(change(scheme, host, url), expected);
         }
     }
 }

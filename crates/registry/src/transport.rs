@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::host::{Host, Scheme};
 use crate::proxy::Proxies;
 use crate::retry::lock;
-use crate::{Error, Settings, Subject, tls};
+use crate::{BlobAddresses, Error, Settings, Subject, tls};
 
 /// How many redirects are followed.
 const REDIRECTS_MAX: u32 = 10;
@@ -46,6 +46,8 @@ pub(crate) struct Request {
     pub(crate) secret: bool,
     /// Whether redirects are followed.
     pub(crate) follow: bool,
+    /// Whether it is about a blob.
+    pub(crate) blob: bool,
 }
 
 impl Request {
@@ -57,6 +59,7 @@ impl Request {
             body: Bytes::new(),
             secret: false,
             follow: true,
+            blob: false,
         }
     }
 }
@@ -132,6 +135,7 @@ impl Fault {
 pub(crate) struct Transport {
     http: reqwest::Client,
     proxies: Proxies,
+    blob_addresses: BlobAddresses,
     stall: Duration,
 }
 
@@ -164,6 +168,7 @@ impl Transport {
         Ok(Self {
             http,
             proxies,
+            blob_addresses: settings.blob_addresses.clone(),
             stall: settings.stall_timeout,
         })
     }
@@ -207,7 +212,11 @@ impl Transport {
             let to = response.headers().get(LOCATION);
             let next = to
                 .and_then(|to| url.join(to.to_str().ok()?).ok())
-                .filter(|next| matches!(next.scheme(), "http" | "https") && next.has_host());
+                .filter(|next| matches!(next.scheme(), "http" | "https") && next.has_host())
+                .and_then(|next| match request.blob {
+                    true => self.blob_addresses.change(next),
+                    false => Some(next),
+                });
             let Some(next) = next else {
                 return Err(Fault::answer(peer(&url), "a redirect to nowhere"));
             };

@@ -1,6 +1,9 @@
 //! Mirrors and proxies on the way to a backend.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backend::{Blobs, open_source};
@@ -9,7 +12,7 @@ use serde_json::{Value, json};
 use storage::BlobSource as _;
 use testkit::bucket::Bucket;
 use testkit::noise;
-use testkit::registry::{Auth, Fault, Faults, Options, Registry, User};
+use testkit::registry::{Auth, Ca, Fault, Faults, Options, Registry, User};
 
 use crate::support::{Mood, Relay, open, read_all, settings, stream, write};
 
@@ -275,5 +278,74 @@ fn a_mirror_of_a_bucket_passes_on_what_is_signed() {
         relay.be(Mood::Lying);
         read_all(&blobs, &id, &bytes);
         assert_eq!(relay.heads().len(), 1, "it is not asked again");
+    }
+}
+
+/// A storage host without TLS that has one blob; the heads of the requests go to the list.
+fn peer(bytes: Vec<u8>, heads: Arc<Mutex<Vec<String>>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut head) = (client.unwrap(), String::new());
+            let mut lines = BufReader::new(client.try_clone().unwrap());
+            while !head.ends_with("\r\n\r\n") && lines.read_line(&mut head).unwrap_or(0) > 0 {}
+            let range = head
+                .lines()
+                .find_map(|line| line.strip_prefix("range: bytes="));
+            let (start, end) = range.and_then(|range| range.split_once('-')).unwrap();
+            let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
+            let answer = format!(
+                "HTTP/1.1 206 Partial\r\nContent-Length: {}\r\nContent-Range: bytes {start}-{end}/{}\r\n\
+                 Connection: close\r\n\r\n",
+                end + 1 - start,
+                bytes.len()
+            );
+            heads.lock().unwrap().push(head);
+            let _ = client.write_all(answer.as_bytes());
+            let _ = client.write_all(&bytes[start..=end]);
+        }
+    });
+    address
+}
+
+#[test]
+fn blobs_are_fetched_where_the_configuration_says_that_redirects_lead() {
+    let bytes = noise(8, 100_000);
+    let id = Digest::of(&bytes).hex();
+    let registry = Registry::start(Options {
+        tls: Some(Arc::new(Ca::new())),
+        auth: Auth::Basic(vec![User::new("me", "sesame")]),
+        redirect: Some(Duration::from_secs(60)),
+        ..Options::default()
+    });
+    registry.put_blob(REPOSITORY, &bytes);
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let peer = peer(bytes.clone(), Arc::clone(&heads));
+    let mut config = json!({
+        "host": registry.host(), "repo": REPOSITORY, "skip_verify": true,
+        "auth": "bWU6c2VzYW1l",
+    });
+    let open = |config: &Value| open_source("registry", &config.to_string(), &settings(), None);
+    read_all(&open(&config).unwrap(), &id, &bytes);
+    assert!(heads.lock().unwrap().is_empty());
+
+    config["blob_url_scheme"] = "http".into();
+    config["blob_redirected_host"] = peer.clone().into();
+    let blob = open(&config).unwrap().open(&id).unwrap();
+    let mut buf = vec![0; 1000];
+    for _ in 0..2 {
+        blob.read_exact_at(&mut buf, 500).unwrap();
+        assert!(buf == bytes[500..1500]);
+    }
+    let heads = heads.lock().unwrap();
+    assert_eq!(heads.len(), 2);
+    for head in &*heads {
+        assert!(
+            head.starts_with(&format!("GET /{id}?repository=")),
+            "{head}"
+        );
+        assert!(head.contains(&format!("host: {peer}")), "{head}");
+        assert!(!head.contains("authorization"), "{head}");
     }
 }
