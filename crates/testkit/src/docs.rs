@@ -24,22 +24,21 @@ pub struct Page {
     pub privileged: usize,
 }
 
-/// Writes every page of `docs` that has something to run with what is `there` of [`NEEDS`] (and without, if nothing is) into `out` as `NAME.md`, and beside it a directory `NAME.in` in which it
+/// Writes each of the `pages` that has something to run with what is `there` of [`NEEDS`] (and without, if nothing is) into `out` as `NAME.md`, and beside it a directory `NAME.in` in which it
 /// is to run. `fixture` fills that directory and says which words of the page stand for others, such as the name of a
 /// registry for its address.
 ///
 /// # Panics
 /// When a page has no example at all, or a file cannot be read or written.
 pub fn prepare(
-    docs: &Path,
+    pages: &[PathBuf],
     out: &Path,
     there: &[&str],
     mut fixture: impl FnMut(&str, &Path) -> Vec<(&'static str, String)>,
 ) {
-    let pages = pages(docs);
-    assert!(!pages.is_empty(), "no pages in {}", docs.display());
+    assert!(!pages.is_empty(), "no pages");
     for path in pages {
-        let text = std::fs::read_to_string(&path).expect("read a page");
+        let text = std::fs::read_to_string(path).expect("read a page");
         let page = parse(&text, there);
         assert!(
             page.open + page.privileged > 0,
@@ -67,7 +66,11 @@ pub fn prepare(
     }
 }
 
-fn pages(docs: &Path) -> Vec<PathBuf> {
+/// All pages in a directory, in order.
+///
+/// # Panics
+/// When it cannot be listed.
+pub fn pages(docs: &Path) -> Vec<PathBuf> {
     let entries =
         std::fs::read_dir(docs).unwrap_or_else(|error| panic!("{}: {error}", docs.display()));
     let mut pages: Vec<PathBuf> = entries
@@ -223,7 +226,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let text = "```console\n# not run: why\n$ x\n```\n";
         std::fs::write(dir.path().join("page.md"), text).unwrap();
-        prepare(dir.path(), dir.path(), &[], |_, _| Vec::new());
+        prepare(&pages(dir.path()), dir.path(), &[], |_, _| Vec::new());
     }
 
     #[test]

@@ -12,8 +12,8 @@ const NYDUS_IMAGE: &str = env!("CARGO_BIN_EXE_nydus-image");
 pub fn run(there: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let _unmount = Unmount(dir.path().to_owned());
-    let docs = testkit::workspace().join("docs/nydus-image");
-    testkit::docs::prepare(&docs, dir.path(), there, |_, place| {
+    let pages = testkit::docs::pages(&testkit::workspace().join("docs/nydus-image"));
+    testkit::docs::prepare(&pages, dir.path(), there, |_, place| {
         fill(place);
         Vec::new()
     });

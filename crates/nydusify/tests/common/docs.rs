@@ -1,4 +1,4 @@
-//! What the examples of `docs/nydusify` find, and how they are run.
+//! What the examples of `docs/nydusify` and `docs/backends.md` find, and how they are run.
 
 use std::path::Path;
 
@@ -14,8 +14,10 @@ pub fn run(there: &[&str]) {
     let _unmount = Unmount(dir.path().to_owned());
     // They serve until the last example has run.
     let mut servers = Vec::new();
-    let docs = testkit::workspace().join("docs/nydusify");
-    testkit::docs::prepare(&docs, dir.path(), there, |_, place| {
+    let docs = testkit::workspace().join("docs");
+    let mut pages = testkit::docs::pages(&docs.join("nydusify"));
+    pages.push(docs.join("backends.md"));
+    testkit::docs::prepare(&pages, dir.path(), there, |_, place| {
         let (registry, mirror, bucket) = (Registry::new(), Registry::new(), Bucket::s3());
         fill(place, &registry, &bucket);
         let hosts = vec![
@@ -38,7 +40,8 @@ pub fn run(there: &[&str]) {
         .run();
 }
 
-/// The busybox image in a layout and in a registry, plain and converted, and how to reach a bucket.
+/// The busybox image in a layout and in a registry, plain and converted, and how to reach that registry and a bucket as
+/// backends; a directory that lists no mirrors.
 fn fill(dir: &Path, registry: &Registry, bucket: &Bucket) {
     let nydusify = |words: &str| testkit::run::run_in(dir, NYDUSIFY, words).ok();
     let fixture = testkit::fixture::busybox();
@@ -57,4 +60,7 @@ fn fill(dir: &Path, registry: &Registry, bucket: &Bucket) {
         "copy --source oci:images:app-nydus --target {host}/app:1-nydus"
     ));
     std::fs::write(dir.join("bucket.json"), bucket.config("")).unwrap();
+    let backend = format!(r#"{{"host": "{host}", "repo": "app"}}"#);
+    std::fs::write(dir.join("backend.json"), backend).unwrap();
+    std::fs::create_dir(dir.join("certs.d")).unwrap();
 }
