@@ -106,12 +106,8 @@ impl Index {
         let mut lease = None;
         if self.place == Place::Here {
             let store = of_indexes(Some(&args.cache_path()?))?;
-<<<<<<< HEAD
-            lease = store.lease(&image.0.digest);
-=======
             lease = self.lease.clone();
             lease = lease.or_else(|| store.lease(&image.0.digest));
->>>>>>> backend
             if self.described(&index).is_err() {
                 let chunks = ChunkCache::new(args.cache_path()?, args.cache_size);
                 let made = make(target, &source, image, &store, chunks)?;

@@ -443,11 +443,6 @@ fn privileged_an_index_that_is_mounted_is_not_removed() {
             for server in children(mount.id()) {
                 send(server, Signal::KILL);
             }
-<<<<<<< HEAD
-            right();
-            assert!(index.exists());
-            assert_eq!(cache(&["du"])["indexes_in_use"], 1);
-=======
             // The kernel has the data of these files still.
             let begun = std::time::Instant::now();
             while cache(&["du"])["indexes_in_use"] != 1 {
@@ -455,7 +450,6 @@ fn privileged_an_index_that_is_mounted_is_not_removed() {
                 std::thread::sleep(std::time::Duration::from_millis(50));
             }
             right();
->>>>>>> backend
             std::fs::remove_dir_all(place.path("taken")).unwrap();
         }
         mount.stop().ok();
