@@ -16,7 +16,7 @@ test:
 test-privileged:
     cargo xtask test --privileged
 
-# Formatting, clippy, arm64, direction of dependencies, ASCII.
+# Formatting, clippy, direction of dependencies, ASCII.
 lint:
     cargo xtask lint
 

@@ -4,7 +4,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::dist::PROGRAMS;
 use crate::{licences, system, test};
 
 /// Our crates by level: each depends only on crates of lower levels.
@@ -44,7 +43,7 @@ type Lint = fn() -> Result<()>;
 
 /// Runs the lints named, or all, and reports those that fail.
 pub fn run(only: &[String]) -> Result<()> {
-    let lints: [(&str, Lint); 7] = [
+    let lints: [(&str, Lint); 6] = [
         ("format", || {
             system::run(system::cargo().args(["fmt", "--all", "--check"]))
         }),
@@ -60,7 +59,6 @@ pub fn run(only: &[String]) -> Result<()> {
             system::run(system::cargo().args(arguments))
         }),
         ("fuzz", fuzz_targets),
-        ("arm64", arm64),
         ("dependencies", dependencies),
         ("text", text),
         ("licences", licences::check),
@@ -172,25 +170,6 @@ fn text() -> Result<()> {
 fn is_merge_mark(line: &[u8]) -> bool {
     let mark = |byte| line.starts_with(&[byte; 7]) && line.get(7).is_none_or(|next| *next == b' ');
     mark(b'<') || mark(b'>') || line == [b'='; 7]
-}
-
-/// Whether the programs compile for arm64. The C in dependencies is left out (a compiler that does nothing is happy with all
-/// of it), for nothing is linked: `cargo xtask dist` compiles that.
-fn arm64() -> Result<()> {
-    const TARGET: &str = "aarch64-unknown-linux-musl";
-    if let Some(why) = system::missing_target(TARGET)? {
-        println!("SKIPPED ({why}): lint arm64");
-        return Ok(());
-    }
-    let mut cargo = system::cargo();
-    cargo.args(["check", "--lib", "--bins", "--target", TARGET]);
-    for program in PROGRAMS {
-        cargo.args(["--package", program]);
-    }
-    for tool in ["CC", "AR"] {
-        cargo.env(format!("{tool}_aarch64_unknown_linux_musl"), "true");
-    }
-    system::run(&mut cargo)
 }
 
 /// Whether the fuzzer's binaries, which are a workspace of their own, are in order. The C++ of libFuzzer is left out, for

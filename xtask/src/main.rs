@@ -44,8 +44,8 @@ enum Chore {
         #[arg(long)]
         no_skips: bool,
     },
-    /// Checks formatting, clippy, the fuzzer's binaries, that the programs compile for arm64, the direction of dependencies, their
-    /// licences, and that sources are ASCII
+    /// Checks formatting, clippy, the fuzzer's binaries, the direction of dependencies, their licences, and that sources are
+    /// ASCII
     Lint {
         /// Only these; all by default
         names: Vec<String>,
