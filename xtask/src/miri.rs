@@ -21,7 +21,20 @@ type Choice = (
     &'static [&'static str],
 );
 
-const CHOICES: [Choice; 0] = [];
+const CHOICES: [Choice; 5] = [
+    ("rafs-format", &["--lib", "--test", "vectors"], &[]),
+    ("tree", &["--lib"], &[]),
+    ("chunkdict", &["--lib"], &[]),
+    ("codec", &["--lib"], C_OF_CODEC),
+    ("trace", &["--lib"], &[]),
+];
+
+/// What of `codec` compresses with zstd or LZ4, which are C.
+const C_OF_CODEC: &[&str] = &[
+    "compress::tests",
+    "frame::tests",
+    "decompress::tests::what_was_encoded",
+];
 
 /// Runs the tests, of all crates or those named. Says so and does nothing if there is no Miri and none can be had.
 pub fn run(only: &[String]) -> Result<()> {
