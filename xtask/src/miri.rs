@@ -1,4 +1,4 @@
-//! `cargo xtask miri`: tests of parsers under Miri, which sees what of unsafe code in dependencies (there is next to none of
+//! `cargo xtask miri`: tests of pure Rust under Miri, which sees what of unsafe code in dependencies (there is next to none of
 //! ours) is undefined, and every read of memory that was not written.
 //!
 //! Miri comes with nightly compilers alone, interprets, and knows no C: so only crates without any of that, and of their tests those
