@@ -24,7 +24,7 @@ lint:
 fuzz *arguments:
     cargo xtask fuzz {{arguments}}
 
-# Tests of parsers under Miri (nightly).
+# Tests of pure Rust under Miri (nightly).
 miri *crates:
     cargo xtask miri {{crates}}
 

@@ -58,7 +58,7 @@ enum Chore {
         /// Only these; all by default
         targets: Vec<String>,
     },
-    /// Runs tests of parsers under Miri, which finds undefined behaviour; says so and does nothing where there is no nightly compiler
+    /// Runs tests of pure Rust under Miri, which finds undefined behaviour; says so and does nothing where there is no nightly compiler
     Miri {
         /// Only of these crates; of all by default
         crates: Vec<String>,

@@ -1,4 +1,4 @@
-//! `cargo xtask miri`: tests of parsers under Miri, which sees what of unsafe code in dependencies (there is next to none of
+//! `cargo xtask miri`: tests of pure Rust under Miri, which sees what of unsafe code in dependencies (there is next to none of
 //! ours) is undefined, and every read of memory that was not written.
 //!
 //! Miri comes with nightly compilers alone, interprets, and knows no C: so only crates without any of that, and of their tests those
@@ -21,7 +21,15 @@ type Choice = (
     &'static [&'static str],
 );
 
-const CHOICES: [Choice; 0] = [];
+const CHOICES: [Choice; 2] = [
+    ("tree", &["--lib"], &[]),
+    (
+        "chunkdict",
+        &["--lib"],
+        // Thousands of chunks each.
+        &["of_too_many", "index::tests", "places::tests"],
+    ),
+];
 
 /// Runs the tests, of all crates or those named. Says so and does nothing if there is no Miri and none can be had.
 pub fn run(only: &[String]) -> Result<()> {
