@@ -59,7 +59,7 @@ impl Mountpoint {
         {
             detach(&absolute, true)?;
         }
-        match absolute.metadata() {
+        match answers(&absolute).and_then(|()| absolute.metadata()) {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return Err(fail(io::ErrorKind::NotADirectory.into())),
             Err(error) if is_dead(&absolute, &error) => detach(&absolute, true)?,
@@ -226,6 +226,12 @@ fn take_turn(path: &Path) -> Option<File> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Some(directory)
+}
+
+/// Asks the file system at `path`, so that one whose server is gone says so: its attributes the kernel may know still.
+fn answers(path: &Path) -> io::Result<()> {
+    rustix::fs::statfs(path)?;
+    Ok(())
 }
 
 /// Whether `error` is what a mount of ours answers when the process that served it is gone.

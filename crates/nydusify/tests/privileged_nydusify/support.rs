@@ -282,11 +282,14 @@ impl Pair {
 
     /// Kills both at the same moment, which no mount outlives.
     pub fn kill(self, root: &Path) {
-        let both = [self.keeper, self.server];
+        // The keeper last: the kernel lets stopped processes go on whose group loses its last parent.
+        let both = [self.server, self.keeper];
+        // The kernel has these attributes from now on, and tells them of a dead mount, too.
+        std::fs::metadata(root).unwrap();
         // Else one might see the other die, and start it again.
         stop(&both);
         both.iter().for_each(|&id| send(id, Signal::KILL));
-        wait_until("the mount to be dead", || std::fs::metadata(root).is_err());
+        wait_until("the mount to be dead", || rustix::fs::statfs(root).is_err());
     }
 }
 
