@@ -22,6 +22,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use rafs_format::Bootstrap;
+use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use storage::{ChunkStore, cache_file};
 use sys::fanotify::Group;
@@ -82,9 +83,15 @@ pub fn mount_kernel(
     let lock = place.lock.try_clone();
     let lock = lock.map_err(failed("make a place for the mount in the cache"))?;
     cache.lock = place.lock;
-    let group = Group::new().map_err(failed(
-        "ask the kernel for pre-content events (root, and Linux 6.15)",
-    ))?;
+    let group = Group::new().map_err(|error| {
+        let what = match Errno::from_io_error(&error) {
+            Some(Errno::MFILE) => {
+                "have one more fanotify group: with `sysctl fs.fanotify.max_user_groups=1024` there may be more"
+            }
+            _ => "ask the kernel for pre-content events (root, and Linux 6.15)",
+        };
+        failed(what)(error)
+    })?;
     for (blob, index) in cache.blobs.iter().zip(0..) {
         // Complete ones are unmarked once they are known to be on the disk.
         if !blob_is_empty(&blob.data)? && !store.is_complete(index) {

@@ -52,13 +52,13 @@ pub struct CacheArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum CacheCommand {
-    /// List the blobs in the cache: how much of each is there, who uses it, and when it was last used
+    /// List the blobs and indexes in the cache: how much of each is there, who uses it, and when it was last used
     Ls(Common),
     /// Say how much room the cache takes on the disk
     Du(Common),
     /// Remove blobs and indexes that nobody uses
     Prune(PruneArgs),
-    /// Verify every chunk in the cache; wrong ones of blobs that nobody uses are dropped
+    /// Verify every chunk and index in the cache; wrong ones of blobs that nobody uses are dropped, and indexes removed
     Verify(VerifyArgs),
 }
 
@@ -137,7 +137,7 @@ impl Common {
     }
 }
 
-/// Does what the arguments say. `verify` ends with 1 if it has found a wrong chunk.
+/// Does what the arguments say. `verify` ends with 1 if it has found a wrong chunk or index.
 pub fn run(args: &CacheArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         CacheCommand::Ls(common) => ls(common),
@@ -148,9 +148,16 @@ pub fn run(args: &CacheArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn ls(common: &Common) -> anyhow::Result<ExitCode> {
-    let blobs = storage::cached_blobs(&common.dir()?)?;
-    let json = blobs.iter().map(report::blob).collect();
-    common.print(&serde_json::Value::Array(json), || report::table(&blobs));
+    let dir = common.dir()?;
+    let (blobs, indexes) = (
+        storage::cached_blobs(&dir)?,
+        IndexStore::beside(&dir).list()?,
+    );
+    let json = blobs.iter().map(report::blob);
+    let json = json.chain(indexes.iter().map(report::index)).collect();
+    common.print(&serde_json::Value::Array(json), || {
+        report::table(&blobs) + &report::index_table(&indexes)
+    });
     Ok(ExitCode::SUCCESS)
 }
 
@@ -238,9 +245,10 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         None => std::thread::available_parallelism().ok(),
     };
     let threads = threads.unwrap_or(NonZeroUsize::MIN);
+    let dir = common.dir()?;
     let mut json = Vec::new();
     let (mut good, mut bad) = (0, 0);
-    for checked in storage::check_cache(&common.dir()?, threads)? {
+    for checked in storage::check_cache(&dir, threads)? {
         let checked = checked?;
         good += checked.good;
         bad += checked.bad.len();
@@ -249,9 +257,30 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             print!("{}", report::findings(&checked));
         }
     }
+    let store = IndexStore::beside(&dir);
+    let (mut sound, mut broken) = (0, 0);
+    for index in store.list()? {
+        let wrong = store.verify(&index).err();
+        let wrong = wrong.map(|error| format!("{:#}", anyhow::Error::from(error)));
+        let removed = wrong.is_some() && store.remove(&index)?;
+        json.push(report::checked_index(&index, wrong.as_deref(), removed));
+        match wrong {
+            None => sound += 1,
+            Some(wrong) => {
+                broken += 1;
+                if common.output == Output::Table {
+                    print!("{}", report::index_finding(&index, &wrong, removed));
+                }
+            }
+        }
+    }
     common.print(&serde_json::Value::Array(json), || {
         let right = report::count(usize::try_from(good).unwrap_or(usize::MAX), "chunk");
-        format!("{right} right, {bad} wrong\n")
+        let mut text = format!("{right} right, {bad} wrong\n");
+        if sound + broken != 0 {
+            text += &format!("{} right, {broken} wrong\n", report::indexes(sound));
+        }
+        text
     });
-    Ok(ExitCode::from(u8::from(bad != 0)))
+    Ok(ExitCode::from(u8::from(bad + broken != 0)))
 }

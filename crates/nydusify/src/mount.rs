@@ -135,7 +135,7 @@ pub struct LazyArgs {
 
     /// Most memory that data on its way from the blobs to the cache takes, and data that can't be kept there, such as 32MiB;
     /// the program itself comes on top
-    #[arg(long, value_name = "SIZE", default_value = "96MiB", value_parser = memory)]
+    #[arg(long, value_name = "SIZE", default_value = "48MiB", value_parser = memory)]
     memory: u64,
 
     /// Most requests for data that wait for an answer at once; prefetching has half of them

@@ -3,15 +3,26 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::ptr;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Size of `fanotify_event_metadata`, and where its descriptor is.
 const EVENT_SIZE: usize = 24;
 const DESCRIPTOR_AT: usize = 16;
 
-/// The group that is told of files being opened; `None` if there can't be one. It lasts as long as the process: to close
-/// a group takes the kernel some 10 ms.
-static GROUP: OnceLock<Option<Mutex<OwnedFd>>> = OnceLock::new();
+/// How long the group stays for the next file. To close one takes the kernel some 10 ms, and of all groups of a user there
+/// are but `fs.fanotify.max_user_groups`, 128 usually.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// The group that is told of files being opened, while there is one.
+static GROUP: Mutex<Option<Quiet>> = Mutex::new(None);
+
+/// A group, and when it was last of use.
+struct Quiet {
+    group: OwnedFd,
+    used: Instant,
+}
 
 /// Another descriptor of the same file, for reading and writing, that no fanotify group is ever told about: reads and
 /// writes through it don't wait for whoever has marked the file, be it before or after this.
@@ -22,16 +33,49 @@ static GROUP: OnceLock<Option<Mutex<OwnedFd>>> = OnceLock::new();
 /// # Errors
 /// Without `CAP_SYS_ADMIN`, or when the kernel has no fanotify.
 pub fn open_quietly(file: &File) -> io::Result<File> {
-    let group = GROUP.get_or_init(|| new_group().ok().map(Mutex::new));
-    let group = group.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-    let group = group.lock().unwrap_or_else(PoisonError::into_inner);
-    change(&group, libc::FAN_MARK_ADD, file)?;
+    let mut state = lock();
+    let quiet = match &mut *state {
+        Some(quiet) => quiet,
+        none => {
+            let group = new_group()?;
+            thread::Builder::new()
+                .name("quiet".to_owned())
+                .spawn(close_when_idle)?;
+            none.insert(Quiet {
+                group,
+                used: Instant::now(),
+            })
+        }
+    };
+    let group = &quiet.group;
+    change(group, libc::FAN_MARK_ADD, file)?;
     let opened = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let found = opened.and_then(|_| next_of(&group, file));
-    change(&group, libc::FAN_MARK_REMOVE, file)?;
+    let found = opened.and_then(|_| next_of(group, file));
+    change(group, libc::FAN_MARK_REMOVE, file)?;
     // Others may have opened it meanwhile.
-    while next(&group).is_ok() {}
+    while next(group).is_ok() {}
+    quiet.used = Instant::now();
     found
+}
+
+fn lock() -> MutexGuard<'static, Option<Quiet>> {
+    GROUP.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Closes the group once nobody has used it for a while.
+fn close_when_idle() {
+    let mut left = IDLE;
+    loop {
+        thread::sleep(left);
+        let mut state = lock();
+        let used = state.as_ref().map(|quiet| quiet.used.elapsed());
+        left = IDLE.saturating_sub(used.unwrap_or(IDLE));
+        if left.is_zero() {
+            let quiet = state.take();
+            drop(state);
+            return drop(quiet);
+        }
+    }
 }
 
 fn new_group() -> io::Result<OwnedFd> {
@@ -98,7 +142,6 @@ mod tests {
 
     use std::os::unix::fs::FileExt as _;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
     use crate::fanotify::Group;
@@ -139,5 +182,13 @@ mod tests {
             &done.recv_timeout(Duration::from_secs(20)).unwrap(),
             b"more"
         );
+
+        // There are few groups, so this one is given back, and comes again when it is needed.
+        let start = Instant::now();
+        while lock().is_some() {
+            assert!(start.elapsed() < Duration::from_secs(20), "it stays");
+            thread::sleep(Duration::from_millis(10));
+        }
+        open_quietly(&before).unwrap();
     }
 }

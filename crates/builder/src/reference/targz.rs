@@ -6,8 +6,7 @@
 //! overlap. Where a chunk's record points to in the gzip data is only about right: readers plan by it.
 //!
 //! ```text
-//! fetch     the source, in pieces
-//!   -> digest   of the source
+//! fetch     the source, in pieces, and its digest
 //!   -> inflate  source bytes -> tar bytes, index of places
 //!        -> tree (caller's thread)  tar bytes -> chunks, their digests
 //!        -> checksum                of the members of gzip
@@ -41,7 +40,7 @@ use crate::prefetch::resolve_prefetch;
 use crate::{BuildOptions, BuiltLayer, Error, Stats, tail};
 
 /// Bytes of source and of tar that are handed over at a time. The index of places depends on both.
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 1 << 20;
 /// Largest file that records can point into, in bytes.
 const SOURCE_MAX: u64 = 1 << 40;
 /// Bytes of a slice behind those that yield its output. Deployed readers that come to the end of a gzip member go on to the next
@@ -242,13 +241,13 @@ fn scan<'a>(
     let (tree, digested, index, checked) = thread::scope(|scope| {
         let named = |name: &str| thread::Builder::new().name(name.to_owned());
         let (to_inflate, stored) = pipe();
-        let (to_digest, digested) = pipe();
         let (to_tree, tar) = pipe();
         let (to_checksum, inflated) = pipe();
-        let fetch = move || pump(source, PIECE, &[to_inflate, to_digest], cancel);
-        let digest = named("digest")
-            .spawn_scoped(scope, move || identify(&digested))
-            .map_err(Error::Thread)?;
+        let fetch = move || {
+            let mut source = Identified::new(source);
+            pump(&mut source, PIECE, &[to_inflate], cancel);
+            source.finish()
+        };
         let stored = Pipe::new(stored);
         let (give_checksums, checksums) = channel();
         let inflate = move || match compression {
@@ -282,7 +281,7 @@ fn scan<'a>(
         let checksum = named("checksum")
             .spawn_scoped(scope, checksum)
             .map_err(Error::Thread)?;
-        named("fetch")
+        let fetch = named("fetch")
             .spawn_scoped(scope, fetch)
             .map_err(Error::Thread)?;
         let reader = Watched {
@@ -293,7 +292,7 @@ fn scan<'a>(
         let tree = layer::read_tree(reader, &mut chunks, &options.layer);
         let index = join("inflating", inflate)?;
         let checked = join("checksum", checksum)?;
-        Ok::<_, Error>((tree, join("digest", digest)?, index, checked))
+        Ok::<_, Error>((tree, join("fetch", fetch)?, index, checked))
     })?;
     options.cancel.check()?;
     // If the decoder could not be set up, the tree only knows that a stage has failed.
@@ -304,15 +303,39 @@ fn scan<'a>(
     Ok((tree, chunks, Scanned { id, len, index }))
 }
 
-/// Length in bytes and id of the source; `None` if it did not come to its end.
-fn identify(stored: &Receiver<Message>) -> Option<(u64, BlobId)> {
-    let (mut len, mut sha256) = (0, Sha256::new());
-    let whole = take_all(stored, |bytes| {
-        sha256.update(bytes);
-        len += bytes.len() as u64;
-    });
-    let id = BlobId::new(hex::encode(sha256.finalize()))?;
-    whole.then_some((len, id))
+/// A source that is being read to its end, and its digest.
+struct Identified<R> {
+    source: R,
+    sha256: Sha256,
+    len: u64,
+    ended: bool,
+}
+
+impl<R: Read> Identified<R> {
+    fn new(source: R) -> Self {
+        Self {
+            source,
+            sha256: Sha256::new(),
+            len: 0,
+            ended: false,
+        }
+    }
+
+    /// Length in bytes and id of the source; `None` if it did not come to its end.
+    fn finish(self) -> Option<(u64, BlobId)> {
+        let id = BlobId::new(hex::encode(self.sha256.finalize()))?;
+        self.ended.then_some((self.len, id))
+    }
+}
+
+impl<R: Read> Read for Identified<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buf)?;
+        self.ended |= count == 0 && !buf.is_empty();
+        self.sha256.update(&buf[..count]);
+        self.len += count as u64;
+        Ok(count)
+    }
 }
 
 /// Compares the checksums of all members.

@@ -95,6 +95,28 @@ impl IndexStore {
         Ok(sizes.sum())
     }
 
+    /// Reads all files of an index to learn whether they are what their names say. Whoever uses an index verifies what it reads
+    /// of it, so one that is not sound is of no use, and does no harm.
+    ///
+    /// # Errors
+    /// [`Error`] for the first that is not, or that cannot be read.
+    pub fn verify(&self, index: &KeptIndex) -> Result<(), Error> {
+        let images = self.images();
+        let mut roots = layout_images(&images)?.into_iter();
+        let root = roots.find(|(names, _)| names.contains(&index.tag));
+        // One that was removed meanwhile is not wrong.
+        let Some((_, root)) = root else {
+            return Ok(());
+        };
+        let source = Source::in_layout(&images, root.clone())?;
+        if let Node::Manifest(manifest) = source.node(&root)? {
+            for part in std::iter::once(&manifest.config).chain(&manifest.layers) {
+                source.verify_blob(part)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes an index; false if somebody uses or makes it.
     ///
     /// # Errors

@@ -94,6 +94,32 @@ fn names(dir: &Path) -> BTreeSet<String> {
 }
 
 #[test]
+fn an_index_of_which_a_file_is_not_what_its_name_says_is_found() {
+    let images = two();
+    drop((images.make("one"), images.make("two")));
+    let wrong = || {
+        let list = images.store.list().unwrap();
+        let wrong = list
+            .iter()
+            .filter(|index| images.store.verify(index).is_err());
+        wrong.count()
+    };
+    assert_eq!(wrong(), 0);
+    for name in names(&images.blobs()) {
+        let path = images.blobs().join(name);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        bad[good.len() / 2] ^= 1;
+        for bad in [bad, good[1..].to_vec(), Vec::new()] {
+            fs::write(&path, bad).unwrap();
+            assert_ne!(wrong(), 0, "{}", path.display());
+        }
+        fs::write(&path, good).unwrap();
+    }
+    assert_eq!(wrong(), 0);
+}
+
+#[test]
 fn an_index_that_is_used_stays_and_what_others_need_stays() {
     let images = two();
     assert_eq!(images.store.list().unwrap(), []);

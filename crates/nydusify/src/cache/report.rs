@@ -52,21 +52,18 @@ pub(super) fn usage(disk: u64, things: &str, in_use: u64) -> String {
 
 /// All blobs for a person.
 pub(super) fn table(blobs: &[CachedBlob]) -> String {
-    let mut rows = vec![
-        [
-            "BLOB",
-            "SIZE",
-            "CACHED",
-            "DISK",
-            "COMPLETE",
-            "LAST USED",
-            "IN USE BY",
-        ]
-        .map(str::to_owned),
+    let head = [
+        "BLOB",
+        "SIZE",
+        "CACHED",
+        "DISK",
+        "COMPLETE",
+        "LAST USED",
+        "IN USE BY",
     ];
-    rows.extend(blobs.iter().map(|blob| {
+    let rows = blobs.iter().map(|blob| {
         [
-            blob.id.get(..16).unwrap_or(&blob.id).to_owned(),
+            short(&blob.id),
             bytes(blob.size),
             bytes(blob.cached),
             bytes(blob.disk),
@@ -74,9 +71,39 @@ pub(super) fn table(blobs: &[CachedBlob]) -> String {
             age(blob.last_used),
             users(blob),
         ]
-    }));
+    });
+    aligned(head, rows)
+}
+
+/// All indexes for a person, under the blobs; nothing if there are none.
+pub(super) fn index_table(indexes: &[KeptIndex]) -> String {
+    if indexes.is_empty() {
+        return String::new();
+    }
+    let rows = indexes.iter().map(|index| {
+        let in_use = if index.in_use { "yes" } else { "no" };
+        [
+            short(&index.image.hex()),
+            bytes(index.disk),
+            age(index.last_used),
+            in_use.to_owned(),
+        ]
+    });
+    let head = ["INDEX OF IMAGE", "DISK", "LAST USED", "IN USE"];
+    format!("\n{}", aligned(head, rows))
+}
+
+/// As much of a digest as tells it from others.
+fn short(hex: &str) -> String {
+    hex.get(..16).unwrap_or(hex).to_owned()
+}
+
+fn aligned<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<_> = std::iter::once(head.map(str::to_owned))
+        .chain(rows)
+        .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &rows {
         let cells = row.iter().zip(widths);
@@ -143,6 +170,24 @@ pub(super) fn findings(blob: &CheckedBlob) -> String {
         );
     }
     text
+}
+
+/// What was verified of an index, for a program.
+pub(super) fn checked_index(index: &KeptIndex, wrong: Option<&str>, removed: bool) -> Value {
+    json!({
+        "image": index.image.to_string(),
+        "wrong": wrong,
+        "removed": removed,
+    })
+}
+
+/// The same for a person, if it is wrong.
+pub(super) fn index_finding(index: &KeptIndex, wrong: &str, removed: bool) -> String {
+    let then = match removed {
+        true => "removed, to be made again",
+        false => "left, for it is in use",
+    };
+    format!("the index of {}: {wrong}: {then}\n", index.image)
 }
 
 /// A number of things.

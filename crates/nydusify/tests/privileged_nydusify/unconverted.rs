@@ -453,6 +453,18 @@ fn privileged_an_index_that_is_mounted_is_not_removed() {
             std::fs::remove_dir_all(place.path("taken")).unwrap();
         }
         mount.stop().ok();
+        let of = |list: &serde_json::Value| {
+            let rows = list.as_array().unwrap().iter();
+            rows.filter(|row| row["image"].is_string())
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let listed = of(&cache(&["ls"]));
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0]["in_use"], false);
+        let verified = of(&cache(&["verify"]));
+        assert_eq!(verified[0]["image"], listed[0]["image"]);
+        assert!(verified[0]["wrong"].is_null(), "{}", verified[0]);
         let dry = cache(&["prune", "--all", "--dry-run"]);
         assert_eq!(dry["removed_indexes"].as_array().unwrap().len(), 1, "{dry}");
         let pruned = cache(&["prune", "--all"]);
