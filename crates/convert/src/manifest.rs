@@ -325,6 +325,8 @@ impl<'a> Context<'a> {
         })?;
         drop(merged);
         let mut tables: Vec<nydus::Table> = Vec::new();
+        // Who reads extended images takes the tables from the blobs: more than once they only cost time and room.
+        let blobs = if self.options.extended { &[] } else { blobs };
         for blob in blobs {
             if let Some(ChunkTable { table, header }) = &blob.table
                 && tables.iter().all(|known| known.blob != blob.digest)

@@ -120,6 +120,18 @@ fn an_index_of_which_a_file_is_not_what_its_name_says_is_found() {
 }
 
 #[test]
+fn the_last_layer_of_an_index_has_the_tree_alone() {
+    let images = two();
+    let index = images.make("one");
+    let last = index.manifest.layers.last().unwrap();
+    let packed = File::open(images.blobs().join(last.digest.hex())).unwrap();
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(packed));
+    let entries = tar.entries().unwrap();
+    let names = entries.map(|entry| entry.unwrap().path().unwrap().display().to_string());
+    assert_eq!(names.collect::<Vec<_>>(), ["image/", "image/image.boot"]);
+}
+
+#[test]
 fn an_index_that_is_used_stays_and_what_others_need_stays() {
     let images = two();
     assert_eq!(images.store.list().unwrap(), []);
