@@ -161,7 +161,7 @@ mod tests {
         let quiet = open_quietly(&before).unwrap();
         let (sender, done) = mpsc::channel();
         let work = sender.clone();
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             quiet.write_all_at(b"data", 8192).unwrap();
             let mut byte = [0; 4];
             quiet.read_exact_at(&mut byte, 8192).unwrap();
@@ -172,7 +172,7 @@ mod tests {
 
         // An ordinary one is asked about, so the test could have failed.
         let loud = open(&path).unwrap();
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             loud.write_all_at(b"more", 8192).unwrap();
             sender.send(*b"more").unwrap();
         });
