@@ -101,8 +101,23 @@ impl Key {
         dictionary: Option<Digest>,
     ) -> Self {
         let mut text = format!("{BUILDER}\n{}\n{diff_id}\n{options:?}\n", layer.digest);
-        write!(text, "{:?}\n{:?}", options.layer, options.prefetch)
-            .expect("writing to a string cannot fail");
+        // Limits decide whether there is a blob, not what is in it.
+        let ::layer::Options {
+            max_inodes: _,
+            max_content: _,
+            keep_trusted,
+            fraction,
+            drop_estargz,
+            concatenated,
+        } = options.layer;
+        // The words are those of earlier versions, whose blobs are found that way.
+        write!(
+            text,
+            "Options {{ keep_trusted: {keep_trusted}, fraction: {fraction}, drop_estargz: {drop_estargz}, \
+             concatenated: {concatenated}, max_inodes: 16777216 }}\n{:?}",
+            options.prefetch
+        )
+        .expect("writing to a string cannot fail");
         if let Some(dictionary) = dictionary {
             write!(text, "\n{dictionary}").expect("writing to a string cannot fail");
         }

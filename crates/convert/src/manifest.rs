@@ -97,6 +97,8 @@ impl<'a> Context<'a> {
         build.level = options.level;
         build.chunk_size = options.chunk_size;
         build.batch_size = options.batch_size;
+        build.layer.max_inodes = options.layer_files_max;
+        build.layer.max_content = options.layer_size_max;
         build.prefetch.clone_from(&options.prefetch);
         if options.reference {
             // What describes layers knows no other.

@@ -80,6 +80,10 @@ pub struct ConvertOptions {
     pub threads: NonZeroUsize,
     /// Bound of the memory for file data, in bytes.
     pub memory: usize,
+    /// Most files and directories that a layer may have.
+    pub layer_files_max: u32,
+    /// Most bytes that the files of a layer may have together, holes included.
+    pub layer_size_max: u64,
     /// Whether the new image is compared with its source before the tag is set.
     pub check: bool,
     /// Directory with what earlier runs have converted: what is there already is not converted again.
@@ -127,6 +131,8 @@ impl ConvertOptions {
                 .get()
                 .saturating_mul(Self::MEMORY_PER_THREAD)
                 .max(Self::MEMORY_MIN),
+            layer_files_max: ::layer::Options::default().max_inodes,
+            layer_size_max: ::layer::Options::default().max_content,
             check: false,
             journal: None,
             cache: None,

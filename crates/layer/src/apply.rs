@@ -36,6 +36,8 @@ pub struct Options {
     pub concatenated: bool,
     /// Most inodes a layer may have. By default 2^24: no bootstrap of 2 GiB, the largest there is, holds more.
     pub max_inodes: u32,
+    /// Most bytes that its files may have together, holes included, those that later entries replace, too. No limit by default.
+    pub max_content: u64,
 }
 
 impl Default for Options {
@@ -46,6 +48,7 @@ impl Default for Options {
             drop_estargz: false,
             concatenated: false,
             max_inodes: INODES_MAX,
+            max_content: u64::MAX,
         }
     }
 }
@@ -102,6 +105,8 @@ pub fn read_tree(
 pub struct TreeBuilder<'a> {
     tree: Tree,
     options: &'a Options,
+    /// Bytes of all files so far.
+    content: u64,
     dropped: attribute::Dropped,
 }
 
@@ -123,6 +128,7 @@ impl<'a> TreeBuilder<'a> {
         Self {
             tree: Tree::new(),
             options,
+            content: 0,
             dropped: attribute::Dropped::default(),
         }
     }
@@ -139,6 +145,15 @@ impl<'a> TreeBuilder<'a> {
         data: &mut dyn BufRead,
         sink: &mut dyn DataSink,
     ) -> Result<(), Error> {
+        if entry.kind == EntryKind::Regular {
+            self.content = self.content.saturating_add(entry.size);
+            if self.content > self.options.max_content {
+                return Err(Error::TooMuchContent {
+                    path: show(&entry.path),
+                    limit: self.options.max_content,
+                });
+            }
+        }
         // Kept for messages; the entry itself is taken apart.
         let (path, offset) = (entry.path.clone(), entry.offset);
         let mut take = |names: &[&[u8]], size| take_data(names, size, stored_at, data, sink);

@@ -79,6 +79,14 @@ pub enum Error {
         /// Where the other begins.
         b: u64,
     },
+    /// More data than allowed.
+    #[error("with {path} the layer's files have more than {limit} bytes")]
+    TooMuchContent {
+        /// Path of the first file that is too much, as in the tar.
+        path: String,
+        /// The limit.
+        limit: u64,
+    },
     /// More inodes than allowed.
     #[error("the layer has more than {limit} files and directories")]
     TooManyInodes {

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead};
 
 use layer::{DataSink, Error, FileInfo, Options, read_tree};
-use testkit::tar::{BLOCK, Entry, Tar, flag};
+use testkit::tar::{BLOCK, Entry, Sparse, Tar, flag};
 use tree::{ChunkId, Content, Inode, InodeId, Tree, mode};
 
 /// Keeps the data of each file; the chunk is its position.
@@ -616,6 +616,33 @@ fn helper_files_of_estargz_are_dropped_on_request() {
     let layer = apply_with(&options, entries.clone()).expect("valid");
     assert_eq!(layer.paths(), ["/", "/d", "/d/stargz.index.json"]);
     assert_eq!(apply(entries).paths().len(), 6);
+}
+
+#[test]
+fn the_size_of_all_files_is_limited_whatever_of_it_is_there() {
+    let options = Options {
+        max_content: 20,
+        ..Options::default()
+    };
+    let sized = |name: &str, size| Entry::file(name, vec![7; size]);
+    apply_with(&options, [sized("a", 15), sized("b", 5), sized("c", 0)]).expect("enough");
+    // A file that another one replaces has been read all the same.
+    for entries in [
+        vec![sized("a", 15), sized("b", 6)],
+        vec![sized("a", 15), sized("a", 6)],
+    ] {
+        let error = apply_with(&options, entries).err().expect("too much");
+        assert!(matches!(error, Error::TooMuchContent { limit: 20, .. }));
+    }
+
+    let mut sparse = Tar::new();
+    sparse.sparse(Entry::file("hole", b""), Sparse::Pax01, 21, &[]);
+    let error = read_tree(&sparse.finish()[..], &mut Keep::default(), &options);
+    let error = error.expect_err("too much").to_string();
+    assert!(
+        error.contains("hole") && error.contains("20 bytes"),
+        "{error}"
+    );
 }
 
 #[test]

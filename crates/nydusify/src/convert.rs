@@ -204,6 +204,14 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "SIZE", value_parser = builder::parse_size)]
     memory: Option<usize>,
 
+    /// Refuse a layer whose files have more than this together, holes included, such as 64GiB [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = crate::cache::size)]
+    max_layer_size: Option<u64>,
+
+    /// Refuse a layer of more files and directories than this
+    #[arg(long, value_name = "N", default_value_t = 1 << 24, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    max_layer_files: u32,
+
     /// Where to keep note of converted layers, so that an interrupted conversion goes on where it was
     /// [default: $XDG_CACHE_HOME/nydusify/journal or ~/.cache/nydusify/journal]
     #[arg(long, value_name = "DIR")]
@@ -532,6 +540,8 @@ fn options(args: &ConvertArgs) -> Result<ConvertOptions> {
         oci: args.oci_ref || args.oci && !args.docker_v2_format,
         reference: args.oci_ref,
         memory: args.memory.unwrap_or(defaults.memory),
+        layer_files_max: args.max_layer_files,
+        layer_size_max: args.max_layer_size.unwrap_or(defaults.layer_size_max),
         check: args.check,
         merge: args.merge_platform,
         referrer: args.with_referrer,

@@ -29,6 +29,7 @@ pub use check::{BadChunk, CheckedBlob, check_cache};
 pub use fill::CacheFill;
 pub use keep::{CachedBlob, Prune, Pruned, cached_blobs, prune_cache, remove_cached};
 pub(crate) use keep::{blob_ids, disk_usage, each_chunk, last_change};
+pub use open::is_at;
 pub(crate) use seal::{open_existing, seal};
 pub(crate) use turn::{Ask, Turn};
 

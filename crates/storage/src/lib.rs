@@ -25,7 +25,7 @@ pub use batches::can_locate_batches;
 pub use bootstrap::{LoadedBootstrap, extract_bootstrap, load_bootstrap, parse_bootstrap};
 pub use cache::{
     BadChunk, BlobFiles, CacheFill, CachedBlob, CheckedBlob, Prune, Pruned, cache_file,
-    cached_blobs, check_cache, prune_cache, remove_cached,
+    cached_blobs, check_cache, is_at, prune_cache, remove_cached,
 };
 pub use decode::{
     BATCH_SIZE_MAX, ChunkDecoder, ChunkError, DecodedBatch, OpenSlice, SLICE_SIZE_MAX,

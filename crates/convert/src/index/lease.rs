@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -42,7 +42,7 @@ impl Lease {
             let file = open(path, true)?;
             file.lock_shared()?;
             // Whoever removed it meanwhile had locked this very file, which keeps nobody out any more.
-            if is_at(&file, path) {
+            if storage::is_at(path, &file) {
                 file.set_modified(SystemTime::now())?;
                 let file = Arc::new(Held { file });
                 return Ok(Self { file });
@@ -106,10 +106,4 @@ fn open(path: &Path, create: bool) -> io::Result<File> {
         .create(create)
         .truncate(false);
     options.open(path)
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    let id = |found: io::Result<fs::Metadata>| found.map(|found| (found.dev(), found.ino())).ok();
-    let (own, there) = (id(file.metadata()), id(fs::metadata(path)));
-    own.is_some() && own == there
 }

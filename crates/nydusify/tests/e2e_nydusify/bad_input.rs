@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use testkit::layout::{Flavour, Layer, Layout, Packing, pack};
-use testkit::tar::{Entry, Tar, flag, header};
+use testkit::tar::{Entry, Sparse, Tar, flag, header};
 use testkit::{noise, prose, sha256};
 
 use crate::support::*;
@@ -418,4 +418,26 @@ fn a_layer_of_zeros_behind_the_end_is_read_to_its_end() {
         &["--check"],
     )
     .ok();
+}
+
+/// A kilobyte that claims a terabyte of zeros would be read for minutes.
+#[test]
+fn a_layer_that_claims_more_than_is_allowed_is_refused_at_once() {
+    let place = Place::new();
+    let mut tar = Tar::new();
+    tar.add(Entry::file("good", "good"));
+    tar.sparse(Entry::file("huge", b""), Sparse::Pax01, 1 << 40, &[]);
+    testkit::layout::write(&place.path("source"), &[tar.finish()], Packing::Gzip);
+    let (source, target) = (place.oci("source", "latest"), place.oci("nydus", "v6"));
+    let started = std::time::Instant::now();
+    for (limit, words) in [
+        (["--max-layer-size", "1GiB"], ["huge", "1073741824 bytes"]),
+        (["--max-layer-files", "2"], ["more than 2", "files"]),
+    ] {
+        convert(&source, &target, &limit)
+            .exits(1)
+            .fails_with(&words);
+        assert_clean(&place.path("nydus"), "v6");
+    }
+    assert!(started.elapsed().as_secs() < 60);
 }

@@ -261,8 +261,8 @@ pub(super) fn lease(map: File, path: &Path) -> Result<Option<File>, Error> {
     Ok(is_at(path, &map).then_some(map))
 }
 
-/// Whether `file` is the one at `path`.
-pub(super) fn is_at(path: &Path, file: &File) -> bool {
+/// Whether `file` is the one at `path`: whoever had to wait for a lock on it may find that it was removed meanwhile.
+pub fn is_at(path: &Path, file: &File) -> bool {
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     match (
         fs::metadata(path).map(identity),

@@ -14,19 +14,19 @@ use super::open::{each_row, lease, open_or_make, paths};
 use crate::Error;
 
 /// Seals the data of a blob if the cache directory `dir` has all of it: of every image's chunks in it, since none can be added
-/// later. Says whether it did.
+/// later.
 ///
 /// # Errors
 /// Where the file system has no fs-verity, or while others have the file open for writing.
-pub(crate) fn seal(dir: &Path, info: &BlobInfo) -> Result<bool, Error> {
+pub(crate) fn seal(dir: &Path, info: &BlobInfo) -> Result<(), Error> {
     let [data_path, map_path] = paths(dir, info);
     let fail = |source| Error::io("seal the cache file", &data_path)(source);
     let map = match File::open(&map_path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(fail)?,
     };
     let Some(map) = lease(map, &map_path)? else {
-        return Ok(false);
+        return Ok(());
     };
     let mut there = 0;
     each_row(&map, info.chunk_count, |index, row| {
@@ -36,11 +36,10 @@ pub(crate) fn seal(dir: &Path, info: &BlobInfo) -> Result<bool, Error> {
     })
     .map_err(fail)?;
     if there < info.chunk_count || info.chunk_count == 0 {
-        return Ok(false);
+        return Ok(());
     }
-    let sealed = File::open(&data_path).and_then(|data| sys::seal(&data));
-    sealed.map_err(fail)?;
-    Ok(true)
+    let data = File::open(&data_path);
+    data.and_then(|data| sys::seal(&data)).map_err(fail)
 }
 
 /// Whether the file at `path` is sealed.
