@@ -44,6 +44,7 @@ pub const TAR: Target = Target {
             keep_trusted: flags & 4 == 0,
             fraction: flags & 8 == 0,
             max_inodes: 10_000,
+            max_content: 1 << 40,
         };
         if let Ok(tree) = layer::read_tree(&tar[..], &mut Parts, &options) {
             walk(&tree);

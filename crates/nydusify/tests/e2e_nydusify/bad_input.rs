@@ -425,7 +425,8 @@ fn a_layer_of_zeros_behind_the_end_is_read_to_its_end() {
 fn a_layer_that_claims_more_than_is_allowed_is_refused_at_once() {
     let place = Place::new();
     let mut tar = Tar::new();
-    tar.add(Entry::file("good", "good"));
+    tar.add(Entry::file("good", "good"))
+        .add(Entry::file("more", "more"));
     tar.sparse(Entry::file("huge", b""), Sparse::Pax01, 1 << 40, &[]);
     testkit::layout::write(&place.path("source"), &[tar.finish()], Packing::Gzip);
     let (source, target) = (place.oci("source", "latest"), place.oci("nydus", "v6"));
