@@ -428,7 +428,14 @@ impl Walk {
     fn processes(&self) -> Vec<u32> {
         let root = self.place.path("root");
         let stat = ["stat", "--output", "json", root.to_str().unwrap()];
-        let stat = self.place.run(&stat, &[]).ok();
+        // The mount is there a moment before who tells about it.
+        let begun = Instant::now();
+        let stat = loop {
+            let ran = self.place.run(&stat, &[]);
+            if ran.code == 0 || begun.elapsed() > DEADLINE {
+                break ran.ok();
+            }
+        };
         let stat: Value = serde_json::from_str(&stat.stdout).unwrap();
         let processes = stat["processes"].as_array().unwrap().iter();
         processes
