@@ -217,11 +217,12 @@ fn privileged_a_signal_ends_a_writable_mount_and_a_dead_one_is_replaced() {
         umount(&place).exits(1);
     }
     mount(&place, &target, "fuse").ok();
-    for signal in [Signal::STOP, Signal::KILL] {
-        holders(&changes)
-            .into_iter()
-            .for_each(|id| send(id, signal));
-    }
+    let Pair { server, keeper } = pair(&changes, &[]);
+    stop(&[server, keeper]);
+    // The keeper last, see `Pair::kill`.
+    [server, keeper]
+        .iter()
+        .for_each(|&id| send(id, Signal::KILL));
     wait_until("the death of both processes", || free(&changes));
     mount(&place, &target, "fuse").ok();
     assert!(root.join("kept").exists() && root.join("etc/passwd").exists());
